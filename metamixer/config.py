@@ -1,0 +1,156 @@
+"""Frozen, strict configuration: parsing with one-line errors, overriding by key, hashing.
+
+Every configuration of the project derives from `Config`. Configurations travel as JSON; a hash is taken
+over all resolved values, so that neither a changed default nor `1` against `1.0` can confuse two runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+# Raised by one when the meaning of a configuration changes, so that no old result is taken for a new one.
+SCHEMA_VERSION = 1
+
+C = TypeVar("C", bound="Config")
+
+
+class ConfigError(ValueError):
+    """What a user got wrong, in one line."""
+
+
+class Config(BaseModel):
+    """Base of all configurations: frozen, unknown keys are errors, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved values as JSON types."""
+        return self.model_dump(mode="json")
+
+
+def parse(cls: type[C], values: Any, where: str = "") -> C:
+    """Validate `values` (JSON types, tuples or configs) as a `cls`.
+
+    Raises:
+        ConfigError: one line that names the key, what was given and what would be right.
+    """
+    try:
+        return cls.model_validate_json(json.dumps(values, default=_encode))
+    except ValidationError as error:
+        raise ConfigError(explain(error, cls, where)) from None
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    raise ConfigError(f"{value!r} is not a configuration value: use numbers, strings, lists and dicts")
+
+
+def explain(error: ValidationError, cls: type[Config], where: str = "") -> str:
+    """The first problem of a validation error, in one line; the number of the others behind it."""
+    problems = error.errors()
+    first = problems[0]
+    path = [*([where] if where else []), *(str(part) for part in first["loc"])]
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key {path[-1]!r}; {describe(cls) if len(first['loc']) == 1 else 'check its spelling'}"
+    elif first["type"] == "missing":
+        message = f"missing key {path[-1]!r}; {describe(cls) if len(first['loc']) == 1 else 'it has no default'}"
+    elif first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+    else:
+        message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return (f"{'.'.join(path)}: " if path else "") + message + more
+
+
+def describe(cls: type[Config], skip: str = "") -> str:
+    """What a configuration takes, e.g. `it takes kernel_size: int = 7, norm: bool = False`."""
+    parts = []
+    for name, field in cls.model_fields.items():
+        if name == skip:
+            continue
+        kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
+        if field.annotation is not None and getattr(field.annotation, "__args__", None):
+            kind = str(field.annotation).replace("typing.", "")
+        parts.append(f"{name}: {kind}" + ("" if field.is_required() else f" = {field.default!r}"))
+    return f"it takes {', '.join(parts)}" if parts else "it takes no parameters"
+
+
+def override(config: C, changes: dict[str, Any]) -> C:
+    """A copy of `config` with some values changed.
+
+    Args:
+        changes: new values by dotted key. A part may be an index into a sequence (`-1` is the last) or `*`
+            for all of them: `{"model.stages.*.token_mixer.activation": "relu"}`.
+
+    Raises:
+        ConfigError: a key that does not exist, or a value that does not fit.
+    """
+    values = config.to_dict()
+    for key, value in changes.items():
+        encoded = json.loads(json.dumps(value, default=_encode))
+        _assign(values, key.split("."), encoded, key)
+    return parse(type(config), values)
+
+
+def _assign(node: Any, path: list[str], value: Any, key: str) -> None:
+    part, rest = path[0], path[1:]
+    slots: list[Any]
+    if isinstance(node, dict):
+        if part not in node:
+            raise ConfigError(f"{key}: no key {part!r} here; the keys are {', '.join(node)}")
+        slots = [part]
+    elif isinstance(node, list):
+        if part == "*":
+            slots = list(range(len(node)))
+        elif part.lstrip("-").isdigit() and -len(node) <= int(part) < len(node):
+            slots = [int(part)]
+        else:
+            raise ConfigError(f"{key}: {part!r} is neither an index below {len(node)} nor '*'")
+    else:
+        raise ConfigError(f"{key}: {part!r} goes below {node!r}, which has no keys of its own")
+    for slot in slots:
+        if rest:
+            _assign(node[slot], rest, value, key)
+        else:
+            node[slot] = value
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """A command line's `key=value`; the value is read as JSON where it is JSON, else as a string."""
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"{text!r} is not an assignment: write KEY=VALUE, e.g. recipe.epochs=20")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def digest(config: Config) -> str:
+    """16 hexadecimal digits that identify all resolved values of `config` and the schema version."""
+    content = json.dumps(
+        {"schema": SCHEMA_VERSION, "config": config.to_dict()}, sort_keys=True, separators=(",", ":")
+    )
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def differences(base: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys on which two configurations differ, with both values."""
+    a, b = _flatten(base.to_dict()), _flatten(other.to_dict())
+    return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
+
+
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    items: Any
+    if isinstance(node, dict):
+        items = node.items()
+    elif isinstance(node, list) and any(isinstance(item, dict) for item in node):
+        items = ((str(i), item) for i, item in enumerate(node))
+    else:
+        return {prefix.rstrip("."): node}
+    return {key: value for name, item in items for key, value in _flatten(item, f"{prefix}{name}.").items()}

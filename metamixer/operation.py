@@ -1,0 +1,216 @@
+"""What fills a slot: operations, the layouts of coefficients they exchange, and their registry.
+
+A new sub-operation is one class that derives from `Query`, `QueryKey`, `Activation` or `CoefficientValue`
+(or `Baseline`), carries a `name` and a `Config`, and is decorated with `@register`.
+
+Letters in shapes: B batch, C channels of the block, N = H·W tokens, k kernel size, d channels of a head.
+"""
+
+import inspect
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from .config import Config, ConfigError, describe
+
+
+class Layout(StrEnum):
+    """How coefficients lie in memory; what decides which operations fit together (`Coefficients`)."""
+
+    MAP = "map"  # (B, C', H, W): one number per position and channel
+    PAIRS = "token pairs"  # (B, heads, N, N): query token × key token
+    NEIGHBOURHOOD = "neighbourhood"  # (B, heads, k², H, W): the k×k keys around each position
+    CHANNELS = "channel pairs"  # (B, heads, d, d): query channel × key channel
+
+
+ALL_LAYOUTS = frozenset(Layout)
+KEYED_LAYOUTS = ALL_LAYOUTS - {Layout.MAP}  # those with an axis that runs over keys
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Shape of what a query-key interaction hands on. `channels` counts C' for a map, else heads·d."""
+
+    layout: Layout
+    channels: int
+    heads: int = 1
+    kernel_size: int = 1
+
+    @property
+    def key_axis(self) -> int:
+        """The axis that runs over keys (channels, for a map)."""
+        return {Layout.MAP: 1, Layout.NEIGHBOURHOOD: 2}.get(self.layout, -1)
+
+
+class Site(NamedTuple):
+    """Where in a network a mixer stands: its channels, and the size of its map at the training resolution."""
+
+    dim: int
+    height: int
+    width: int
+
+
+class OperationConfig(Config):
+    """Parameters of an operation; `name` says which."""
+
+    name: str
+
+
+Slot = Literal["query", "query_key", "activation", "coefficient_value", "baseline"]
+SLOTS: tuple[Slot, ...] = ("query", "query_key", "activation", "coefficient_value")
+
+
+class Operation(nn.Module):
+    """Base of all operations: an `nn.Module` that has a name, a `Config` and a slot."""
+
+    slot: ClassVar[Slot]
+    name: ClassVar[str]
+    # whether keys or values are computed from the input or learned; None where there are none
+    source: ClassVar[Literal["dynamic", "static"] | None] = None
+
+    class Config(OperationConfig):
+        pass
+
+
+class Query(Operation):
+    """X (B, C, H, W) → Q (B, out_dim, H, W)."""
+
+    slot = "query"
+    out_dim: int
+
+    def __init__(self, config: Any, site: Site) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class QueryKey(Operation):
+    """Q and its keys (from X if dynamic) → scores, shaped as `self.coefficients` says."""
+
+    slot = "query_key"
+    makes: ClassVar[Layout]
+    coefficients: Coefficients
+    __jit_ignored_attributes__: ClassVar[list[str]] = ["coefficients"]
+
+    def __init__(self, config: Any, site: Site, query_dim: int) -> None:
+        super().__init__()
+
+    def forward(self, q: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Activation(Operation):
+    """Scores → coefficients of the same shape."""
+
+    slot = "activation"
+
+    def __init__(self, config: Any, site: Site, coefficients: Coefficients) -> None:
+        super().__init__()
+
+    @classmethod
+    def accepts(cls, config: Any) -> frozenset[Layout]:
+        """The layouts that it works on; all, unless said otherwise."""
+        return ALL_LAYOUTS
+
+    def forward(self, scores: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class CoefficientValue(Operation):
+    """Coefficients and their values (from X if dynamic) → Y (B, C, H, W); Q is there for those that gate it."""
+
+    slot = "coefficient_value"
+    takes: ClassVar[Layout]
+
+    def __init__(self, config: Any, site: Site, coefficients: Coefficients, query_dim: int) -> None:
+        super().__init__()
+
+    def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Baseline(Operation):
+    """X (B, C, H, W) → Y of the same shape, by something that is no MetaMixer."""
+
+    slot = "baseline"
+
+    def __init__(self, config: Any, site: Site) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+REGISTRY: dict[Slot, dict[str, type[Operation]]] = {slot: {} for slot in (*SLOTS, "baseline")}
+
+O = TypeVar("O", bound=type[Operation])  # noqa: E741
+
+
+def register(cls: O) -> O:
+    """Make an operation known by its `name` in its slot.
+
+    Raises:
+        ConfigError: the class has no name, no layout, no `Config` of its own kind, or its name is taken.
+    """
+    where = f"{cls.__module__}.{cls.__qualname__}"
+    if not (isinstance(cls, type) and issubclass(cls, Operation) and hasattr(cls, "slot")):
+        raise ConfigError(f"{where}: an operation derives from Query, QueryKey, Activation, CoefficientValue or Baseline")
+    if not isinstance(getattr(cls, "name", None), str):
+        raise ConfigError(f"{where}: an operation needs a name: `name = \"...\"`")
+    if not issubclass(cls.Config, OperationConfig):
+        raise ConfigError(f"{where}: its Config derives from OperationConfig")
+    for base, attribute in ((QueryKey, "makes"), (CoefficientValue, "takes")):
+        if issubclass(cls, base) and not isinstance(getattr(cls, attribute, None), Layout):
+            layouts = ", ".join(f"Layout.{layout.name}" for layout in Layout)
+            raise ConfigError(f"{where}: it declares no layout: set `{attribute}` to one of {layouts}")
+    known = REGISTRY[cls.slot].get(cls.name)
+    # the same class again is a module imported twice (a notebook's reload), not a clash
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ConfigError(
+            f"{where}: the {cls.slot} operation {cls.name!r} is already registered by "
+            f"{known.__module__}.{known.__qualname__} ({inspect.getsourcefile(known)})"
+        )
+    REGISTRY[cls.slot][cls.name] = cls
+    return cls
+
+
+def resolve(slot: Slot, value: Any) -> OperationConfig:
+    """The configuration of an operation from a name, a dict with a `name`, or a ready configuration.
+
+    Raises:
+        ConfigError: no such operation, or parameters that it does not take; the line says what there is.
+    """
+    if isinstance(value, OperationConfig):
+        value = value.to_dict()
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise ConfigError(f"a {slot} operation is a name or {{'name': ..., parameters}}, got {value!r}")
+    cls = REGISTRY[slot].get(value["name"])
+    if cls is None:
+        raise ConfigError(f"no {slot} operation {value['name']!r}; there are {', '.join(sorted(REGISTRY[slot]))}")
+    try:
+        return cls.Config.model_validate_json(json.dumps(value))
+    except ValidationError as error:
+        raise ConfigError(_explain_parameters(slot, cls, error)) from None
+
+
+def operation_class(slot: Slot, config: OperationConfig) -> type[Operation]:
+    """The class that a resolved configuration belongs to."""
+    return REGISTRY[slot][config.name]
+
+
+def _explain_parameters(slot: Slot, cls: type[Operation], error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    what = {
+        "extra_forbidden": f"unknown parameter {key!r}",
+        "missing": f"missing parameter {key!r}",
+        "value_error": str(first.get("ctx", {}).get("error", "")),
+    }.get(first["type"], f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}")
+    return f"{slot} operation {cls.name!r}: {what}; {describe(cls.Config, skip='name')}"
