@@ -1,0 +1,84 @@
+"""Checkpoints: written aside and renamed, checked when read, loaded with `weights_only`."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import ConfigError
+from .folder import RunFolder
+
+LAST, PREVIOUS = "last.pt", "previous.pt"
+
+
+def save(folder: RunFolder, state: dict[str, Any]) -> None:
+    """Write `state` as the newest checkpoint and keep the one before."""
+
+    def write(aside: Path) -> None:
+        torch.save(state, aside)
+        if (folder.path / LAST).exists():
+            os.replace(folder.path / LAST, folder.path / PREVIOUS)
+
+    folder.replace(LAST, write)
+
+
+def load_newest(folder: RunFolder) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a run, passing over a damaged one; None if there is none."""
+    for name in (LAST, PREVIOUS):
+        path = folder.path / name
+        if path.exists():
+            try:
+                return read(path)
+            except ConfigError:
+                continue
+    return None
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """A checkpoint, its checksums verified.
+
+    Raises:
+        ConfigError: missing, truncated, damaged, or holding more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such checkpoint")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise ConfigError(f"{path}: the checkpoint is damaged ({broken}); use another one")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, OSError) as error:
+        raise ConfigError(f"{path}: not a whole checkpoint ({_short(error)}); use another one") from None
+    except Exception as error:  # pickle.UnpicklingError and what weights_only raises for foreign objects
+        raise ConfigError(f"{path}: holds more than weights and plain values ({_short(error)})") from None
+
+
+def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Copy a state dict into `model`.
+
+    Raises:
+        ConfigError: it belongs to another model; the line names the first difference.
+    """
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unexpected:
+        what = f"it lacks {missing[0]!r}" if missing else f"it has {unexpected[0]!r}, which the model has not"
+        count = len(missing) + len(unexpected)
+        raise ConfigError(f"{source}: checkpoint of another model: {what} ({count} names differ)")
+    for name, tensor in own.items():
+        if state[name].shape != tensor.shape:
+            raise ConfigError(
+                f"{source}: checkpoint of another model: {name!r} has shape {tuple(state[name].shape)}, "
+                f"the model's is {tuple(tensor.shape)}"
+            )
+    model.load_state_dict(state)
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__

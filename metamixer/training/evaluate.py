@@ -1,0 +1,47 @@
+"""Evaluation: every image of a split once, top-1, top-5 and loss, and the class predicted for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """Evaluate `model` in eval mode and leave it in the mode it was in.
+
+    Returns:
+        `top1` and `top5` in percent (top-5 is over min(5, classes)), mean cross-entropy `loss`, number of
+        `images`; then the predicted classes and the labels, int16 (N,).
+    """
+    training = model.training
+    model.eval()
+    hits1 = hits5 = 0
+    loss = 0.0
+    predicted, labels = [], []
+    for images, classes in batches:
+        images, classes = images.to(device, non_blocking=True), classes.to(device, non_blocking=True)
+        logits = model(images).float()
+        top = logits.topk(min(5, logits.shape[1])).indices  # (B, 5)
+        right = top == classes[:, None]
+        hits1 += int(right[:, 0].sum())
+        hits5 += int(right.any(1).sum())
+        loss += float(F.cross_entropy(logits, classes, reduction="sum"))
+        predicted.append(top[:, 0].cpu().numpy().astype(np.int16))
+        labels.append(classes.cpu().numpy().astype(np.int16))
+    model.train(training)
+    images_seen = sum(len(part) for part in labels)
+    scores = {
+        "top1": 100 * hits1 / images_seen,
+        "top5": 100 * hits5 / images_seen,
+        "loss": loss / images_seen,
+        "images": images_seen,
+    }
+    return scores, np.concatenate(predicted), np.concatenate(labels)

@@ -1,0 +1,191 @@
+"""A run's folder: everything that a run made, written so that a kill at any moment loses nothing whole.
+
+config.json        the resolved configuration, with the schema version
+environment.json   versions, commit, device of the latest start
+metrics.jsonl      one row an epoch, as they happen
+progress.json      where the run is now (a heartbeat; rewritten every few seconds)
+last.pt            the newest checkpoint; previous.pt the one before
+predictions.npz    class predicted for each test image, and its label
+result.json        how it ended: state `done` or `failed`
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+from ..config import SCHEMA_VERSION, ConfigError, digest, parse
+from .config import RunConfig
+
+
+class RunBusy(RuntimeError):
+    """Another process is training this run."""
+
+
+class RunFolder:
+    """Reads and writes the files of one run."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def of(cls, root: Path | str, config: RunConfig) -> RunFolder:
+        """The folder of a configuration: its digest below `root`."""
+        return cls(Path(root) / digest(config))
+
+    def create(self, config: RunConfig) -> None:
+        """Make the folder and record the configuration.
+
+        Raises:
+            ConfigError: it can't be written, or holds another configuration.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if (self.path / "config.json").exists():
+                if self.config() != config:
+                    raise ConfigError(
+                        f"{self.path}: holds another run's configuration; choose another folder"
+                    )
+            else:
+                self.write("config.json", {"schema": SCHEMA_VERSION, "config": config.to_dict()})
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path}: cannot write the run's folder: {error.strerror or error}"
+            ) from None
+
+    def config(self) -> RunConfig:
+        content = self.read("config.json")
+        if content is None or "config" not in content:
+            raise ConfigError(f"{self.path}: no run here (config.json is missing or unreadable)")
+        if content.get("schema") != SCHEMA_VERSION:
+            raise ConfigError(
+                f"{self.path}: configuration of schema {content.get('schema')}, this version reads {SCHEMA_VERSION}"
+            )
+        return parse(RunConfig, content["config"], str(self.path))
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the folder; None if it is missing or not whole."""
+        try:
+            return json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def write(self, name: str, content: Any, sync: bool = True) -> None:
+        """Replace a JSON file in one step."""
+        self.replace(name, lambda path: path.write_text(json.dumps(content, indent=1)), sync)
+
+    def replace(self, name: str, writer: Any, sync: bool = True) -> None:
+        """Write a file aside, with `sync` make sure that it is on the disk, then rename it into place."""
+        aside = self.path / f".{name}.{os.getpid()}"
+        try:
+            writer(aside)
+            if sync:
+                with aside.open("rb") as file:
+                    os.fsync(file.fileno())
+            os.replace(aside, self.path / name)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def result(self) -> dict[str, Any] | None:
+        return self.read("result.json")
+
+    def fail(self, error: str, epoch: int) -> dict[str, Any]:
+        """Record that the run can't go on, why, and in which epoch (from 1); returns the record."""
+        result = {"state": "failed", "epoch": epoch, "error": error, "time": time.time()}
+        self.write("result.json", result)
+        return result
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def truncate_metrics(self, epochs: int) -> None:
+        """Keep the rows of the first `epochs` epochs: what came after the checkpoint is trained again."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            rows = [line for line in path.read_text().splitlines() if _epoch(line) <= epochs]
+            self.replace("metrics.jsonl", lambda aside: aside.write_text("".join(f"{row}\n" for row in rows)))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; the kernel lets go when the process ends, however it ends.
+
+        Raises:
+            RunBusy: another process holds it.
+        """
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunBusy(f"{self.path}: another process is training this run") from None
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a process holds the run; writes nothing."""
+        try:
+            with (self.path / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+
+def _epoch(line: str) -> float:
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line torn by a kill
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """What the numbers of a run may depend on besides its configuration."""
+    import numpy
+    import PIL
+    import timm
+    import torch
+
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": gpu,
+        "host": socket.gethostname(),
+        "memory_format": "channels_last",
+        "started": time.time(),
+        **source_version(),
+    }
+
+
+def source_version() -> dict[str, Any]:
+    """Commit of the code and whether the working tree differs from it; nulls outside a git checkout."""
+
+    def git(*arguments: str) -> str | None:
+        here = Path(__file__).parent
+        try:
+            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    status = git("status", "--porcelain", "--untracked-files=no") if commit else None
+    return {"commit": commit, "dirty": bool(status) if status is not None else None}

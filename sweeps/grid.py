@@ -1,0 +1,171 @@
+"""Grids: a question as a base run, named variants that each change something, and seeds."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import runpy
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metamixer.config import Config, ConfigError, digest, override
+
+if TYPE_CHECKING:
+    from metamixer.training.config import RunConfig
+
+GRIDS = Path(__file__).resolve().parent.parent / "ablations"
+
+
+class Variant(Config):
+    """What a variant changes, by dotted key (`metamixer.config.override`), on top of the base or of variant `on`."""
+
+    changes: dict[str, Any] = {}
+    on: str | None = None
+
+
+class Grid(Config):
+    """A question as data.
+
+    Attributes:
+        bases: the base run for each setting (usually a data set); the first is the default.
+        variants: what is compared, in the order of the tables.
+        base: the variant that differences are taken to.
+        seeds: every variant runs once with each; equal seeds make a pair.
+    """
+
+    bases: dict[str, Any]  # str → RunConfig; Any because pydantic would copy and re-validate them
+    variants: dict[str, Variant]
+    base: str
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def model_post_init(self, _: Any) -> None:
+        if self.base not in self.variants:
+            raise ConfigError(f"base {self.base!r} is not a variant; there are {', '.join(self.variants)}")
+        for name in self.variants:
+            self._lineage(name)
+
+    def _lineage(self, name: str) -> list[str]:
+        """Variant `name` and what it builds on, the first change first."""
+        lineage = [name]
+        while (parent := self.variants[lineage[0]].on) is not None:
+            if parent not in self.variants:
+                raise ConfigError(f"variant {lineage[0]!r} is on {parent!r}, which is not a variant")
+            if parent in lineage:
+                raise ConfigError(f"variant {name!r} is built on itself")
+            lineage.insert(0, parent)
+        return lineage
+
+    def runs(
+        self,
+        data: str | None = None,
+        overrides: dict[str, Any] | None = None,
+        seeds: Sequence[int] | None = None,
+        only: Sequence[str] | None = None,
+    ) -> list[PlannedRun]:
+        """Every run of the grid.
+
+        Args:
+            data: which of `bases`; the first if None.
+            overrides: changes to the base, before those of the variants.
+            only: these variants alone.
+
+        Raises:
+            ConfigError: no such setting or variant, or a variant that does not make a valid run.
+        """
+        setting = data or next(iter(self.bases))
+        if setting not in self.bases:
+            raise ConfigError(f"no setting {setting!r}; the grid has {', '.join(self.bases)}")
+        unknown = [name for name in only or () if name not in self.variants]
+        if unknown:
+            raise ConfigError(f"no variant {unknown[0]!r}; there are {', '.join(self.variants)}")
+        base = override(self.bases[setting], overrides or {})
+        planned = []
+        for name, variant in self.variants.items():
+            if only and name not in only:
+                continue
+            try:
+                config = base
+                for step in self._lineage(name):
+                    config = override(config, self.variants[step].changes)
+            except ConfigError as error:
+                raise ConfigError(f"variant {name!r}: {error}") from None
+            for seed in seeds if seeds is not None else self.seeds:
+                planned.append(PlannedRun(name, seed, override(config, {"seed": seed}), variant))
+        return planned
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a grid."""
+
+    variant: str
+    seed: int
+    config: RunConfig
+    declared: Variant
+
+    @cached_property
+    def hash(self) -> str:
+        return digest(self.config)
+
+
+@dataclass(frozen=True)
+class LoadedGrid:
+    """A grid with its name and the question in its file's docstring."""
+
+    name: str
+    question: str
+    grid: Grid
+
+
+def grid_questions() -> dict[str, str]:
+    """The grids that ship with the project and their questions; imports none of them."""
+    return {path.stem: _question(path) for path in sorted(GRIDS.glob("*.py")) if path.stem != "__init__"}
+
+
+def load_grid(name: str) -> LoadedGrid:
+    """A grid by the name of its file in `ablations`, or by the path of a file anywhere.
+
+    Raises:
+        ConfigError: no such grid, or a file that does not make one; the line says where.
+    """
+    path = Path(name) if name.endswith(".py") else GRIDS / f"{name}.py"
+    if not path.is_file() or path.stem == "__init__":
+        raise ConfigError(f"no grid {name!r}; there are {', '.join(grid_questions())}, or give a file's path")
+    try:
+        grid = runpy.run_path(str(path)).get("GRID")
+    except Exception as error:
+        line = next((f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), "?")
+        raise ConfigError(f"{path}:{line}: {_one_line(error)}") from None
+    if not isinstance(grid, Grid):
+        raise ConfigError(f"{path}: no grid in it: assign one to GRID")
+    return LoadedGrid(path.stem, _question(path), grid)
+
+
+def _question(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or "(no docstring)"
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
+def _one_line(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    from metamixer.config import explain
+
+    if isinstance(error, ValidationError):
+        return explain(error, Grid)
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def setting_label(data: str, overrides: dict[str, Any]) -> str:
+    """Name of a setting with overrides, fit for a file: `digits`, `digits+recipe.epochs=3`."""
+    if not overrides:
+        return data
+    text = ",".join(f"{key}={value}" for key, value in sorted(overrides.items()))
+    safe = "".join(c if c.isalnum() or c in "=.,-_" else "_" for c in text)
+    if len(safe) > 60:
+        safe = safe[:48] + "-" + hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return f"{data}+{safe}"

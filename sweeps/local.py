@@ -1,0 +1,125 @@
+"""Runs of a grid on this machine: one process a run, several at a time, one thread each on a CPU."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metamixer.training.folder import RunFolder
+
+from .grid import PlannedRun
+from .plan import State
+
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class Outcome:
+    """How a run's process ended: its state, and a line about what went wrong."""
+
+    run: PlannedRun
+    state: State
+    message: str = ""
+
+
+def run_all(
+    runs: list[PlannedRun],
+    root: Path,
+    workers: int,
+    device: str,
+    watch: Callable[[list[PlannedRun], list[Outcome]], None],
+) -> tuple[list[Outcome], bool]:
+    """Run everything in `runs`, `workers` at a time.
+
+    A forked process that has its imports done starts in milliseconds and takes nothing else down when it dies.
+
+    Args:
+        watch: called a few times a second with the active runs and the outcomes so far.
+
+    Returns:
+        The outcomes, and whether SIGINT or SIGTERM stopped it early. Active runs are then asked to stop; each
+        writes its checkpoint and goes on with the next launch.
+    """
+    # before the fork server starts: every run inherits them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["metamixer.training.train", "sweeps.local"])
+    waiting, outcomes = list(runs), list[Outcome]()
+    active: dict[Any, tuple[PlannedRun, Any]] = {}
+    stopped = False
+
+    def stop(*_: Any) -> None:
+        nonlocal stopped
+        stopped = True
+        waiting.clear()
+        for process in active:
+            process.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while waiting or active:
+            while waiting and len(active) < workers:
+                run = waiting.pop(0)
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_run_one, args=(run.config.to_dict(), str(root / run.hash), device, sender))
+                process.start()
+                sender.close()
+                active[process] = run, receiver
+            for process in [p for p in active if not p.is_alive()]:
+                run, receiver = active.pop(process)
+                outcomes.append(_outcome(run, root, receiver, process.exitcode))
+            watch([run for run, _ in active.values()], outcomes)
+            time.sleep(POLL_SECONDS)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return outcomes, stopped
+
+
+def _outcome(run: PlannedRun, root: Path, receiver: Any, exitcode: int | None) -> Outcome:
+    try:
+        state, message = receiver.recv()
+        return Outcome(run, State(state), message)
+    except (EOFError, OSError):  # it died without a word
+        name = signal.Signals(-exitcode).name if exitcode is not None and exitcode < 0 else f"exit code {exitcode}"
+        return Outcome(run, State.INTERRUPTED, f"its process ended by {name}; see {root / run.hash / 'log.txt'}")
+
+
+def _run_one(values: dict[str, Any], path: str, device: str, sender: Any) -> None:
+    """Body of a run's process; sends its final state and a line about it."""
+    import torch
+
+    from metamixer.config import ConfigError, parse
+    from metamixer.training.config import RunConfig
+    from metamixer.training.folder import RunBusy
+    from metamixer.training.train import Interrupted, train
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    # Ctrl-C reaches the whole group; the parent passes it on as SIGTERM, once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        config = parse(RunConfig, values)
+        folder = RunFolder(path)
+        folder.create(config)
+        log = os.open(folder.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, sys.stdout.fileno())
+        os.dup2(log, sys.stderr.fileno())
+        result = train(config, path, device)
+        sender.send((result["state"], result.get("error", "")))
+    except Interrupted as error:
+        sender.send((State.INTERRUPTED, str(error)))
+    except (ConfigError, RunBusy) as error:
+        sender.send((State.INTERRUPTED, str(error)))
+    except OSError as error:
+        sender.send((State.INTERRUPTED, f"{path}: {error.strerror or error}; launch again to go on from its checkpoint"))
+    except BaseException as error:
+        sender.send((State.FAILED, f"{type(error).__name__}: {error}; see {path}/log.txt"))
+        raise

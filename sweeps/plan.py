@@ -1,0 +1,105 @@
+"""What should exist against what does; making a plan writes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from metamixer.config import SCHEMA_VERSION, ConfigError
+from metamixer.training.folder import RunFolder
+
+from .grid import LoadedGrid, PlannedRun, setting_label
+
+
+class State(StrEnum):
+    """Where a run stands."""
+
+    NEW = "new"  # nothing there
+    RUNNING = "running"  # a process on this machine holds it
+    INTERRUPTED = "interrupted"  # begun; it goes on from its checkpoint
+    FAILED = "failed"  # ended with an error or diverged
+    DONE = "done"
+
+
+def state_of(folder: RunFolder) -> State:
+    """State of a run from its own files."""
+    result = folder.result()
+    if result is not None:
+        return State(result["state"])
+    if not folder.path.is_dir():
+        return State.NEW
+    if folder.is_locked():
+        return State.RUNNING
+    return State.INTERRUPTED if (folder.path / "progress.json").exists() else State.NEW
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid's runs in one setting, each with its state."""
+
+    loaded: LoadedGrid
+    setting: str
+    root: Path
+    runs: list[PlannedRun]
+    states: dict[str, State]  # by hash
+
+    def count(self) -> Counter[State]:
+        return Counter(self.states[run.hash] for run in self.runs)
+
+    def missing(self, retry: bool = False) -> list[PlannedRun]:
+        """What a launch has to run; failed runs only with `retry`."""
+        wanted = {State.NEW, State.INTERRUPTED} | ({State.FAILED} if retry else set())
+        return [run for run in self.runs if self.states[run.hash] in wanted]
+
+    def folder(self, run: PlannedRun) -> RunFolder:
+        return RunFolder(self.root / run.hash)
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.root / "grids" / f"{self.loaded.name}@{self.setting}.json"
+
+    def write_manifest(self) -> None:
+        """Record which runs make up the grid, for whoever has only the folder."""
+        grid = self.loaded.grid
+        manifest = {
+            "schema": SCHEMA_VERSION,
+            "grid": self.loaded.name,
+            "data": self.setting,
+            "question": self.loaded.question,
+            "base": grid.base,
+            "metric": "top1",
+            "runs": [
+                {
+                    "hash": run.hash,
+                    "variant": run.variant,
+                    "seed": run.seed,
+                    "on": run.declared.on,
+                    "changes": json.loads(json.dumps(run.declared.changes, default=lambda c: c.to_dict())),
+                }
+                for run in self.runs
+            ],
+        }
+        try:
+            self.manifest_path.parent.mkdir(parents=True, exist_ok=True)
+            RunFolder(self.manifest_path.parent).write(self.manifest_path.name, manifest)
+        except OSError as error:
+            raise ConfigError(f"{self.root}: cannot write here ({error.strerror or error})") from None
+
+
+def make_plan(
+    loaded: LoadedGrid,
+    root: Path,
+    data: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    seeds: list[int] | None = None,
+    only: list[str] | None = None,
+) -> Plan:
+    """Plan of a grid; see `Grid.runs` for the arguments and errors."""
+    runs = loaded.grid.runs(data, overrides, seeds, only)
+    setting = setting_label(data or next(iter(loaded.grid.bases)), overrides or {})
+    states = {run.hash: state_of(RunFolder(root / run.hash)) for run in runs}
+    return Plan(loaded, setting, root, runs, states)

@@ -1,0 +1,154 @@
+"""What a launch shows in the terminal: the plan, and progress while runs are trained."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .grid import PlannedRun
+from .local import Outcome, run_all
+from .plan import Plan, State
+
+
+def print_plan(plan: Plan) -> None:
+    """The variants of a plan with what differs, what they cost and where their runs stand."""
+    from metamixer.config import ConfigError
+    from metamixer.cost import count
+
+    console = Console()
+    console.print(f"[bold]{plan.loaded.name}[/bold] on {plan.setting}: {plan.loaded.question}", highlight=False)
+    table = Table("variant", "changes", box=None, pad_edge=False)
+    for heading in ("params", "MACs", "runs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    warned: dict[str, str] = {}
+    for name in dict.fromkeys(run.variant for run in plan.runs):
+        runs = [run for run in plan.runs if run.variant == name]
+        config, variant = runs[0].config, runs[0].declared
+        try:
+            cost = count(config.build(), (config.data.channels, config.data.image_size, config.data.image_size))
+        except ValueError as error:
+            raise ConfigError(f"variant {name!r}: {error}") from None
+        states = Counter(plan.states[run.hash] for run in runs)
+        table.add_row(
+            name,
+            _changes(variant.changes, variant.on, name == plan.loaded.grid.base),
+            f"{cost.parameters / 1e6:.3f} M",
+            _macs(cost.macs),
+            " ".join(f"{number} {state}" for state, number in states.items()),
+        )
+        for warning in config.warnings():
+            warned.setdefault(warning, name)
+    console.print(table)
+    for warning, name in warned.items():
+        console.print(f"note: {name}: {warning}", style="yellow", highlight=False)
+
+
+def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool) -> bool:
+    """Run what a plan misses on this machine; returns whether anything did not finish."""
+    console = Console()
+    missing = plan.missing(retry)
+    counts = plan.count()
+    if counts[State.FAILED] and not retry:
+        console.print(f"{counts[State.FAILED]} failed runs are left alone; --retry runs them again", style="yellow")
+    if counts[State.RUNNING]:
+        console.print(f"{counts[State.RUNNING]} runs are being trained by another process", style="yellow")
+    plan.write_manifest()
+    if not missing:
+        console.print("nothing to run")
+        return bool(counts[State.FAILED])
+    for run in missing:
+        plan.folder(run).create(run.config)
+        if retry:
+            (plan.folder(run).path / "result.json").unlink(missing_ok=True)
+    workers = workers or _parallel_runs(device)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    ) as progress:
+        view = _View(plan, progress, len(missing))
+        outcomes, stopped = run_all(missing, plan.root, workers, device, view.update)
+    problems = [outcome for outcome in outcomes if outcome.state != State.DONE]
+    for message, number in Counter(outcome.message for outcome in problems).items():
+        first = next(outcome.run for outcome in problems if outcome.message == message)
+        others = f" (and {number - 1} more)" if number > 1 else ""
+        console.print(f"{first.variant} seed {first.seed}{others}: {message}", style="red", highlight=False, soft_wrap=True)
+    if stopped:
+        console.print("stopped; the same command goes on from here", style="yellow")
+    return bool(problems) or stopped
+
+
+def _parallel_runs(device: str) -> int:
+    """One run a GPU, else one a core that this process may use."""
+    if device in ("auto", "cuda"):
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.device_count()
+    return len(os.sched_getaffinity(0))
+
+
+class _View:
+    """A bar for the whole grid and one for each active run; in a plain log, a line for each finished one."""
+
+    def __init__(self, plan: Plan, progress: Progress, total: int) -> None:
+        self.plan, self.progress = plan, progress
+        self.all = progress.add_task("all runs", total=total, note="")
+        self.tasks: dict[str, TaskID] = {}
+        self.reported = 0
+
+    def update(self, active: list[PlannedRun], outcomes: list[Outcome]) -> None:
+        for outcome in outcomes[self.reported :]:
+            self._report(outcome)
+        self.reported = len(outcomes)
+        self.progress.update(self.all, completed=len(outcomes))
+        for run in active:
+            now = self.plan.folder(run).read("progress.json") or {}
+            if run.hash not in self.tasks:
+                self.tasks[run.hash] = self.progress.add_task(f"{run.variant} seed {run.seed}", total=None, note="")
+            top1 = f"val top-1 {now['top1']:.1f}" if now.get("top1") is not None else ""
+            loss = f"loss {now['loss']:.3f}" if now.get("loss") is not None else ""
+            self.progress.update(
+                self.tasks[run.hash],
+                completed=now.get("step", 0),
+                total=now.get("steps"),
+                note=f"epoch {now.get('epoch', 0)}/{now.get('epochs', '?')} {loss} {top1}",
+            )
+        for hash in [hash for hash in self.tasks if hash not in {run.hash for run in active}]:
+            self.progress.remove_task(self.tasks.pop(hash))
+
+    def _report(self, outcome: Outcome) -> None:
+        run, result = outcome.run, self.plan.folder(outcome.run).result() or {}
+        if outcome.state == State.DONE:
+            line = f"{run.variant} seed {run.seed}: top-1 {result['top1']:.2f} % in {result['seconds']:.0f} s"
+        else:
+            line = f"{run.variant} seed {run.seed}: {outcome.state}, {outcome.message}"
+        self.progress.console.print(line, highlight=False, soft_wrap=True)
+
+
+def _changes(changes: dict[str, object], on: str | None, is_base: bool) -> str:
+    if is_base:
+        return "base"
+    parts = []
+    for key, value in changes.items():
+        short = key.removeprefix("model.stages.*.")
+        if isinstance(value, dict):
+            name, rest = value.get("name"), [f"{k}={v}" for k, v in value.items() if k != "name"]
+            value = f"{name}({', '.join(rest)})" if name else ", ".join(f"{k} {_name(v)}" for k, v in value.items())
+        parts.append(f"{short.removeprefix('token_mixer.')} → {value}")
+    return (f"on {on}: " if on else "") + "; ".join(parts)
+
+
+def _name(value: object) -> object:
+    return value.get("name") if isinstance(value, dict) else value
+
+
+def _macs(macs: int) -> str:
+    return f"{macs / 1e9:.3f} G" if macs >= 1e9 else f"{macs / 1e6:.2f} M"
