@@ -1,0 +1,145 @@
+"""Configurations: what is refused, how it is said, overriding by key, and the hash."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from metamixer import CONFIGS, BackboneConfig, ConfigError, differences, digest, override, parse
+from metamixer.config import parse_assignment
+from metamixer.recipes import DIGITS, FFNET_1, SMALL_DIGITS
+from metamixer.training.config import DataConfig, Recipe, RunConfig
+
+RUN = RunConfig(model=CONFIGS["ffnet_mini"], data=DIGITS, recipe=SMALL_DIGITS)
+TOKEN = "model.stages.*.token_mixer"
+
+
+def refused(changes, config=RUN):
+    with pytest.raises(ConfigError) as caught:
+        override(config, changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_round_trip_through_json():
+    assert parse(RunConfig, json.loads(json.dumps(RUN.to_dict()))) == RUN
+
+
+def test_wildcard_and_negative_index():
+    changed = override(RUN, {f"{TOKEN}.activation": "relu", "model.stages.-1.depth": 2})
+    assert {stage.token_mixer.activation.name for stage in changed.model.stages} == {"relu"}
+    assert changed.model.stages[3].depth == 2
+
+
+def test_differences_name_keys_and_both_values():
+    changed = override(RUN, {"recipe.lr": 0.5, "model.stages.1.depth": 3})
+    assert differences(RUN, changed) == {"recipe.lr": (2e-3, 0.5), "model.stages.1.depth": (1, 3)}
+
+
+def test_hash_covers_every_value_and_no_spelling():
+    assert digest(RUN) == digest(parse(RunConfig, RUN.to_dict()))
+    assert digest(override(RUN, {"recipe.lr": 1})) == digest(override(RUN, {"recipe.lr": 1.0}))
+    one_by_one = [{"recipe.lr": 0.1}, {"seed": 1}, {"data.image_size": 17}, {f"{TOKEN}.activation": "relu"}]
+    hashes = {digest(RUN)} | {digest(override(RUN, change)) for change in one_by_one}
+    assert len(hashes) == 5
+
+
+def test_hash_is_the_same_in_another_process():
+    code = (
+        "from metamixer import CONFIGS, digest\nfrom metamixer.recipes import DIGITS, SMALL_DIGITS\n"
+        "from metamixer.training.config import RunConfig\n"
+        "print(digest(RunConfig(model=CONFIGS['ffnet_mini'], data=DIGITS, recipe=SMALL_DIGITS)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == digest(RUN)
+
+
+@pytest.mark.parametrize(
+    "changes, parts",
+    [
+        ({"recipe.learning_rate": 1e-3}, ["recipe.learning_rate", "no key 'learning_rate'", "lr"]),
+        ({"model.stages.7.depth": 1}, ["neither an index below 4 nor '*'"]),
+        ({"recipe.lr.value": 1}, ["goes below"]),
+        ({"recipe.lr": "fast"}, ["recipe.lr", "'fast'"]),
+        ({"recipe.epochs": 2.5}, ["recipe.epochs"]),
+        ({"recipe.epochs": True}, ["recipe.epochs"]),
+        ({"recipe.lr": float("nan")}, ["recipe.lr"]),
+        ({"recipe.batch_size": 7}, ["even"]),
+        ({"recipe.warmup_epochs": 10}, ["fewer than epochs"]),
+        ({"data.mean": [0.1, 0.2]}, ["one number for each of 1 channels"]),
+        ({f"{TOKEN}.activation": "gelo"}, ["no activation operation 'gelo'", "gelu"]),
+        ({f"{TOKEN}.query_key.kernal_size": 3}, ["no key 'kernal_size'", "kernel_size"]),
+        (
+            {f"{TOKEN}.query_key": {"name": "depthwise", "kernal_size": 3}},
+            ["query_key operation 'depthwise'", "unknown parameter 'kernal_size'", "kernel_size"],
+        ),
+        (
+            {f"{TOKEN}.query_key": {"name": "linear"}},
+            ["query_key operation 'linear'", "missing parameter 'expansion'", "it takes"],
+        ),
+        ({f"{TOKEN}.query_key": {"name": "depthwise", "kernel_size": 4}}, ["odd number", "got 4"]),
+        (
+            {f"{TOKEN}.query_key": {"name": "depthwise", "kernel_size": 3, "small_kernel": 3}},
+            ["small_kernel 3 must be smaller than kernel_size 3"],
+        ),
+        (
+            {f"{TOKEN}.query_key": "scaled_dot"},
+            ["makes coefficients as token pairs", "takes map", "matmul", "depthwise"],
+        ),
+        ({f"{TOKEN}.activation": "softmax"}, ["'softmax'", "does not accept", "map"]),
+        ({TOKEN: {"query": "identity"}}, ["a mixer has the slots", "missing query_key"]),
+        ({TOKEN: {"name": "poling"}}, ["no baseline operation 'poling'", "pooling"]),
+    ],
+)
+def test_refusals_say_what_and_what_would_be_right(changes, parts):
+    message = refused(changes)
+    for part in parts:
+        assert part in message
+
+
+def test_unknown_keys_are_errors_at_every_level():
+    for values in ({**RUN.to_dict(), "sede": 1}, {**RUN.to_dict(), "data": {**DIGITS.to_dict(), "crop": 1}}):
+        with pytest.raises(ConfigError, match="unknown key"):
+            parse(RunConfig, values)
+
+
+def test_a_configuration_does_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        RUN.recipe.lr = 1.0
+
+
+def test_assignments_of_the_command_line():
+    assert parse_assignment("recipe.lr=1e-3") == ("recipe.lr", 1e-3)
+    assert parse_assignment("data.name=digits") == ("data.name", "digits")
+    assert parse_assignment('a={"name": "gelu"}') == ("a", {"name": "gelu"})
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        parse_assignment("recipe.lr")
+
+
+def test_ffnet_1_recipe_is_the_published_one():
+    published = {
+        "lr": 1e-3, "batch_size": 8 * 128, "weight_decay": 0.05, "min_lr": 1e-5, "epochs": 300,
+        "warmup_epochs": 5, "warmup_lr": 1e-6, "cooldown_epochs": 20, "crop_scale": (0.08, 1.0),
+        "crop_ratio": (3 / 4, 4 / 3), "flip": 0.5, "color_jitter": 0.4, "rand_augment": "rand-m9-mstd0.5-inc1",
+        "erase": 0.25, "mixup": 0.2, "cutmix": 1.0, "mix_probability": 1.0, "mix_switch": 0.5,
+        "label_smoothing": 0.1, "ema": 0.9995, "drop_path": 0.1, "layer_scale_decay": True,
+    }  # fmt: skip
+    assert {key: getattr(FFNET_1, key) for key in published} == published
+    assert FFNET_1.total_epochs == 320
+
+
+def test_kernels_larger_than_their_map_are_noticed():
+    # 16 px: maps of 16, 8, 4, 2; a 7×7 kernel reaches 2·2 - 1 = 3 positions in the last
+    assert RUN.warnings() == ["stage 4: a 7×7 kernel on a map 2 wide acts as 3×3"]
+    assert override(RUN, {"data.image_size": 28}).warnings() == []
+
+
+def test_descriptions_of_data_and_recipe_are_strict():
+    with pytest.raises(ConfigError, match="missing key 'num_classes'"):
+        parse(DataConfig, {"name": "digits", "channels": 1, "image_size": 8, "mean": [0.1], "std": [0.1]})
+    with pytest.raises(ConfigError, match=r"min_lr .* must not exceed lr"):
+        parse(Recipe, {"lr": 1e-6})
+    with pytest.raises(ConfigError):
+        parse(BackboneConfig, {"stages": []})

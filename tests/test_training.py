@@ -1,0 +1,277 @@
+"""Training: exact resume after any interruption, schedules against closed forms, what a run leaves behind."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss, top_k_accuracy_score
+from small import RUN, STEPS
+
+from metamixer import ConfigError, digest, override
+from metamixer.training import checkpoint
+from metamixer.training import train as train_module
+from metamixer.training.evaluate import evaluate
+from metamixer.training.folder import RunBusy, RunFolder
+from metamixer.training.train import Interrupted, Trainer, train
+
+TIMES = ("seconds", "images_per_second")
+
+
+def outcome(path):
+    """Everything that a run's numbers are: metrics, final weights, result, predictions; times left out."""
+    folder = RunFolder(path)
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    result = folder.result()
+    return {
+        "rows": [{k: v for k, v in row.items() if k not in TIMES} for row in rows],
+        "result": {k: v for k, v in result.items() if k not in (*TIMES, "time")},
+        "state": checkpoint.read(path / "last.pt"),
+        "predictions": dict(np.load(path / "predictions.npz")),
+    }
+
+
+def same(a, b):
+    """Equal bit for bit, tensors included."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in TIMES)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train(RUN, path)
+    return outcome(path)
+
+
+def test_the_same_run_again_gives_the_same_bits(undisturbed, tmp_path):
+    train(RUN, tmp_path / "again")
+    assert same(outcome(tmp_path / "again"), undisturbed)
+
+
+def test_another_seed_gives_other_numbers(undisturbed, tmp_path):
+    train(override(RUN, {"seed": 1}), tmp_path / "other")
+    assert outcome(tmp_path / "other")["rows"][0]["train_loss"] != undisturbed["rows"][0]["train_loss"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing gets a chance to save."""
+
+
+def at_steps(monkeypatch, steps, act):
+    """Call `act` after each of the given optimizer steps, once."""
+    real, waiting = Trainer._train_step, set(steps)
+
+    def step(self, *batch):
+        real(self, *batch)
+        if self.step in waiting:
+            waiting.discard(self.step)
+            act()
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+
+
+@pytest.mark.parametrize("steps", [[1], [5], [6], [4, 9, 14], [STEPS - 1], [STEPS]])
+def test_killed_at_any_step_and_resumed_gives_the_same_bits(undisturbed, tmp_path, monkeypatch, steps):
+    def kill():
+        raise Killed
+
+    at_steps(monkeypatch, steps, kill)
+    for _ in steps:
+        with pytest.raises(Killed):
+            train(RUN, tmp_path / "run")
+    train(RUN, tmp_path / "run")
+    assert same(outcome(tmp_path / "run"), undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("step", [1, 5, 8, STEPS])
+def test_signals_save_within_the_epoch_and_resume_to_the_same_bits(undisturbed, tmp_path, monkeypatch, number, step):
+    at_steps(monkeypatch, [step], lambda: os.kill(os.getpid(), number))
+    try:
+        train(RUN, tmp_path / "run")
+        assert step == STEPS  # the last step's epoch ends and the run with it
+    except Interrupted:
+        # after the last step of an epoch the next epoch's first step is done too
+        assert checkpoint.read(tmp_path / "run" / "last.pt")["step"] == step + (step % 5 == 0)
+        assert RunFolder(tmp_path / "run").read("progress.json")["state"] == "interrupted"
+        train(RUN, tmp_path / "run")
+    assert same(outcome(tmp_path / "run"), undisturbed)
+
+
+def test_a_real_sigkill_while_it_trains(undisturbed, tmp_path):
+    code = "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, 'tests'); from small import RUN\n"
+    code += f"from metamixer.training.train import train; train(RUN, {str(tmp_path / 'run')!r})"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not (tmp_path / "run" / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not RunFolder(tmp_path / "run").is_locked()
+    train(RUN, tmp_path / "run")
+    assert same(outcome(tmp_path / "run"), undisturbed)
+
+
+def test_a_damaged_checkpoint_is_passed_over(undisturbed, tmp_path, monkeypatch):
+    def kill():
+        raise Killed
+
+    at_steps(monkeypatch, [12], kill)
+    with pytest.raises(Killed):
+        train(RUN, tmp_path / "run")
+    last = tmp_path / "run" / "last.pt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    last.write_bytes(content)
+    with pytest.raises(ConfigError, match="damaged|not a whole"):
+        checkpoint.read(last)
+    train(RUN, tmp_path / "run")
+    assert same(outcome(tmp_path / "run"), undisturbed)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_a_truncated_checkpoint_is_refused_in_one_line(tmp_path, keep):
+    torch.save({"model": torch.zeros(1000)}, tmp_path / "whole.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:keep])
+    with pytest.raises(ConfigError, match=r"torn\.pt: not a whole checkpoint") as caught:
+        checkpoint.read(tmp_path / "torn.pt")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_with_foreign_objects_is_refused(tmp_path):
+    torch.save({"args": object}, tmp_path / "foreign.pt")
+    with pytest.raises(ConfigError, match="more than weights"):
+        checkpoint.read(tmp_path / "foreign.pt")
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_the_name_that_differs():
+    one, two = RUN.build(), override(RUN, {"model.stages.3.width": 32}).build()
+    with pytest.raises(ConfigError, match=r"another model: 'stages\.3.*has shape"):
+        checkpoint.load_weights(one, two.state_dict(), "x.pt")
+    three = override(RUN, {"model.stages.1.token_mixer": {"name": "identity"}}).build()
+    with pytest.raises(ConfigError, match=r"it lacks 'stages\.1"):
+        checkpoint.load_weights(one, three.state_dict(), "x.pt")
+
+
+def test_what_a_run_leaves_behind(undisturbed, tmp_path):
+    path = tmp_path / digest(RUN)
+    result = train(RUN, path)
+    assert RunFolder.of(tmp_path, RUN).path == path
+    assert RunFolder(path).config() == RUN
+    rows = undisturbed["rows"]
+    assert [row["epoch"] for row in rows] == [1, 2, 3] and rows[-1]["step"] == STEPS
+    assert result["weights"] == "ema" and result["top1"] == result["ema"]["top1"]
+    assert result["raw"]["images"] == result["ema"]["images"] == 500
+    predictions = undisturbed["predictions"]
+    for weights in ("raw", "ema"):
+        assert result[weights]["top1"] == 100 * np.mean(predictions[weights] == predictions["label"])
+    versions = RunFolder(path).read("environment.json")
+    assert versions["torch"] == torch.__version__ and versions["threads"] == 1
+    before = (path / "metrics.jsonl").stat().st_mtime_ns
+    assert train(RUN, path) == result and (path / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_two_processes_do_not_train_the_same_run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create(RUN)
+    with folder.lock():
+        assert folder.is_locked()
+        with pytest.raises(RunBusy, match="another process"):
+            train(RUN, tmp_path / "run")
+    assert not folder.is_locked()
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    RunFolder(tmp_path / "run").create(RUN)
+    with pytest.raises(ConfigError, match="another run's configuration"):
+        train(override(RUN, {"seed": 5}), tmp_path / "run")
+
+
+def test_divergence_is_a_result_with_its_epoch(tmp_path):
+    result = train(override(RUN, {"recipe.lr": 1e30}), tmp_path / "run")
+    assert result["state"] == "failed" and result["epoch"] <= 3 and "not a number" in result["error"]
+
+
+def test_a_full_disk_loses_nothing(undisturbed, tmp_path, monkeypatch):
+    real = torch.save
+
+    def no_space(state, path):
+        if state["step"] == 10:
+            raise OSError(28, "No space left on device")
+        real(state, path)
+
+    monkeypatch.setattr(checkpoint.torch, "save", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        train(RUN, tmp_path / "run")
+    assert RunFolder(tmp_path / "run").result() is None
+    monkeypatch.setattr(checkpoint.torch, "save", real)
+    train(RUN, tmp_path / "run")
+    assert same(outcome(tmp_path / "run"), undisturbed)
+
+
+def test_learning_rate_against_the_closed_form(tmp_path):
+    changes = {"recipe.epochs": 6, "recipe.warmup_epochs": 2, "recipe.cooldown_epochs": 2}
+    config = override(RUN, {**changes, "recipe.lr": 1e-3, "recipe.min_lr": 1e-4, "recipe.warmup_lr": 1e-5})
+    folder = RunFolder(tmp_path / "run")
+    folder.create(config)
+    trainer = Trainer(config, folder, torch.device("cpu"), 0)
+    per_epoch = trainer.data.steps
+    for step in range(8 * per_epoch):
+        trainer.scheduler.step_update(step)
+        warm, total = 2 * per_epoch, 6 * per_epoch
+        if step < warm:
+            expected = 1e-5 + (1e-3 - 1e-5) * step / warm
+        elif step < total:
+            expected = 1e-4 + 0.5 * (1e-3 - 1e-4) * (1 + math.cos(math.pi * step / total))
+        else:
+            expected = 1e-4
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-9), step
+
+
+@pytest.mark.parametrize("decayed", [True, False])
+def test_weight_decay_on_layer_scale_is_a_choice(tmp_path, decayed):
+    config = override(RUN, {"model.layer_scale": 1e-6, "recipe.layer_scale_decay": decayed})
+    folder = RunFolder(tmp_path / "run")
+    folder.create(config)
+    trainer = Trainer(config, folder, torch.device("cpu"), 0)
+    names = {id(p): n for n, p in trainer.model.named_parameters()}
+    decays = {names[id(p)]: g["weight_decay"] for g in trainer.optimizer.param_groups for p in g["params"]}
+    assert {n for n, d in decays.items() if d == 0.05 and n.endswith("scale")} == (
+        {n for n in decays if n.endswith("_scale.scale")} if decayed else set()
+    )
+    assert all(d == (0.05 if n.endswith("weight") and trainer.model.get_parameter(n).ndim > 1 else 0)
+               for n, d in decays.items() if not n.endswith("scale"))  # fmt: skip
+
+
+def test_evaluation_against_scikit_learn():
+    torch.manual_seed(3)
+    logits, labels = torch.randn(237, 10), torch.randint(0, 10, (237,))
+    batches = [(logits[i : i + 50], labels[i : i + 50]) for i in range(0, 237, 50)]
+    scores, predicted, seen = evaluate(torch.nn.Identity(), batches, torch.device("cpu"))
+    y, p = labels.numpy(), logits.softmax(1).double().numpy()
+    assert scores["images"] == 237 and np.array_equal(seen, y)
+    assert scores["top1"] == pytest.approx(100 * np.mean(predicted == y))
+    assert scores["top5"] == pytest.approx(100 * top_k_accuracy_score(y, p, k=5))
+    assert scores["loss"] == pytest.approx(log_loss(y, p), rel=1e-5)
+
+
+def test_progress_is_left_for_whoever_watches(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "PROGRESS_SECONDS", 0.0)
+    seen = []
+    at_steps(monkeypatch, [7], lambda: seen.append(RunFolder(tmp_path / "run").read("progress.json")))
+    train(RUN, tmp_path / "run")
+    assert seen[0]["state"] == "running" and seen[0]["step"] == 6 and seen[0]["steps"] == STEPS
+    assert RunFolder(tmp_path / "run").read("progress.json")["state"] == "done"
