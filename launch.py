@@ -16,7 +16,9 @@ app = typer.Typer(
 )
 
 GridName = Annotated[str, typer.Argument(help="A grid in ablations/, or the path of a grid's file.")]
-DataName = Annotated[Optional[str], typer.Option("--data", help="Which of the grid's settings; its first one if not given.")]
+DataName = Annotated[
+    Optional[str], typer.Option("--data", help="Which of the grid's settings; its first one if not given.")
+]
 Overrides = Annotated[
     Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the base of the grid, e.g. recipe.epochs=3.")
 ]
@@ -62,7 +64,9 @@ def run(
     seeds: Seeds = None,
     only: Only = None,
     runs: Runs = Path("runs"),
-    workers: Annotated[Optional[int], typer.Option(help="Runs at a time; one for each core or GPU if not given.")] = None,
+    workers: Annotated[
+        Optional[int], typer.Option(help="Runs at a time; one for each core or GPU if not given.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     retry: Annotated[bool, typer.Option("--retry", help="Run failed ones again.")] = False,
 ) -> None:
@@ -71,9 +75,9 @@ def run(
 
     planned = _plan(grid, data, set, seeds, only, runs)
     print_plan(planned)
-    problems = run_with_progress(planned, workers, device, retry)
+    complete = run_with_progress(planned, workers, device, retry)
     _collect(planned.root, planned.loaded.name, planned.setting)
-    if problems:
+    if not complete:
         raise typer.Exit(1)
 
 
@@ -84,9 +88,7 @@ def collect(
     runs: Runs = Path("runs"),
 ) -> None:
     """The table and the picture of a grid's finished runs."""
-    from analysis.frame import settings
-
-    _collect(runs, Path(grid).stem, data or settings(runs, Path(grid).stem)[0])
+    _collect(runs, Path(grid).stem, data)
 
 
 def _plan(grid, data, set, seeds, only, runs):  # type: ignore[no-untyped-def]
@@ -107,23 +109,22 @@ def _plan(grid, data, set, seeds, only, runs):  # type: ignore[no-untyped-def]
     )
 
 
-def _collect(root: Path, grid: str, setting: str) -> None:
+def _collect(root: Path, grid: str, setting: Optional[str]) -> None:
     from rich.console import Console
 
-    from analysis import load
+    from analysis.frame import describe, load
     from analysis.plots import accuracy_vs_macs, save
     from analysis.statistics import compare
     from analysis.tables import render, to_csv
 
-    frame = load(root, grid=grid, data=setting)
-    compared = compare(frame)
-    console = Console()
-    console.print(render(compared, frame.attrs))
-    stem = root / "grids" / f"{grid}@{setting}"
-    to_csv(compared, f"{stem}.csv")
-    if compared["mean"].notna().any():
-        save(accuracy_vs_macs(compared, frame.attrs), f"{stem}.png")
-        console.print(f"picture: {stem}.png   table: {stem}.csv", soft_wrap=True)
+    runs = load(root, grid, setting)
+    comparison, meta = compare(runs), describe(runs)
+    console = Console() if sys.stdout.isatty() else Console(width=110)
+    console.print(render(comparison, meta))
+    stem = root / "grids" / f"{grid}@{meta.data}"
+    to_csv(comparison, meta, f"{stem}.csv")
+    save(accuracy_vs_macs(comparison, meta), f"{stem}.png")
+    console.print(f"picture: {stem}.png   table: {stem}.csv", soft_wrap=True, highlight=False)
 
 
 def main() -> None:

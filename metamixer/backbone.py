@@ -6,6 +6,7 @@ intermediates, pruning, tracing and scripting work as for timm's own models.
 """
 
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,8 +18,9 @@ from timm.models._manipulate import checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from .config import Config, ConfigError
+from .draws import derive
 from .layers import ConvNorm, LayerScale, NormConvSkip, spatial_conv
-from .mixer import MetaMixerConfig, MixerConfig, build_mixer, resolve_mixer
+from .mixer import MetaMixerConfig, build_mixer, resolve_mixer
 from .operation import OperationConfig, Site
 from .ops._common import Kernel
 
@@ -89,7 +91,7 @@ class BackboneConfig(Config):
     @model_validator(mode="after")
     def _widths_divide(self) -> "BackboneConfig":
         widths = [stage.width for stage in self.stages]
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in pairwise(widths):
             if wide % narrow:
                 raise ConfigError(
                     f"widths {widths}: downsampling is depthwise, so each width must be a multiple of the one before"
@@ -110,9 +112,7 @@ class BackboneConfig(Config):
 class Block(nn.Module):
     """Token mixer, then channel mixer, each on a residual branch."""
 
-    def __init__(
-        self, config: BackboneConfig, stage: StageConfig, index: int, site: Site, drop_path: float
-    ) -> None:
+    def __init__(self, config: BackboneConfig, stage: StageConfig, index: int, site: Site, drop_path: float) -> None:
         super().__init__()
         token, channel = stage.mixers(index)
         self.token_norm = _norm(config.norm, site.dim)
@@ -215,7 +215,6 @@ class Backbone(nn.Module):
         with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.no_grad():
             for name, module in self.named_modules():
                 if seed is not None:
-                    from .training.draws import derive
                     torch.manual_seed(derive(seed, "init", name))
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     trunc_normal_(module.weight, std=0.02)
@@ -234,14 +233,18 @@ class Backbone(nn.Module):
             "stem": r"^stem",
             "blocks": r"^stages\.(\d+)"
             if coarse
-            else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))],
+            else [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norm", (99999,)),
+            ],
         }
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:

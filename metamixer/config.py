@@ -133,9 +133,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 def digest(config: Config) -> str:
     """16 hexadecimal digits that identify all resolved values of `config` and the schema version."""
-    content = json.dumps(
-        {"schema": SCHEMA_VERSION, "config": config.to_dict()}, sort_keys=True, separators=(",", ":")
-    )
+    content = json.dumps({"schema": SCHEMA_VERSION, "config": config.to_dict()}, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 

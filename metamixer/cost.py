@@ -22,13 +22,13 @@ from torch import nn
 COUNTED_AS_ZERO = frozenset(
     f"aten::{name}"
     for name in (
-        "add add_ sub sub_ rsub mul mul_ div div_ neg pow square sqrt rsqrt abs exp log sign sum mean cumsum "
-        "max min amax amin maximum minimum clamp clamp_min clamp_max clamp_ norm linalg_vector_norm "
-        "gelu gelu_ relu relu_ relu6 relu6_ hardtanh hardtanh_ silu silu_ sigmoid sigmoid_ tanh softplus elu leaky_relu softmax log_softmax "
-        "avg_pool2d max_pool2d pad constant_pad_nd im2col "
-        "cat stack roll flip gather index index_select repeat repeat_interleave tile expand expand_as "
-        "split split_with_sizes chunk unbind slice select narrow unfold dropout "
-        "ones_like zeros_like zeros ones full arange new_zeros new_ones eye clone contiguous detach feature_dropout"
+        "add add_ sub sub_ rsub mul mul_ div div_ neg pow square sqrt rsqrt abs exp log sign sum mean cumsum max min "
+        "amax amin maximum minimum clamp clamp_min clamp_max clamp_ norm linalg_vector_norm gelu gelu_ relu relu_ "
+        "relu6 relu6_ hardtanh hardtanh_ silu silu_ sigmoid sigmoid_ tanh softplus elu leaky_relu softmax log_softmax "
+        "avg_pool2d max_pool2d pad constant_pad_nd im2col cat stack roll flip gather index index_select repeat "
+        "repeat_interleave tile expand expand_as split split_with_sizes chunk unbind slice select narrow unfold "
+        "dropout feature_dropout ones_like zeros_like zeros ones full arange new_zeros new_ones eye clone contiguous "
+        "detach"
     ).split()
 )
 
@@ -54,9 +54,7 @@ def count(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
     logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit.trace, which fvcore builds on, is deprecated
-        analysis = FlopCountAnalysis(folded, image).set_op_handle(
-            **{"aten::scaled_dot_product_attention": _attention}
-        )
+        analysis = FlopCountAnalysis(folded, image).set_op_handle(**{"aten::scaled_dot_product_attention": _attention})
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         macs = int(analysis.total())
         uncounted = _uncounted(analysis.unsupported_ops())

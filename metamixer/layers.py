@@ -14,9 +14,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, kernel_size: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_dim, out_dim, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
-        )
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:

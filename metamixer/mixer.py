@@ -3,13 +3,15 @@
 Source: arXiv 2406.02021, section 3. Each slot is filled by a registered operation (`operation.py`, `ops/`).
 """
 
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BeforeValidator, SerializeAsAny, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from . import ops  # noqa: F401  (registers the operations that ship with the project)
-from .config import Config, ConfigError
+# importing `ops` registers the operations that ship with the project
+from .config import Config, ConfigError, parse
 from .operation import (
     REGISTRY,
     SLOTS,
@@ -23,6 +25,10 @@ from .operation import (
     operation_class,
     resolve,
 )
+from .ops.activation import Identity, L1Norm, Softmax
+from .ops.coefficient_value import Matmul
+from .ops.query_key import ScaledDot
+from .presets import BASELINES, PRESETS, preset
 
 
 def _slot(slot: Any) -> Any:
@@ -56,7 +62,8 @@ class MetaMixerConfig(Config):
             raise ConfigError(
                 f"query_key {self.query_key.name!r} makes coefficients as {made}, coefficient_value "
                 f"{self.coefficient_value.name!r} takes {takes(self.coefficient_value)}; "
-                f"with query_key {self.query_key.name!r} goes {' or '.join(fits_key) or 'nothing registered'}, "
+                f"with query_key {self.query_key.name!r} goes "
+                f"{' or '.join(fits_key) or 'nothing registered'}, "
                 f"with coefficient_value {self.coefficient_value.name!r} goes {' or '.join(fits_value)}"
             )
         return self
@@ -78,15 +85,22 @@ def takes(coefficient_value: OperationConfig) -> Layout:
 
 
 def resolve_mixer(value: Any) -> MetaMixerConfig | OperationConfig:
-    """A mixer from its four slots, or a baseline from its `name` and parameters.
+    """A mixer from the name of a preset, its four slots, or a baseline's `name` and parameters.
 
     Raises:
-        ConfigError: neither, an unknown operation or parameter, or slots that do not fit.
+        ConfigError: none of these, an unknown operation or parameter, or slots that do not fit.
     """
     if isinstance(value, MetaMixerConfig):
         return value
     if isinstance(value, OperationConfig):
         return resolve("baseline", value)
+    if isinstance(value, str):
+        mixer = preset(value)
+        try:
+            return resolve_mixer(mixer)
+        except ConfigError as error:
+            kind = "preset" if value in PRESETS else "baseline"
+            raise ConfigError(f"{kind} {value!r} no longer fits its operations: {error}") from None
     if isinstance(value, dict) and "name" in value:
         return resolve("baseline", value)
     if isinstance(value, dict):
@@ -95,10 +109,10 @@ def resolve_mixer(value: Any) -> MetaMixerConfig | OperationConfig:
             missing = [slot for slot in SLOTS if slot not in value]
             wrong = f"unknown {', '.join(sorted(unknown))}" if unknown else f"missing {', '.join(missing)}"
             raise ConfigError(f"a mixer has the slots {', '.join(SLOTS)}: {wrong}")
-        return MetaMixerConfig(**value)
+        return parse(MetaMixerConfig, value)
     raise ConfigError(
-        f"a mixer is a dict of its four slots ({', '.join(SLOTS)}) or {{'name': a baseline}} "
-        f"({', '.join(sorted(REGISTRY['baseline']))}), got {value!r}"
+        f"a mixer is a preset's name ({', '.join(PRESETS)}), a baseline's ({', '.join(BASELINES)}), a dict "
+        f"of the four slots ({', '.join(SLOTS)}) or {{'name': a baseline, parameters}}, got {value!r}"
     )
 
 
@@ -116,6 +130,11 @@ class Trace(NamedTuple):
 
 class MetaMixer(nn.Module):
     """X (B, C, H, W) → Y (B, C, H, W) through the four slots."""
+
+    @classmethod
+    def applies(cls, config: MetaMixerConfig) -> bool:
+        """Whether it computes what `config` says; for a fast path that needs more than its three classes."""
+        return True
 
     def __init__(self, config: MetaMixerConfig, site: Site) -> None:
         super().__init__()
@@ -141,11 +160,102 @@ class MetaMixer(nn.Module):
         return Trace(q, scores, coefficients, self.coefficient_value(coefficients, x, q))
 
 
+M = TypeVar("M", bound=type[MetaMixer])
+
+FAST_PATHS: dict[tuple[type[QueryKey], type[Activation], type[CoefficientValue]], type[MetaMixer]] = {}
+
+
+def fast_path(
+    query_key: type[QueryKey], activation: type[Activation], coefficient_value: type[CoefficientValue]
+) -> Callable[[M], M]:
+    """Decorate a `MetaMixer` whose `forward` computes these three operations at once, equal but cheaper.
+
+    `build_mixer` then uses it for exactly these classes. It shares parameters and their names with the slots,
+    and `trace` still goes slot by slot.
+
+    Raises:
+        ConfigError: it is no MetaMixer, or another class does this already.
+    """
+
+    def add(cls: M) -> M:
+        triple = (query_key, activation, coefficient_value)
+        where = f"{cls.__module__}.{cls.__qualname__}"
+        if not issubclass(cls, MetaMixer):
+            raise ConfigError(f"{where}: a fast path derives from MetaMixer")
+        known = FAST_PATHS.get(triple)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ConfigError(
+                f"{where}: {', '.join(op.name for op in triple)} already have the fast path "
+                f"{known.__module__}.{known.__qualname__}"
+            )
+        FAST_PATHS[triple] = cls
+        return cls
+
+    return add
+
+
+class _DotProduct(MetaMixer):
+    """What the fast paths of query-key dot products share."""
+
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled queries, keys and values, (B, heads, d, N) each."""
+        q, k = self.query_key.operands(self.query(x), x)  # type: ignore[operator]
+        return q, k, self.coefficient_value.operand(x)  # type: ignore[operator]
+
+    def merge(self, y: Tensor, x: Tensor) -> Tensor:
+        return self.coefficient_value.merge(y, x)  # type: ignore[operator]
+
+
+@fast_path(ScaledDot, Softmax, Matmul)
+class SoftmaxAttention(_DotProduct):
+    """softmax(QKᵀ)V by the fused kernel, which never holds the coefficients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.operands(x)
+        # (B, heads, N, d); fused kernels want the channels of a head next to each other in memory
+        q, k = q.transpose(-2, -1).contiguous(), k.transpose(-2, -1).contiguous()
+        v = v.transpose(-2, -1).contiguous()
+        y = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return self.merge(y.transpose(-2, -1), x)
+
+
+@fast_path(ScaledDot, Identity, Matmul)
+class LinearAttention(_DotProduct):
+    """(QKᵀ)V as Q(KᵀV): linear in N. With heads of one channel, Q ⊙ Σ(K ⊙ V)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.operands(x)
+        if self.query_key.head_dim == 1:
+            return self.merge((k * v).sum(-1, keepdim=True) * q, x)
+        return self.merge((v @ k.transpose(-2, -1)) @ q, x)
+
+
+@fast_path(ScaledDot, L1Norm, Matmul)
+class NormalizedLinearAttention(_DotProduct):
+    """The same with each token's coefficients divided by their sum, Q Σ K, where none is negative."""
+
+    @classmethod
+    def applies(cls, config: MetaMixerConfig) -> bool:
+        # a ReLU and no LayerNorm behind it, on both sides
+        return all(
+            getattr(op, "activation", "") == "relu" and getattr(op, "normalize", "") != "layer"
+            for op in (config.query, config.query_key)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.operands(x)
+        total = k.sum(-1, keepdim=True).transpose(-2, -1) @ q  # (B, heads, 1, N)
+        eps: float = self.activation.eps  # type: ignore[assignment]
+        return self.merge((v @ k.transpose(-2, -1)) @ q / (total + eps), x)
+
+
 def build_mixer(config: MetaMixerConfig | OperationConfig, site: Site) -> nn.Module:
-    """The module of a mixer: a `MetaMixer`, or a baseline outside the four slots."""
-    if isinstance(config, MetaMixerConfig):
-        return MetaMixer(config, site)
-    return _build("baseline", config, site)
+    """The module of a mixer: a `MetaMixer`, by its fast path where it has one, or a baseline."""
+    if not isinstance(config, MetaMixerConfig):
+        return _build("baseline", config, site)
+    operations = [operation_class(slot, getattr(config, slot)) for slot in SLOTS[1:]]
+    cls = FAST_PATHS.get(tuple(operations), MetaMixer)  # type: ignore[arg-type]
+    return (cls if cls.applies(config) else MetaMixer)(config, site)
 
 
 def _build(slot: Any, config: OperationConfig, *args: Any) -> Any:

@@ -71,6 +71,8 @@ class Operation(nn.Module):
     name: ClassVar[str]
     # whether keys or values are computed from the input or learned; None where there are none
     source: ClassVar[Literal["dynamic", "static"] | None] = None
+    # whether its parameters are tied to the number of tokens of its site, so that no other map size fits
+    fixed_size: ClassVar[bool] = False
 
     class Config(OperationConfig):
         pass

@@ -138,7 +138,9 @@ def load_grid(name: str) -> LoadedGrid:
     try:
         grid = runpy.run_path(str(path)).get("GRID")
     except Exception as error:
-        line = next((f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), "?")
+        line = next(
+            (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), "?"
+        )
         raise ConfigError(f"{path}:{line}: {_one_line(error)}") from None
     if not isinstance(grid, Grid):
         raise ConfigError(f"{path}: no grid in it: assign one to GRID")

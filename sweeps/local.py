@@ -69,7 +69,9 @@ def run_all(
             while waiting and len(active) < workers:
                 run = waiting.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_run_one, args=(run.config.to_dict(), str(root / run.hash), device, sender))
+                process = context.Process(
+                    target=_run_one, args=(run.config.to_dict(), str(root / run.hash), device, sender)
+                )
                 process.start()
                 sender.close()
                 active[process] = run, receiver
@@ -119,7 +121,9 @@ def _run_one(values: dict[str, Any], path: str, device: str, sender: Any) -> Non
     except (ConfigError, RunBusy) as error:
         sender.send((State.INTERRUPTED, str(error)))
     except OSError as error:
-        sender.send((State.INTERRUPTED, f"{path}: {error.strerror or error}; launch again to go on from its checkpoint"))
+        sender.send(
+            (State.INTERRUPTED, f"{path}: {error.strerror or error}; launch again to go on from its checkpoint")
+        )
     except BaseException as error:
         sender.send((State.FAILED, f"{type(error).__name__}: {error}; see {path}/log.txt"))
         raise

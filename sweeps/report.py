@@ -48,7 +48,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool) -> bool:
-    """Run what a plan misses on this machine; returns whether anything did not finish."""
+    """Run what a plan misses on this machine; returns whether all of it is done."""
     console = Console()
     missing = plan.missing(retry)
     counts = plan.count()
@@ -59,7 +59,7 @@ def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool)
     plan.write_manifest()
     if not missing:
         console.print("nothing to run")
-        return bool(counts[State.FAILED])
+        return counts[State.DONE] == len(plan.runs)
     for run in missing:
         plan.folder(run).create(run.config)
         if retry:
@@ -79,10 +79,12 @@ def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool)
     for message, number in Counter(outcome.message for outcome in problems).items():
         first = next(outcome.run for outcome in problems if outcome.message == message)
         others = f" (and {number - 1} more)" if number > 1 else ""
-        console.print(f"{first.variant} seed {first.seed}{others}: {message}", style="red", highlight=False, soft_wrap=True)
+        console.print(
+            f"{first.variant} seed {first.seed}{others}: {message}", style="red", highlight=False, soft_wrap=True
+        )
     if stopped:
         console.print("stopped; the same command goes on from here", style="yellow")
-    return bool(problems) or stopped
+    return not problems and not stopped
 
 
 def _parallel_runs(device: str) -> int:

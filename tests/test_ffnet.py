@@ -54,7 +54,7 @@ def test_released_names_and_shapes_are_ours(name):
     model = timm.create_model(name, device="meta")
     ours = {key: list(value.shape) for key, value in model.state_dict().items()}
     assert {released_name(key): shape for key, shape in SHAPES[name].items()} == ours
-    training, folded, _ = PUBLISHED[name]
+    training, _, _ = PUBLISHED[name]
     assert sum(p.numel() for p in model.parameters()) == training
 
 
@@ -94,9 +94,7 @@ def test_every_released_weight_has_an_address():
 
 def test_stochastic_depth_grows_linearly_over_all_blocks():
     model = timm.create_model("ffnet_1", drop_path_rate=0.13, device="meta")
-    rates = [
-        getattr(block.drop_path, "drop_prob", 0.0) for stage in model.stages for block in stage.blocks
-    ]
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for stage in model.stages for block in stage.blocks]
     assert rates == pytest.approx(np.linspace(0, 0.13, 14).tolist())
 
 

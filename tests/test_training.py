@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_passed_over(undisturbed, tmp_path, monkeypatch)
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 0xFF
     last.write_bytes(content)
-    with pytest.raises(ConfigError, match="damaged|not a whole"):
+    with pytest.raises(ConfigError, match=r"damaged|not a whole"):
         checkpoint.read(last)
     train(RUN, tmp_path / "run")
     assert same(outcome(tmp_path / "run"), undisturbed)

@@ -1,6 +1,6 @@
 """Pytest plugin that points timm's own, unmodified test suite at this project's models.
 
-    pytest -p timm_suite_plugin timm-1.0.31/tests/test_models.py -k ffnet_mini
+pytest -p timm_suite_plugin timm-1.0.31/tests/test_models.py -k ffnet_mini
 """
 
 import timm

@@ -1,5 +1,8 @@
 """Activations: scores → coefficients of the same shape."""
 
+from math import log
+
+import torch
 from torch import Tensor, nn
 
 from ..operation import (
@@ -12,6 +15,9 @@ from ..operation import (
     Site,
     register,
 )
+from ._common import inside
+
+torch.fx.wrap("log")  # of a shape, which is symbolic under fx
 
 
 @register
@@ -26,20 +32,62 @@ class Identity(Activation):
 
 @register
 class Softmax(Activation):
-    """Softmax over the keys (arXiv 1706.03762)."""
+    """Softmax over the keys (arXiv 1706.03762); of a neighbourhood, over the keys that lie on the map."""
 
     name = "softmax"
 
     def __init__(self, config: OperationConfig, site: Site, coefficients: Coefficients) -> None:
         super().__init__(config, site, coefficients)
         self.key_axis = coefficients.key_axis
+        self.window = coefficients.kernel_size if coefficients.layout == Layout.NEIGHBOURHOOD else 0
 
     @classmethod
     def accepts(cls, config: OperationConfig) -> frozenset[Layout]:
         return KEYED_LAYOUTS
 
     def forward(self, scores: Tensor) -> Tensor:
+        if self.window:
+            outside = inside(scores[:, 0, :1], self.window) == 0
+            scores = scores.masked_fill(outside, float("-inf"))
         return scores.softmax(self.key_axis)
+
+
+@register
+class L1Norm(Activation):
+    """Scores divided by the sum of their magnitudes over the keys.
+
+    Of non-negative scores that is the normalisation of linear attention (arXiv 2006.16236; EfficientViT,
+    arXiv 2205.14756); the magnitude keeps the sum away from zero for scores of both signs.
+    """
+
+    name = "l1_norm"
+
+    def __init__(self, config: OperationConfig, site: Site, coefficients: Coefficients) -> None:
+        super().__init__(config, site, coefficients)
+        self.key_axis = coefficients.key_axis
+        self.eps = 1e-5
+
+    @classmethod
+    def accepts(cls, config: OperationConfig) -> frozenset[Layout]:
+        return KEYED_LAYOUTS
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return scores / (scores.abs().sum(self.key_axis, keepdim=True) + self.eps)
+
+
+@register
+class DoubleNorm(Activation):
+    """Softmax over the tokens, then shares of the sum over keys (external attention, arXiv 2105.02358)."""
+
+    name = "double_norm"
+
+    @classmethod
+    def accepts(cls, config: OperationConfig) -> frozenset[Layout]:
+        return frozenset({Layout.MAP})
+
+    def forward(self, scores: Tensor) -> Tensor:
+        shares = scores.flatten(2).softmax(-1).reshape(scores.shape)  # (B, keys, H, W)
+        return shares / (shares.sum(1, keepdim=True) + 1e-9)
 
 
 class Elementwise(Activation):
@@ -91,3 +139,80 @@ class ReLU(Elementwise):
     @classmethod
     def make_function(cls) -> nn.Module:
         return nn.ReLU()
+
+
+@register
+class ReLU6(Elementwise):
+    """ReLU cut off at 6 (arXiv 1704.04861), as in StarNet."""
+
+    name = "relu6"
+
+    @classmethod
+    def make_function(cls) -> nn.Module:
+        return nn.ReLU6()
+
+
+@register
+class SiLU(Elementwise):
+    """x · σ(x) (arXiv 1702.03118)."""
+
+    name = "silu"
+
+    @classmethod
+    def make_function(cls) -> nn.Module:
+        return nn.SiLU()
+
+
+@register
+class SquaredReLU(Elementwise):
+    """ReLU(x)² (Primer, arXiv 2109.08668)."""
+
+    name = "squared_relu"
+
+    @classmethod
+    def make_function(cls) -> nn.Module:
+        return _SquaredReLU()
+
+
+@register
+class StarReLU(Elementwise):
+    """s · ReLU(x)² + b with learned s and b (MetaFormer baselines, arXiv 2210.13452)."""
+
+    name = "star_relu"
+
+    @classmethod
+    def make_function(cls) -> nn.Module:
+        return _StarReLU()
+
+
+@register
+class Sigmoid(Elementwise):
+    """σ(x); with `over_keys`, σ(x − log N) for N keys, whose sum is near a softmax's (arXiv 2409.04431)."""
+
+    name = "sigmoid"
+
+    @classmethod
+    def make_function(cls) -> nn.Module:
+        return nn.Sigmoid()
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return self.function(scores - log(scores.shape[self.key_axis]) if self.over_keys else scores)
+
+
+class _SquaredReLU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().square()
+
+
+class _StarReLU(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.scale)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x.relu().square() + self.bias

@@ -1,9 +1,11 @@
 """Baselines outside the four slots: mixers whose linear map ignores the query, or that mix nothing."""
 
+import torch
 from torch import Tensor, nn
 
+from ..layers import ConvNorm, spatial_conv
 from ..operation import Baseline, OperationConfig, Site, register
-from ._common import Kernel
+from ._common import DepthwiseConfig, Kernel, check_tokens
 
 
 @register
@@ -33,3 +35,86 @@ class Pooling(Baseline):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(x) - x
+
+
+@register
+class Depthwise(Baseline):
+    """One K×K depthwise convolution."""
+
+    name = "depthwise"
+
+    class Config(DepthwiseConfig):
+        pass
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.conv = spatial_conv(
+            site.dim, site.dim, config.kernel_size, norm=config.norm, small_kernel=config.small_kernel
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+@register
+class RepMixer(Baseline):
+    """Depthwise k×k, 1×1 and identity branches, each with BatchNorm, minus a BatchNorm of the input.
+
+    Folds into one depthwise convolution. The block's skip and layer scale are those of the authors' mixer.
+    Source: FastViT, arXiv 2303.14189.
+    """
+
+    name = "rep_mixer"
+
+    class Config(OperationConfig):
+        kernel_size: Kernel = 3
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.large = ConvNorm(site.dim, site.dim, config.kernel_size, groups=site.dim)
+        self.small = ConvNorm(site.dim, site.dim, 1, groups=site.dim)
+        self.identity = nn.BatchNorm2d(site.dim)
+        self.subtracted = nn.BatchNorm2d(site.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.large(x) + self.small(x) + self.identity(x) - self.subtracted(x)
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv2d:
+        fused, small = self.large.fuse(), self.small.fuse()
+        assert fused.bias is not None and small.bias is not None
+        centre = fused.kernel_size[0] // 2
+        fused.weight[:, :, centre, centre] += small.weight[:, :, 0, 0]
+        fused.bias += small.bias
+        for norm, sign in ((self.identity, 1), (self.subtracted, -1)):
+            assert norm.running_mean is not None and norm.running_var is not None
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            fused.weight[:, 0, centre, centre] += sign * scale
+            fused.bias += sign * (norm.bias - norm.running_mean * scale)
+        return fused
+
+
+@register
+class RandomMixing(Baseline):
+    """Tokens summed by a random matrix that is never trained; each row is a softmax of uniform numbers.
+
+    Source: RandFormer, arXiv 2210.13452.
+    """
+
+    name = "random_mixing"
+    fixed_size = True
+    matrix: Tensor
+
+    def __init__(self, config: OperationConfig, site: Site) -> None:
+        super().__init__(config, site)
+        self.tokens = site.height * site.width
+        self.register_buffer("matrix", torch.empty(self.tokens, self.tokens))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.matrix.copy_(torch.rand_like(self.matrix).softmax(-1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_tokens("baseline 'random_mixing'", x, self.tokens)
+        return nn.functional.linear(x.flatten(2), self.matrix).reshape(x.shape)

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from ..layers import ConvNorm, spatial_conv
+from ..layers import ConvNorm, LayerScale, spatial_conv
 from ..operation import OperationConfig, Query, Site, register
-from ._common import DepthwiseConfig
+from ._common import DepthwiseConfig, Normalize, ProjectionConfig, Ratio, ending
 
 
 @register
@@ -25,31 +25,36 @@ class Identity(Query):
 class Linear(Query):
     """Linear layer on each token (a 1×1 convolution with bias), or with BatchNorm instead of the bias.
 
-    Without norm: self-attention (arXiv 1706.03762). With norm: FFNified attention (arXiv 2406.02021).
+    Plain: self-attention (arXiv 1706.03762). With norm: FFNified attention (arXiv 2406.02021). With a
+    function and a normalisation behind it: the feature maps of linear attention, the queries of gates.
     """
 
     name = "linear"
 
-    class Config(OperationConfig):
+    class Config(ProjectionConfig):
         norm: bool = False
+        expansion: Ratio = 1.0
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
-        self.out_dim = site.dim
-        self.proj = ConvNorm(site.dim, site.dim) if config.norm else nn.Conv2d(site.dim, site.dim, 1)
+        self.out_dim = max(1, round(config.expansion * site.dim))
+        self.proj = (
+            ConvNorm(site.dim, self.out_dim) if config.norm else nn.Conv2d(site.dim, self.out_dim, 1)
+        )
+        self.ending = ending(config.activation, config.normalize, self.out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
+        return self.ending(self.proj(x))
 
 
 @register
 class Depthwise(Query):
-    """K×K depthwise convolution, the query of the ConvNeXt block (arXiv 2201.03545)."""
+    """K×K depthwise convolution, the query of the ConvNeXt block (arXiv 2201.03545), normalised or not."""
 
     name = "depthwise"
 
     class Config(DepthwiseConfig):
-        pass
+        normalize: Normalize = "none"
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
@@ -57,6 +62,28 @@ class Depthwise(Query):
         self.proj = spatial_conv(
             site.dim, site.dim, config.kernel_size, norm=config.norm, small_kernel=config.small_kernel
         )
+        self.ending = ending("identity", config.normalize, site.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
+        return self.ending(self.proj(x))
+
+
+@register
+class Decomposed(Query):
+    """Linear layer, then SiLU(Q + γ·(Q − mean of Q over the map)): stresses what differs from the mean.
+
+    γ is one factor per channel and starts at 1e-5. Source: MogaNet's feature decomposition, arXiv 2211.03295.
+    """
+
+    name = "decomposed"
+
+    def __init__(self, config: OperationConfig, site: Site) -> None:
+        super().__init__(config, site)
+        self.out_dim = site.dim
+        self.proj = nn.Conv2d(site.dim, site.dim, 1)
+        self.scale = LayerScale(site.dim, 1e-5)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.proj(x)
+        return self.act(q + self.scale(q - q.mean((2, 3), keepdim=True)))

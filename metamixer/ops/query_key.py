@@ -1,19 +1,110 @@
-"""Query-key interactions: Q (B, C', H, W) and keys, from X or learned → scores."""
+"""Query-key interactions: Q (B, C', H, W) and keys, from X or learned → scores.
 
+Those whose keys are the other tokens or channels come first, then those that make a map.
+"""
+
+import torch
 from pydantic import Field
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..layers import ConvNorm, spatial_conv
 from ..operation import Coefficients, Layout, OperationConfig, QueryKey, Site, register
-from ._common import DepthwiseConfig, Ratio, count_heads, split_heads
+from ._common import (
+    DepthwiseConfig,
+    Kernel,
+    ProjectionConfig,
+    Ratio,
+    check_tokens,
+    count_heads,
+    ending,
+    inside,
+    split_heads,
+    windows,
+)
 
 
 @register
 class ScaledDot(QueryKey):
-    """Scaled dot product of every query token with every key token, K = Linear_K(X) (arXiv 1706.03762)."""
+    """Scaled dot product of every query token with every key token, K = Linear_K(X) (arXiv 1706.03762).
+
+    `activation` and `normalize` make feature maps of the keys, as in linear attention (arXiv 2006.16236); the
+    query has its own. Heads of one channel are Hydra attention (arXiv 2209.07484).
+    """
 
     name = "scaled_dot"
     makes = Layout.PAIRS
+    source = "dynamic"
+
+    class Config(ProjectionConfig):
+        head_dim: int = Field(default=32, gt=0)
+        scale: bool = True
+
+    def __init__(self, config: Config, site: Site, query_dim: int) -> None:
+        super().__init__(config, site, query_dim)
+        self.heads = count_heads("query_key 'scaled_dot'", query_dim, config.head_dim)
+        self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5 if config.scale else 1.0
+        self.coefficients = Coefficients(Layout.PAIRS, query_dim, self.heads)
+        self.key = nn.Conv2d(site.dim, query_dim, 1)
+        self.ending = ending(config.activation, config.normalize, query_dim)
+
+    def operands(self, q: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled queries and keys, both (B, heads, d, N)."""
+        return split_heads(q, self.heads) * self.scale, split_heads(self.ending(self.key(x)), self.heads)
+
+    def forward(self, q: Tensor, x: Tensor) -> Tensor:
+        q, k = self.operands(q, x)
+        return q.transpose(-2, -1) @ k  # (B, heads, N, N)
+
+
+@register
+class Neighbourhood(QueryKey):
+    """Scaled dot product with the keys of the k×k window around each position, plus a bias for each offset.
+
+    Scores (B, heads, k², H, W). Windows are cut at the border, and keys that are not on the map score 0 (the
+    authors shift windows inwards instead, which needs maps of at least k×k). Source: NAT, arXiv 2204.07143.
+    """
+
+    name = "neighbourhood"
+    makes = Layout.NEIGHBOURHOOD
+    source = "dynamic"
+
+    class Config(OperationConfig):
+        kernel_size: Kernel = 7
+        head_dim: int = Field(default=32, gt=0)
+
+    def __init__(self, config: Config, site: Site, query_dim: int) -> None:
+        super().__init__(config, site, query_dim)
+        self.heads = count_heads("query_key 'neighbourhood'", query_dim, config.head_dim)
+        self.scale = config.head_dim**-0.5
+        self.kernel_size = config.kernel_size
+        self.coefficients = Coefficients(Layout.NEIGHBOURHOOD, query_dim, self.heads, config.kernel_size)
+        self.key = nn.Conv2d(site.dim, query_dim, 1)
+        self.bias = nn.Parameter(torch.empty(self.heads, config.kernel_size**2, 1, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        trunc_normal_(self.bias, std=0.02)
+
+    def forward(self, q: Tensor, x: Tensor) -> Tensor:
+        q = q * self.scale
+        shape = (q.shape[0], self.heads, q.shape[1] // self.heads, q.shape[2], q.shape[3])
+        products = [(q * k).reshape(shape).sum(2) for k in windows(self.key(x), self.kernel_size)]
+        return (torch.stack(products, 2) + self.bias) * inside(q, self.kernel_size)
+
+
+@register
+class CrossCovariance(QueryKey):
+    """Every query channel with every key channel of its head, over all tokens: scores (B, heads, d, d).
+
+    Keys have L2 norm 1 over the tokens (the query's own is `normalize="tokens"`), so that scores are cosines,
+    times a learned temperature of each head. Source: XCiT, arXiv 2106.09681.
+    """
+
+    name = "cross_covariance"
+    makes = Layout.CHANNELS
     source = "dynamic"
 
     class Config(OperationConfig):
@@ -21,20 +112,55 @@ class ScaledDot(QueryKey):
 
     def __init__(self, config: Config, site: Site, query_dim: int) -> None:
         super().__init__(config, site, query_dim)
-        self.heads = count_heads("query_key 'scaled_dot'", query_dim, config.head_dim)
-        self.scale = config.head_dim**-0.5
-        self.coefficients = Coefficients(Layout.PAIRS, query_dim, self.heads)
+        self.heads = count_heads("query_key 'cross_covariance'", query_dim, config.head_dim)
+        self.coefficients = Coefficients(Layout.CHANNELS, query_dim, self.heads)
         self.key = nn.Conv2d(site.dim, query_dim, 1)
+        self.temperature = nn.Parameter(torch.ones(self.heads, 1, 1))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.temperature)
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
-        q = split_heads(q, self.heads)  # (B, heads, d, N)
-        k = split_heads(self.key(x), self.heads)
-        return (q.transpose(-2, -1) * self.scale) @ k  # (B, heads, N, N)
+        k = F.normalize(split_heads(self.key(x), self.heads), dim=-1)  # (B, heads, d, N)
+        return split_heads(q, self.heads) @ k.transpose(-2, -1) * self.temperature
+
+
+@register
+class Hadamard(QueryKey):
+    """Each position's query times its key, K = Linear_K(X), channel by channel.
+
+    `pooled`: one query for the whole map times each key. It is the sum of all queries, weighted by a learned
+    linear function of each that is L2-normalised over the tokens (SwiftFormer, arXiv 2303.15446).
+    """
+
+    name = "hadamard"
+    makes = Layout.MAP
+    source = "dynamic"
+
+    class Config(ProjectionConfig):
+        pooled: bool = False
+
+    def __init__(self, config: Config, site: Site, query_dim: int) -> None:
+        super().__init__(config, site, query_dim)
+        self.coefficients = Coefficients(Layout.MAP, query_dim)
+        self.key = nn.Conv2d(site.dim, query_dim, 1)
+        self.ending = ending(config.activation, config.normalize, query_dim)
+        self.pooled = config.pooled
+        self.pool = nn.Conv2d(query_dim, 1, 1, bias=False) if config.pooled else nn.Identity()
+
+    def forward(self, q: Tensor, x: Tensor) -> Tensor:
+        if self.pooled:
+            weights = F.normalize(self.pool(q).flatten(2), dim=-1)  # (B, 1, N)
+            q = (q.flatten(2) @ weights.transpose(-2, -1)).unsqueeze(-1)  # (B, C', 1, 1)
+        return q * self.ending(self.key(x))
 
 
 @register
 class Depthwise(QueryKey):
-    """Each position and channel against a learned K×K key, K_W ∈ R^(d×k²): a depthwise convolution (FFNet)."""
+    """Each position and channel against a learned K×K key, K_W ∈ R^(d×k²): a depthwise convolution.
+
+    Source: FFNet, arXiv 2406.02021.
+    """
 
     name = "depthwise"
     makes = Layout.MAP
@@ -52,6 +178,74 @@ class Depthwise(QueryKey):
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         return self.key(q)
+
+
+@register
+class LargeKernel(QueryKey):
+    """A large learned key in three parts: depthwise k×k, depthwise dilated, 1×1 (VAN, arXiv 2202.09741)."""
+
+    name = "large_kernel"
+    makes = Layout.MAP
+    source = "static"
+
+    class Config(OperationConfig):
+        kernel_size: Kernel = 5
+        dilated_kernel: Kernel = 7
+        dilation: int = Field(default=3, gt=0)
+
+    def __init__(self, config: Config, site: Site, query_dim: int) -> None:
+        super().__init__(config, site, query_dim)
+        self.coefficients = Coefficients(Layout.MAP, query_dim)
+        self.key = nn.Sequential(
+            spatial_conv(query_dim, query_dim, config.kernel_size, norm=False),
+            nn.Conv2d(
+                query_dim,
+                query_dim,
+                config.dilated_kernel,
+                padding=config.dilation * (config.dilated_kernel // 2),
+                dilation=config.dilation,
+                groups=query_dim,
+            ),
+            nn.Conv2d(query_dim, query_dim, 1),
+        )
+
+    def forward(self, q: Tensor, x: Tensor) -> Tensor:
+        return self.key(q)
+
+
+@register
+class MultiScale(QueryKey):
+    """Depthwise k×k, added to it pairs of strips 1×s and s×1 of several lengths, then 1×1.
+
+    Source: SegNeXt's multi-scale convolutional attention, arXiv 2209.08575.
+    """
+
+    name = "multi_scale"
+    makes = Layout.MAP
+    source = "static"
+
+    class Config(OperationConfig):
+        kernel_size: Kernel = 5
+        strips: tuple[Kernel, ...] = (7, 11, 21)
+
+    def __init__(self, config: Config, site: Site, query_dim: int) -> None:
+        super().__init__(config, site, query_dim)
+        self.coefficients = Coefficients(Layout.MAP, query_dim)
+
+        def strip(height: int, width: int) -> nn.Conv2d:
+            padding = (height // 2, width // 2)
+            return nn.Conv2d(query_dim, query_dim, (height, width), padding=padding, groups=query_dim)
+
+        self.key = spatial_conv(query_dim, query_dim, config.kernel_size, norm=False)
+        self.strips = nn.ModuleList(nn.Sequential(strip(1, s), strip(s, 1)) for s in config.strips)
+        self.mix = nn.Conv2d(query_dim, query_dim, 1)
+
+    def forward(self, q: Tensor, x: Tensor) -> Tensor:
+        near = self.key(q)
+        scores = near
+        for strip in self.strips:
+            scores = scores + strip(near)
+        return self.mix(scores)
 
 
 @register
@@ -74,3 +268,64 @@ class Linear(QueryKey):
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         return self.key(q)
+
+
+@register
+class Memory(QueryKey):
+    """Each token against a number of learned keys that is free of the width.
+
+    Source: external attention, arXiv 2105.02358.
+    """
+
+    name = "memory"
+    makes = Layout.MAP
+    source = "static"
+
+    class Config(OperationConfig):
+        slots: int = Field(default=64, gt=0)
+
+    def __init__(self, config: Config, site: Site, query_dim: int) -> None:
+        super().__init__(config, site, query_dim)
+        self.coefficients = Coefficients(Layout.MAP, config.slots)
+        self.key = nn.Conv2d(query_dim, config.slots, 1, bias=False)
+
+    def forward(self, q: Tensor, x: Tensor) -> Tensor:
+        return self.key(q)
+
+
+@register
+class TokenLinear(QueryKey):
+    """Each channel's map of N tokens against expansion·N learned maps: a linear layer over tokens.
+
+    The scores of a channel fill `expansion` maps, next to each other: (B, C'·expansion, H, W).
+    `open`: weights start near 0 and biases at 1, so that a gate made of the scores starts open (gMLP).
+    Source: MLP-Mixer, arXiv 2105.01601; gMLP, arXiv 2105.08050.
+    """
+
+    name = "token_linear"
+    makes = Layout.MAP
+    source = "static"
+    fixed_size = True
+
+    class Config(OperationConfig):
+        expansion: int = Field(default=1, gt=0)
+        open: bool = False
+
+    def __init__(self, config: Config, site: Site, query_dim: int) -> None:
+        super().__init__(config, site, query_dim)
+        self.coefficients = Coefficients(Layout.MAP, query_dim * config.expansion)
+        self.tokens = site.height * site.width
+        self.expansion = config.expansion
+        self.open = config.open
+        self.weight = nn.Parameter(torch.empty(config.expansion * self.tokens, self.tokens))
+        self.bias = nn.Parameter(torch.empty(config.expansion * self.tokens))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        trunc_normal_(self.weight, std=1e-6 if self.open else 0.02)
+        nn.init.constant_(self.bias, float(self.open))
+
+    def forward(self, q: Tensor, x: Tensor) -> Tensor:
+        check_tokens("query_key 'token_linear'", q, self.tokens)
+        scores = F.linear(q.flatten(2), self.weight, self.bias)  # (B, C', expansion·N)
+        return scores.reshape(q.shape[0], q.shape[1] * self.expansion, q.shape[2], q.shape[3])

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .draws import derive, noise, uniforms
+from ..draws import derive, noise, uniforms
 from .randaugment import OP_NAMES, RandAugment, apply_ops, parse_rand_augment
 
 _ATTEMPTS = 10  # at a box that fits, as in timm and torchvision
@@ -41,8 +41,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     pixels = levels.float()
     # Rows as long as an image: broadcasting over C alone would run in loops of 3.
     offset, scale = (
-        torch.tensor(values, dtype=torch.float32).expand(pixels.shape[1:]).contiguous()
-        for values in (mean, std)
+        torch.tensor(values, dtype=torch.float32).expand(pixels.shape[1:]).contiguous() for values in (mean, std)
     )
     return pixels.div_(255).sub_(offset).div_(scale).permute(0, 3, 1, 2)
 
@@ -60,9 +59,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 def _check_images(images: Tensor, channels: int | None = None) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         shape = tuple(images.shape)
-        raise ValueError(
-            f"images must be uint8 of shape (B, 1 or 3, H, W), got {images.dtype} of shape {shape}"
-        )
+        raise ValueError(f"images must be uint8 of shape (B, 1 or 3, H, W), got {images.dtype} of shape {shape}")
     if channels is not None and images.shape[1] != channels:
         raise ValueError(f"images have {images.shape[1]} channels, but mean and std have {channels} values")
 
@@ -196,18 +193,14 @@ class BatchAugment:
         self.image_size, self.mean, self.std = image_size, mean, std
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
         self.flip, self.color_jitter, self.erase = flip, color_jitter, erase
-        self.rand_augment: RandAugment | None = (
-            None if rand_augment is None else parse_rand_augment(rand_augment)
-        )
+        self.rand_augment: RandAugment | None = None if rand_augment is None else parse_rand_augment(rand_augment)
         self.seed = seed
 
     def __call__(self, images: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
         """The augmented batch; `indices` (B,) are the samples' numbers in the data set. The input is kept."""
         _check_images(images, len(self.mean))
         if len(indices) != len(images):
-            raise ValueError(
-                f"there must be one index for each image, got {len(indices)} for {len(images)} images"
-            )
+            raise ValueError(f"there must be one index for each image, got {len(indices)} for {len(images)} images")
 
         def draw(purpose: str, count: int) -> np.ndarray:
             return uniforms(derive(self.seed, "augment", purpose), epoch, indices, count)

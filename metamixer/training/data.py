@@ -21,7 +21,7 @@ from timm.data import create_dataset, create_transform
 from torch import Tensor
 
 from ..config import ConfigError
-from .draws import derive, permutation
+from ..draws import derive, permutation
 from .augment import BatchAugment, normalise, resize
 from .config import DataConfig, Recipe
 
@@ -98,9 +98,7 @@ class Data:
 
     def evaluation(self, split: str) -> Iterator[Batch]:
         """Batches of the split `val` or `test`, each image once, in order."""
-        source, indices = (
-            (self.train, self.val_indices) if split == "val" else (self.test, np.arange(len(self.test)))
-        )
+        source, indices = (self.train, self.val_indices) if split == "val" else (self.test, np.arange(len(self.test)))
         chunks = [indices[i : i + EVAL_BATCH] for i in range(0, len(indices), EVAL_BATCH)]
         if isinstance(source, Images):
             for chunk in chunks:
@@ -147,13 +145,9 @@ def _splits(config: DataConfig, in_memory: bool) -> tuple[Any, Any]:
                 f"num_classes is {config.num_classes}"
             )
         if isinstance(found, Images) and found.images.shape[1] != config.channels:
-            raise ConfigError(
-                f"data {config.name!r} has {found.images.shape[1]} channels, not {config.channels}"
-            )
+            raise ConfigError(f"data {config.name!r} has {found.images.shape[1]} channels, not {config.channels}")
     if config.val_samples >= len(train):
-        raise ConfigError(
-            f"data.val_samples {config.val_samples} leaves none of {len(train)} training images"
-        )
+        raise ConfigError(f"data.val_samples {config.val_samples} leaves none of {len(train)} training images")
     return train, test
 
 
@@ -179,13 +173,11 @@ def _fashion_mnist(config: DataConfig, split: str) -> Images:
             FashionMNIST(str(cache), download=True)
         except Exception as error:
             raise ConfigError(
-                f"data 'fashion-mnist': not in {folder} and the download failed ({str(error).splitlines()[0][:80]}); install "
-                "Debian's package dataset-fashion-mnist or put its four .gz files into data.root"
+                f"data 'fashion-mnist': not in {folder} and the download failed ({str(error).splitlines()[0][:80]}); "
+                "install Debian's package dataset-fashion-mnist or put its four .gz files into data.root"
             ) from None
         folder = cache / "FashionMNIST" / "raw"
-    images = np.frombuffer(_idx(folder, f"{split}-images-idx3-ubyte.gz"), np.uint8, offset=16).reshape(
-        -1, 1, 28, 28
-    )
+    images = np.frombuffer(_idx(folder, f"{split}-images-idx3-ubyte.gz"), np.uint8, offset=16).reshape(-1, 1, 28, 28)
     labels = np.frombuffer(_idx(folder, f"{split}-labels-idx1-ubyte.gz"), np.uint8, offset=8).astype(np.int64)
     return Images(resize(torch.from_numpy(images.copy()), config.image_size), torch.from_numpy(labels))
 
@@ -221,9 +213,7 @@ _ALIASES = {"train": ("train", "training"), "validation": ("validation", "val", 
 
 
 def _check_classes(config: DataConfig, split: str, dataset: Any) -> None:
-    classes = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or getattr(
-        dataset, "class_to_idx", None
-    )
+    classes = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or getattr(dataset, "class_to_idx", None)
     if classes is not None and len(classes) != config.num_classes:
         raise ConfigError(
             f"data {config.name!r} at {config.root!r} has {len(classes)} classes in its {split} split, "
@@ -238,9 +228,7 @@ def _open(dataset: Any, index: int) -> tuple[Image.Image, int]:
         return image, int(label)
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         name = dataset.filename(index, absolute=True) if hasattr(dataset, "filename") else f"image {index}"
-        raise ConfigError(
-            f"{name}: broken image ({str(error).splitlines()[0][:80]}); mend or remove it"
-        ) from None
+        raise ConfigError(f"{name}: broken image ({str(error).splitlines()[0][:80]}); mend or remove it") from None
 
 
 def _decode(config: DataConfig, dataset: Any) -> Images:
@@ -252,9 +240,7 @@ def _decode(config: DataConfig, dataset: Any) -> Images:
     labels = torch.empty(len(dataset), dtype=torch.int64)
     for i in range(len(dataset)):
         image, labels[i] = _open(dataset, i)
-        image = F.resize(
-            image.convert("L" if config.channels == 1 else "RGB"), size, F.InterpolationMode.BICUBIC
-        )
+        image = F.resize(image.convert("L" if config.channels == 1 else "RGB"), size, F.InterpolationMode.BICUBIC)
         images[i] = F.pil_to_tensor(F.center_crop(image, [size, size]))
     return Images(images, labels)
 

@@ -18,9 +18,10 @@ import platform
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from ..config import SCHEMA_VERSION, ConfigError, digest, parse
 from .config import RunConfig
@@ -51,15 +52,11 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if (self.path / "config.json").exists():
                 if self.config() != config:
-                    raise ConfigError(
-                        f"{self.path}: holds another run's configuration; choose another folder"
-                    )
+                    raise ConfigError(f"{self.path}: holds another run's configuration; choose another folder")
             else:
                 self.write("config.json", {"schema": SCHEMA_VERSION, "config": config.to_dict()})
         except OSError as error:
-            raise ConfigError(
-                f"{self.path}: cannot write the run's folder: {error.strerror or error}"
-            ) from None
+            raise ConfigError(f"{self.path}: cannot write the run's folder: {error.strerror or error}") from None
 
     def config(self) -> RunConfig:
         content = self.read("config.json")

@@ -48,9 +48,7 @@ def auto_contrast(images: Tensor, argument: Tensor) -> Tensor:
     levels = images.flatten(2)
     low = levels.amin(2, keepdim=True).double()  # (n, C, 1)
     high = levels.amax(2, keepdim=True).double()
-    scale = torch.tensor(255.0, dtype=torch.float64) / (
-        high - low
-    )  # with a plain 255.0 torch takes a reciprocal
+    scale = torch.tensor(255.0, dtype=torch.float64) / (high - low)  # with a plain 255.0 torch takes a reciprocal
     table = torch.arange(256.0, dtype=torch.float64) * scale + -low * scale
     table = torch.where(high > low, table, torch.arange(256.0, dtype=torch.float64))
     return _look_up(images, table.clamp_(0, 255).to(torch.uint8))
@@ -196,9 +194,7 @@ def rotate(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
     values = torch.zeros(n, channels, side, side)
     for row in range(4):
         line = taps[:, :, row].mul_(x_weights[:, None])
-        values.add_(
-            (line[:, :, 0] + line[:, :, 1] + line[:, :, 2] + line[:, :, 3]).mul_(y_weights[:, row, None])
-        )
+        values.add_((line[:, :, 0] + line[:, :, 1] + line[:, :, 2] + line[:, :, 3]).mul_(y_weights[:, row, None]))
     return _to_levels(values, inside, fill)
 
 
@@ -326,9 +322,7 @@ def parse_rand_augment(text: str) -> RandAugment:
             break
         values[key] = value
     if first != "rand" or len(values) != len(sections):
-        raise ValueError(
-            f'rand_augment must look like "rand-m9-mstd0.5-inc1" (m, mstd, inc, n, p), got {text!r}'
-        )
+        raise ValueError(f'rand_augment must look like "rand-m9-mstd0.5-inc1" (m, mstd, inc, n, p), got {text!r}')
     probability, std = float(values.get("p", 0.5)), float(values.get("mstd", 0))
     if not 0 <= probability <= 1:
         raise ValueError(f"rand_augment's p must lie between 0 and 1, got {text!r}")

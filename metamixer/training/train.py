@@ -11,9 +11,10 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +27,10 @@ from torch import nn
 
 from ..config import ConfigError
 from ..cost import count
+from ..draws import derive
 from . import checkpoint
 from .config import RunConfig
 from .data import Data
-from .draws import derive
 from .evaluate import evaluate
 from .folder import RunFolder, environment
 
@@ -95,11 +96,7 @@ class Trainer:
         self.model.init_weights(config.seed)
         self.model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.ema = ModelEmaV3(self.model, decay=recipe.ema) if recipe.ema else None
-        spared = (
-            ()
-            if recipe.layer_scale_decay
-            else [n for n, _ in self.model.named_parameters() if "_scale." in n]
-        )
+        spared = () if recipe.layer_scale_decay else [n for n, _ in self.model.named_parameters() if "_scale." in n]
         groups = param_groups_weight_decay(self.model, recipe.weight_decay, no_weight_decay_list=spared)
         self.optimizer = create_optimizer_v2(groups, opt="adamw", lr=recipe.lr, weight_decay=0.0, fused=True)
         self.scheduler, _ = create_scheduler_v2(
@@ -128,9 +125,7 @@ class Trainer:
         self.loss: nn.Module = (
             SoftTargetCrossEntropy() if self.mixup else LabelSmoothingCrossEntropy(recipe.label_smoothing)
         )
-        self.scaler = torch.amp.GradScaler(
-            device.type, enabled=recipe.precision == "float16" and device.type == "cuda"
-        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16" and device.type == "cuda")
         self.step = 0  # optimizer steps done; the position of the run
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # over the steps of this epoch
         self.seconds = 0.0
@@ -162,9 +157,7 @@ class Trainer:
                 saved = now
                 if stop.is_set():
                     self.folder_progress(state="interrupted")
-                    raise Interrupted(
-                        f"stopped in epoch {epoch + 1} after step {self.step}; its checkpoint is written"
-                    )
+                    raise Interrupted(f"stopped in epoch {epoch + 1} after step {self.step}; its checkpoint is written")
             if now - reported > PROGRESS_SECONDS:
                 self._check_finite(epoch)
                 self.folder_progress()
@@ -230,9 +223,7 @@ class Trainer:
         predictions = {"label": labels, "raw": predicted}
         rows = {"raw": raw}
         if self.ema is not None:
-            rows["ema"], predictions["ema"], _ = evaluate(
-                self.ema.module, self.data.evaluation("test"), self.device
-            )
+            rows["ema"], predictions["ema"], _ = evaluate(self.ema.module, self.data.evaluation("test"), self.device)
         weights = "ema" if self.ema is not None else "raw"
         cost = count(
             config.build(),

@@ -1,0 +1,526 @@
+"""Every preset and baseline against an independent reference: timm's module, weights copied, or a naive loop.
+
+References return what the mixer should; they run in double precision on random weights and statistics.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from timm.layers import GatedMlp, Mlp
+from timm.models import convnext, efficientvit_mit, fastvit, mambaout, metaformer, starnet, swiftformer, xcit
+from timm.models.mlp_mixer import SpatialGatingUnit
+from timm.models.vision_transformer import Attention
+from torch import nn
+from torch.nn import functional as F
+
+from metamixer import Backbone, ConfigError, Site, StageConfig, build_mixer, override, resolve_mixer
+from metamixer.ffnet import CONFIGS
+from metamixer.mixer import FAST_PATHS, MetaMixer
+from metamixer.presets import BASELINES, PRESETS, preset
+
+DIM = 48  # 8/3 of it is whole, as MambaOut's rounding needs, and it makes 3 heads of 16
+HEAD = 16
+SIZES = [(8, 8), (7, 5)]
+REFERENCES = {}
+
+
+def reference(name):
+    def add(function):
+        assert name not in REFERENCES
+        REFERENCES[name] = function
+        return function
+
+    return add
+
+
+def randomise(module):
+    """Values far from their start, so that nothing is zero or one by luck."""
+    for name, tensor in module.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+        elif tensor.is_floating_point() and not name.endswith("matrix"):
+            tensor.normal_(0, 0.4 if tensor.ndim > 1 else 0.7)
+    return module
+
+
+def config(name):
+    """The preset, with heads of 16 channels where it has 32, to have several at the width of the tests."""
+    mixer = dict(PRESETS.get(name) or BASELINES[name])
+    if isinstance(mixer.get("query_key"), str) and name in PRESETS:
+        known = resolve_mixer(name).query_key
+        if getattr(known, "head_dim", None) == 32:
+            mixer["query_key"] = {"name": known.name, "head_dim": HEAD}
+    return resolve_mixer(mixer)
+
+
+def build(name, size):
+    torch.manual_seed(len(name))
+    return randomise(build_mixer(config(name), Site(DIM, *size))).double().eval()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", [*PRESETS, *BASELINES])
+def test_agrees_with_reference(name, size):
+    mixer = build(name, size)
+    x = torch.randn(2, DIM, *size, dtype=torch.double)
+    with torch.no_grad():
+        y, expected = mixer(x), REFERENCES[name](mixer, x)
+    assert y.shape == x.shape
+    assert (y - expected).norm() / expected.norm() < 1e-5
+    assert name == "identity" or (y - x).norm() > 1e-2 * x.norm()
+
+
+def test_every_mixer_has_a_reference():
+    assert REFERENCES.keys() == PRESETS.keys() | BASELINES.keys()
+    assert not PRESETS.keys() & BASELINES.keys()
+
+
+# ---- helpers for references
+
+
+def tokens(x):
+    return x.flatten(2).transpose(1, 2)  # (B, N, C)
+
+
+def to_map(y, x):
+    return y.transpose(1, 2).reshape(x.shape)
+
+
+def copy(target, *sources):
+    """Weights and biases of 1×1 convolutions or linear layers, stacked along the outputs, into one layer."""
+    target.weight.copy_(torch.cat([s.weight for s in sources]).reshape(target.weight.shape))
+    if target.bias is not None:
+        target.bias.copy_(torch.cat([s.bias for s in sources]))
+
+
+def conv1(layer, x):
+    return torch.einsum("oi,bihw->bohw", layer.weight[:, :, 0, 0], x) + layer.bias[:, None, None]
+
+
+def depthwise(layer, x, dilation=1):
+    """Depthwise convolution as a loop over the kernel."""
+    kh, kw = layer.weight.shape[2:]
+    ph, pw = dilation * (kh // 2), dilation * (kw // 2)
+    padded, y = F.pad(x, [pw, pw, ph, ph]), layer.bias[:, None, None].expand_as(x).clone()
+    for i in range(kh):
+        for j in range(kw):
+            shifted = padded[:, :, i * dilation :, j * dilation :][..., : x.shape[2], : x.shape[3]]
+            y += layer.weight[:, 0, i, j, None, None] * shifted
+    return y
+
+
+def batch_norm(norm, x):
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return (x - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
+
+
+def rep_depthwise(branched, x):
+    y = 0
+    for branch in (branched.large, branched.small):
+        conv = F.conv2d(x, branch.conv.weight, padding=branch.conv.weight.shape[-1] // 2, groups=x.shape[1])
+        y = y + batch_norm(branch.norm, conv)
+    return y
+
+
+def heads(x, dim=HEAD):
+    """(B, C, H, W) → (B, heads, N, d)."""
+    return tokens(x).unflatten(-1, (-1, dim)).transpose(1, 2)
+
+
+def qkv(mixer, x):
+    return conv1(mixer.query.proj, x), conv1(mixer.query_key.key, x), conv1(mixer.coefficient_value.value, x)
+
+
+# ---- dynamic keys, dynamic values
+
+
+@reference("attention")
+def _(mixer, x):
+    timm = Attention(DIM, num_heads=DIM // HEAD, qkv_bias=True).double()
+    copy(timm.qkv, mixer.query.proj, mixer.query_key.key, mixer.coefficient_value.value)
+    copy(timm.proj, mixer.coefficient_value.proj)
+    return to_map(timm(tokens(x)), x)
+
+
+def pairs(mixer, x, function):
+    """Attention with a function of each query's scores, token by token."""
+    q, k, v = (heads(t) for t in qkv(mixer, x))
+    y = torch.zeros_like(q)
+    for i in range(q.shape[2]):
+        scores = torch.stack([(q[:, :, i] * k[:, :, j]).sum(-1) for j in range(k.shape[2])], -1) / HEAD**0.5
+        y[:, :, i] = torch.einsum("bhj,bhjd->bhd", function(scores), v)
+    return conv1(mixer.coefficient_value.proj, to_map(y.transpose(1, 2).flatten(2), x))
+
+
+@reference("relu_attention")
+def _(mixer, x):
+    return pairs(mixer, x, lambda scores: scores.clamp(min=0) / scores.shape[-1])
+
+
+@reference("sigmoid_attention")
+def _(mixer, x):
+    return pairs(mixer, x, lambda scores: 1 / (1 + scores.shape[-1] * torch.exp(-scores)))
+
+
+@reference("linear_attention")
+def _(mixer, x):
+    timm = efficientvit_mit.LiteMLA(
+        DIM, DIM, dim=HEAD, scales=(), use_bias=True, norm_layer=(None, None)
+    ).double()
+    layers = (mixer.query.proj, mixer.query_key.key, mixer.coefficient_value.value)
+    # timm keeps q, k and v of a head together
+    for what in ("weight", "bias"):
+        split = [getattr(layer, what).unflatten(0, (-1, HEAD)) for layer in layers]
+        getattr(timm.qkv.conv, what).copy_(torch.stack(split, 1).flatten(0, 2))
+    copy(timm.proj.conv, mixer.coefficient_value.proj)
+    return timm(x)
+
+
+@reference("hydra_attention")
+def _(mixer, x):
+    q, k, v = (tokens(t) for t in qkv(mixer, x))
+    q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
+    return conv1(mixer.coefficient_value.proj, to_map(q * torch.einsum("bnc,bnc->bc", k, v)[:, None], x))
+
+
+def neighbourhood(mixer, x, values):
+    """Softmax over the neighbours on the map, by position; values(channels, offset, row, column) → (B, d)."""
+    q, k = conv1(mixer.query.proj, x), conv1(mixer.query_key.key, x)
+    (height, width), bias, y = x.shape[2:], mixer.query_key.bias, torch.zeros_like(x)
+    for head in range(DIM // HEAD):
+        c = slice(head * HEAD, (head + 1) * HEAD)
+        for row in range(height):
+            for col in range(width):
+                scores, found = [], []
+                for offset in range(49):
+                    i, j = row + offset // 7 - 3, col + offset % 7 - 3
+                    if 0 <= i < height and 0 <= j < width:
+                        score = (q[:, c, row, col] * k[:, c, i, j]).sum(-1) / HEAD**0.5
+                        scores.append(score + bias[head, offset, 0, 0])
+                        found.append(values(c, offset, i, j))
+                shares = torch.stack(scores, -1).softmax(-1)
+                y[:, c, row, col] = (shares[..., None] * torch.stack(found, 1)).sum(1)
+    return conv1(mixer.coefficient_value.proj, y)
+
+
+@reference("neighbourhood_attention")
+def _(mixer, x):
+    v = conv1(mixer.coefficient_value.value, x)
+    return neighbourhood(mixer, x, lambda c, offset, i, j: v[:, c, i, j])
+
+
+@reference("xca")
+def _(mixer, x):
+    timm = xcit.XCA(DIM, num_heads=DIM // HEAD, qkv_bias=True).double()
+    copy(timm.qkv, mixer.query.proj, mixer.query_key.key, mixer.coefficient_value.value)
+    copy(timm.proj, mixer.coefficient_value.proj)
+    timm.temperature.copy_(mixer.query_key.temperature)
+    return to_map(timm(tokens(x)), x)
+
+
+# ---- static keys, static values
+
+
+def ffn(mixer, x, act=nn.GELU):
+    timm = Mlp(DIM, 4 * DIM, act_layer=act).double()
+    copy(timm.fc1, mixer.query_key.key)
+    copy(timm.fc2, mixer.coefficient_value.value)
+    if act is metaformer.StarReLU:
+        timm.act.load_state_dict(mixer.activation.function.state_dict())
+    return to_map(timm(tokens(x)), x)
+
+
+REFERENCES["ffn"] = ffn
+REFERENCES["squared_relu_ffn"] = partial(ffn, act=metaformer.SquaredReLU)
+REFERENCES["star_relu_ffn"] = partial(ffn, act=metaformer.StarReLU)
+
+
+@reference("convnext")
+def _(mixer, x):
+    timm = convnext.ConvNeXtBlock(DIM, ls_init_value=None).double()
+    copy(timm.conv_dw, mixer.query.proj)
+    timm.norm.load_state_dict(mixer.query.ending[0].state_dict())
+    copy(timm.mlp.fc1, mixer.query_key.key)
+    copy(timm.mlp.fc2, mixer.coefficient_value.value)
+    return timm(x) - x
+
+
+@reference("convnext_ffn")
+def _(mixer, x):
+    hidden = F.gelu(conv1(mixer.query_key.key, rep_depthwise(mixer.query.proj, x)))
+    return conv1(mixer.coefficient_value.value, hidden)
+
+
+@reference("ffnified_attention")
+def _(mixer, x):
+    proj = mixer.query.proj
+    q = batch_norm(proj.norm, torch.einsum("oi,bihw->bohw", proj.conv.weight[:, :, 0, 0], x))
+    return rep_depthwise(mixer.coefficient_value.value, F.gelu(rep_depthwise(mixer.query_key.key, q)))
+
+
+@reference("mlp_mixer")
+def _(mixer, x):
+    n = x.shape[2] * x.shape[3]
+    timm = Mlp(n, 2 * n).double()
+    copy(timm.fc1, mixer.query_key)
+    copy(timm.fc2, mixer.coefficient_value)
+    return timm(x.flatten(2)).reshape(x.shape)
+
+
+@reference("external_attention")
+def _(mixer, x):
+    q = tokens(conv1(mixer.query.proj, x))
+    keys, values = mixer.query_key.key.weight[:, :, 0, 0], mixer.coefficient_value.value.weight[:, :, 0, 0]
+    assert keys.shape == (64, DIM)
+    shares = (q @ keys.T).exp()
+    shares = shares / shares.sum(1, keepdim=True)
+    shares = shares / shares.sum(2, keepdim=True)
+    return to_map(shares @ values.T, x)
+
+
+# ---- static keys, dynamic values
+
+
+@reference("mambaout")
+def _(mixer, x):
+    timm = mambaout.GatedConvBlock(DIM, norm_layer=lambda dim, **_: nn.Identity()).double()
+    value = mixer.coefficient_value
+    copy(timm.fc1, mixer.query_key.key, value.value)
+    copy(timm.conv, value.conv.conv)
+    copy(timm.fc2, value.proj)
+    return timm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) - x
+
+
+@reference("starnet")
+def _(mixer, x):
+    timm = starnet.Block(DIM, mlp_ratio=4).double().eval()
+    value = mixer.coefficient_value
+    for target, source in ((timm.dwconv, mixer.query.proj), (timm.g, value.proj[0])):
+        target.conv.weight.copy_(source.conv.weight)
+        target.conv.bias.zero_()
+        target.bn.load_state_dict(source.norm.state_dict())
+    copy(timm.f1.conv, mixer.query_key.key)
+    copy(timm.f2.conv, value.value)
+    copy(timm.dwconv2.conv, value.proj[1])
+    return timm(x) - x
+
+
+@reference("van")
+def _(mixer, x):
+    u = F.gelu(conv1(mixer.query.proj, x))
+    near, far, mix = mixer.query_key.key
+    return conv1(mixer.coefficient_value.proj, u * conv1(mix, depthwise(far, depthwise(near, u), dilation=3)))
+
+
+@reference("segnext")
+def _(mixer, x):
+    u, key = F.gelu(conv1(mixer.query.proj, x)), mixer.query_key
+    near = depthwise(key.key, u)
+    strips = [depthwise(second, depthwise(first, near)) for first, second in key.strips]
+    assert [tuple(layer.weight.shape[2:]) for pair in key.strips for layer in pair] == [
+        (1, 7), (7, 1), (1, 11), (11, 1), (1, 21), (21, 1),
+    ]  # fmt: skip
+    return conv1(mixer.coefficient_value.proj, u * conv1(key.mix, near + sum(strips)))
+
+
+@reference("conv2former")
+def _(mixer, x):
+    a = depthwise(mixer.query_key.key, F.gelu(conv1(mixer.query.proj, x)))
+    assert mixer.query_key.key.weight.shape[-1] == 11
+    return conv1(mixer.coefficient_value.proj, a * conv1(mixer.coefficient_value.value, x))
+
+
+@reference("moganet")
+def _(mixer, x):
+    query, value = mixer.query, mixer.coefficient_value
+    q = conv1(query.proj, x)
+    q = F.silu(q + query.scale.scale * (q - q.mean((2, 3), keepdim=True)))
+    v = depthwise(value.near, q)
+    a, b = DIM // 8, DIM // 2
+    v = torch.cat([v[:, :a], depthwise(value.middle, v[:, a:b], 2), depthwise(value.far, v[:, b:], 3)], 1)
+    return conv1(value.proj, F.silu(conv1(mixer.query_key.key, q)) * F.silu(conv1(value.mix, v)))
+
+
+@reference("gmlp")
+def _(mixer, x):
+    gate = partial(
+        SpatialGatingUnit, seq_len=x.shape[2] * x.shape[3], norm_layer=partial(nn.LayerNorm, eps=1e-6)
+    )
+    timm = GatedMlp(DIM, 6 * DIM, gate_layer=gate).double()
+    copy(timm.fc1, mixer.coefficient_value.value, mixer.query.proj)
+    timm.gate.norm.load_state_dict(mixer.query.ending[1].state_dict())
+    copy(timm.gate.proj, mixer.query_key)
+    copy(timm.fc2, mixer.coefficient_value.proj)
+    return to_map(timm(tokens(x)), x)
+
+
+# ---- dynamic keys, static values
+
+
+@reference("swiftformer")
+def _(mixer, x):
+    timm = swiftformer.EfficientAdditiveAttention(DIM, DIM).double()
+    copy(timm.to_query, mixer.query.proj)
+    copy(timm.to_key, mixer.query_key.key)
+    timm.w_g.copy_(mixer.query_key.pool.weight.reshape(DIM, 1))
+    copy(timm.proj, mixer.coefficient_value.value)
+    copy(timm.final, mixer.coefficient_value.proj)
+    return timm(x)
+
+
+@reference("relative_attention")
+def _(mixer, x):
+    table = mixer.coefficient_value.value.weight[:, :, 0, 0]  # (C, k²)
+    return neighbourhood(mixer, x, lambda c, offset, i, j: table[c, offset].expand(x.shape[0], -1))
+
+
+# ---- baselines
+
+
+@reference("identity")
+def _(mixer, x):
+    return x
+
+
+@reference("pooling")
+def _(mixer, x):
+    return metaformer.Pooling(3)(x)
+
+
+@reference("depthwise")
+def _(mixer, x):
+    return depthwise(mixer.conv, x)
+
+
+@reference("rep_mixer")
+def _(mixer, x):
+    timm = fastvit.RepMixer(DIM, 3, layer_scale_init_value=None).double().eval()
+    branches = (
+        (timm.mixer.conv_kxk[0], mixer.large),
+        (timm.mixer.conv_scale, mixer.small),
+    )
+    for target, source in branches:
+        target.conv.weight.copy_(source.conv.weight)
+        target.bn.load_state_dict(source.norm.state_dict(), strict=False)
+    timm.mixer.identity.load_state_dict(mixer.identity.state_dict())
+    timm.norm.identity.load_state_dict(mixer.subtracted.state_dict())
+    return timm(x) - x
+
+
+@reference("random_mixing")
+def _(mixer, x):
+    matrix = mixer.matrix
+    torch.testing.assert_close(matrix.sum(1), torch.ones_like(matrix[0]), rtol=1e-5, atol=1e-5)
+    assert not list(mixer.parameters())
+    return torch.einsum("mn,bcn->bcm", matrix, x.flatten(2)).reshape(x.shape)
+
+
+# ---- names
+
+
+def test_presets_stand_where_mixers_do():
+    stage = StageConfig(depth=2, width=32, token_mixer=["xca", "pooling"], channel_mixer="ffn")
+    assert stage.mixers(0)[0] == resolve_mixer(PRESETS["xca"])
+    assert stage.mixers(1) == (resolve_mixer(BASELINES["pooling"]), resolve_mixer("ffn"))
+    hybrid = override(CONFIGS["ffnet_mini"], {"stages.-1.token_mixer": "attention"})
+    model = Backbone(hybrid, num_classes=10, img_size=32)
+    assert type(model.stages[3].blocks[0].token_mixer) in FAST_PATHS.values()
+
+
+def test_preset_replaces_slots():
+    assert resolve_mixer(preset("ffn", activation="relu")).activation.name == "relu"
+    assert resolve_mixer(preset("pooling", kernel_size=5)).kernel_size == 5
+    assert PRESETS["ffn"]["activation"] == "gelu"
+
+
+def test_unknown_mixer_lists_what_there_is():
+    known = r"the presets are attention, .*, the baselines identity, "
+    with pytest.raises(ConfigError, match=rf"^no mixer 'xcaa'; {known}"):
+        resolve_mixer("xcaa")
+    with pytest.raises(ConfigError, match=r"^stages.0.token_mixer: no mixer 'xcaa'.*$"):
+        override(CONFIGS["ffnet_mini"], {"stages.0.token_mixer": "xcaa"})
+
+
+@pytest.mark.parametrize(
+    "broken, reason",
+    [
+        ({"query_key": "gone"}, "no query_key operation 'gone'"),
+        ({"query_key": {"name": "scaled_dot", "heads": 2}}, "unknown parameter 'heads'"),
+        ({"coefficient_value": "hadamard"}, "takes map"),
+    ],
+)
+def test_preset_that_no_longer_fits(monkeypatch, broken, reason):
+    monkeypatch.setitem(PRESETS, "attention", preset("attention", **broken))
+    with pytest.raises(ConfigError) as error:
+        resolve_mixer("attention")
+    message = str(error.value)
+    assert message.startswith("preset 'attention' no longer fits its operations: ") and reason in message
+    assert "\n" not in message
+
+
+# ---- tracing, initialisation, introspection
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *BASELINES])
+def test_traces_and_scripts(name):
+    """fx bitwise, TorchScript, bf16 autocast, channels_last, `meta`, on an odd map smaller than a kernel."""
+    mixer, site = build(name, (5, 9)).float(), Site(DIM, 5, 9)
+    x = torch.randn(2, DIM, 5, 9)
+    with torch.no_grad():
+        y = mixer(x)
+        assert torch.equal(torch.fx.symbolic_trace(mixer)(x), y)
+        torch.testing.assert_close(torch.jit.script(mixer)(x), y, rtol=1e-4, atol=1e-5)
+        last = mixer(x.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(last, y, rtol=1e-3, atol=1e-4)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (mixer(x) - y).norm() < 0.05 * y.norm()
+    with torch.device("meta"):
+        assert all(p.is_meta for p in build_mixer(config(name), site).parameters())
+
+
+def test_networks_trace_script_and_restart():
+    """In a backbone, which initialises: operations with tensors of their own, and fast paths."""
+    mixers = [
+        ["neighbourhood_attention", "attention"],
+        ["mlp_mixer", "gmlp", "star_relu_ffn"],
+        ["xca", "moganet", "hydra_attention"],
+        ["random_mixing", "sigmoid_attention"],
+    ]
+    changes = {f"stages.{i}.depth": len(names) for i, names in enumerate(mixers)}
+    changes |= {f"stages.{i}.token_mixer": names for i, names in enumerate(mixers)}
+    with pytest.raises(ConfigError, match=r"lists 3 mixers for 2 blocks"):
+        override(CONFIGS["ffnet_mini"], changes | {"stages.1.depth": 2})
+    small = override(CONFIGS["ffnet_mini"], {**changes, "stem_stride": 4, "stem_width": 8})
+    model = Backbone(small, num_classes=3, img_size=64).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        y = model(x)
+        assert torch.equal(torch.fx.symbolic_trace(model)(x), y)
+        torch.testing.assert_close(torch.jit.script(model)(x), y)
+    Backbone(small, num_classes=3, img_size=64, device="meta")
+    model.init_weights(seed=5)
+    once = {key: value.clone() for key, value in model.state_dict().items()}
+    randomise(model)
+    model.init_weights(seed=5)
+    parameters = dict(model.named_parameters())
+    for key, value in model.state_dict().items():
+        if key in parameters or key.endswith("matrix"):
+            assert torch.equal(value, once[key]), key
+
+
+def test_fixed_sizes_are_refused_in_one_line():
+    for name in ("mlp_mixer", "gmlp", "random_mixing"):
+        mixer = build_mixer(resolve_mixer(name), Site(32, 4, 4))
+        with pytest.raises(AssertionError, match="is built for maps of 16 tokens"):
+            mixer(torch.randn(1, 32, 4, 5))
+
+
+def test_trace_goes_slot_by_slot():
+    mixer = build_mixer(resolve_mixer("attention"), Site(64, 4, 5))
+    assert isinstance(mixer, MetaMixer)
+    x = torch.randn(2, 64, 4, 5)
+    query, scores, coefficients, output = mixer.trace(x)
+    assert query.shape == x.shape and scores.shape == coefficients.shape == (2, 2, 20, 20)
+    torch.testing.assert_close(coefficients.sum(-1), torch.ones(2, 2, 20))
+    torch.testing.assert_close(output, mixer(x))

@@ -1,0 +1,159 @@
+"""Grids and plans: what is expanded, what is missing, and that planning writes nothing."""
+
+import json
+import textwrap
+
+import pytest
+from small import RUN
+
+from metamixer import ConfigError, differences, digest
+from metamixer.training.folder import RunFolder
+from sweeps import Grid, State, Variant, grid_questions, load_grid, make_plan
+from sweeps.grid import LoadedGrid, setting_label
+
+KEY = "model.stages.*.token_mixer.activation"
+GRID = Grid(
+    bases={"tiny": RUN, "long": RUN},
+    base="gelu",
+    variants={
+        "gelu": Variant(),
+        "relu": Variant(changes={KEY: "relu"}),
+        "relu_fast": Variant(on="relu", changes={"recipe.lr": 5e-3}),
+    },
+    seeds=(0, 1),
+)
+LOADED = LoadedGrid("test", "Why?", GRID)
+
+
+def test_variants_build_on_each_other():
+    runs = {(run.variant, run.seed): run for run in GRID.runs()}
+    assert len(runs) == 6 and len({run.hash for run in runs.values()}) == 6
+    assert runs["gelu", 0].config == RUN
+    changed = differences(RUN, runs["relu_fast", 1].config)
+    activations = {f"model.stages.{i}.token_mixer.activation.name": ("gelu", "relu") for i in range(4)}
+    assert changed == {**activations, "recipe.lr": (2e-3, 5e-3), "seed": (0, 1)}
+    assert all(run.hash == digest(run.config) for run in runs.values())
+
+
+def test_overrides_come_before_the_variants():
+    runs = {run.variant: run.config for run in GRID.runs(overrides={"recipe.lr": 1e-4}, seeds=[3])}
+    assert runs["gelu"].recipe.lr == 1e-4 and runs["relu_fast"].recipe.lr == 5e-3 and runs["gelu"].seed == 3
+
+
+def test_only_some_variants():
+    assert {run.variant for run in GRID.runs(only=["relu_fast"])} == {"relu_fast"}
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: GRID.runs("imagenet"), "no setting 'imagenet'; the grid has tiny, long"),
+        (lambda: GRID.runs(only=["tanh"]), "no variant 'tanh'; there are gelu, relu, relu_fast"),
+        (lambda: GRID.runs(overrides={"recipe.speed": 1}), "no key 'speed'"),
+        (lambda: Grid(bases={"a": RUN}, base="x", variants={"a": Variant()}), "base 'x' is not a variant"),
+        (lambda: Grid(bases={"a": RUN}, base="a", variants={"a": Variant(on="b")}), "on 'b', which is not"),
+        (lambda: Grid(bases={"a": RUN}, base="a", variants={"a": Variant(on="a")}), "built on itself"),
+        (lambda: load_grid("ffnifcation"), "no grid 'ffnifcation'; there are ffnification, kernel_size"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_broken_variant_is_named():
+    grid = Grid(bases={"a": RUN}, base="a", variants={"a": Variant(), "b": Variant(changes={KEY: "softmax"})})
+    with pytest.raises(ConfigError, match=r"variant 'b': .*'softmax'"):
+        grid.runs()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("x = 1", "no grid in it: assign one to GRID"),
+        ("import nothing_like_this", r"file\.py:1: No module named"),
+        ("\nfrom sweeps import Grid\nGRID = Grid(bases={}, variant={})", r"file\.py:3: "),
+    ],
+)
+def test_a_broken_grid_file_says_where(tmp_path, text, message):
+    (tmp_path / "file.py").write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_grid(str(tmp_path / "file.py"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_grid_from_a_file_anywhere(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        textwrap.dedent('''
+        """Does ReLU do?
+
+        More about it.
+        """
+        from small import RUN
+        from sweeps import Grid, Variant
+        GRID = Grid(bases={"tiny": RUN}, base="a", variants={"a": Variant()})
+        ''')
+    )
+    loaded = load_grid(str(tmp_path / "mine.py"))
+    assert (loaded.name, loaded.question) == ("mine", "Does ReLU do?")
+
+
+@pytest.mark.parametrize("name", list(grid_questions()))
+def test_every_shipped_grid_plans_in_every_setting(name, tmp_path):
+    loaded = load_grid(name)
+    assert loaded.question.endswith("?") or "." in loaded.question
+    for setting in loaded.grid.bases:
+        plan = make_plan(loaded, tmp_path, setting)
+        assert plan.count() == {State.NEW: len(plan.runs)}
+        assert len({run.hash for run in plan.runs}) == len(plan.runs), "two variants are the same run"
+    assert not any(tmp_path.iterdir())
+
+
+def test_kernel_size_changes_nothing_but_the_kernel():
+    runs = {run.variant: run.config for run in load_grid("kernel_size").grid.runs("fashion-mnist", seeds=[0])}
+    changed = differences(runs["k3"], runs["k13"])
+    assert {key.rsplit(".", 1)[1] for key in changed} == {"kernel_size"} and len(changed) == 8
+    assert all(run.warnings() == [] for name, run in runs.items() if name != "k9" and name != "k13")
+
+
+def test_states_follow_the_folders(tmp_path):
+    plan = make_plan(LOADED, tmp_path)
+    first, second, third, fourth = plan.runs[:4]
+    for run in (first, second, third, fourth):
+        plan.folder(run).create(run.config)
+    plan.folder(first).write("result.json", {"state": "done"})
+    plan.folder(second).fail("the loss is not a number in epoch 1", 1)
+    plan.folder(third).write("progress.json", {"epoch": 1})
+    with plan.folder(fourth).lock():
+        states = make_plan(LOADED, tmp_path).states
+    expected = [State.DONE, State.FAILED, State.INTERRUPTED, State.RUNNING, State.NEW, State.NEW]
+    assert [states[run.hash] for run in plan.runs] == expected
+    plan = make_plan(LOADED, tmp_path)  # the fourth let go without having begun
+    assert [run.hash for run in plan.missing()] == [run.hash for run in plan.runs[2:]]
+    assert [run.hash for run in plan.missing(retry=True)] == [run.hash for run in plan.runs[1:]]
+
+
+def test_the_manifest_lists_the_runs(tmp_path):
+    plan = make_plan(LOADED, tmp_path, "tiny", {"recipe.epochs": 2})
+    plan.write_manifest()
+    manifest = json.loads((tmp_path / "grids" / "test@tiny+recipe.epochs=2.json").read_text())
+    assert manifest["base"] == "gelu" and len(manifest["runs"]) == 6
+    assert manifest["runs"][-1] == {
+        "hash": plan.runs[-1].hash, "variant": "relu_fast", "seed": 1, "on": "relu", "changes": {"recipe.lr": 5e-3}
+    }  # fmt: skip
+
+
+def test_setting_labels_are_file_names():
+    assert setting_label("digits", {}) == "digits"
+    long = setting_label("digits", {f"model.stages.{i}.token_mixer": {"name": "identity"} for i in range(4)})
+    assert "/" not in long and len(long) < 80
+    assert long != setting_label("digits", {f"model.stages.{i}.token_mixer": {"name": "pooling"} for i in range(4)})
+
+
+def test_an_unwritable_folder_is_one_line(tmp_path):
+    (tmp_path / "runs").write_text("a file, not a folder")
+    with pytest.raises(ConfigError, match="cannot write") as caught:
+        make_plan(LOADED, tmp_path / "runs").write_manifest()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="cannot write"):
+        RunFolder(tmp_path / "runs" / "x").create(RUN)
