@@ -25,11 +25,12 @@ ATTENTION = {
 SAME = {"model.norm": "batch", MIXER: ATTENTION}
 
 small = ffnet((1, 1, 2, 1), (16, 32, 64, 128), channel_kernels=(3, 3, 3, 3), stem_width=16, stem_stride=1)
+half = override(small, {"stem_stride": 2})  # a quarter of the cost; the last map is 2 wide, which the plan notes
 
 GRID = Grid(
     bases={
         "digits": override(RunConfig(model=small, data=DIGITS, recipe=SMALL_DIGITS), SAME),
-        "fashion-mnist": override(RunConfig(model=small, data=FASHION_MNIST, recipe=SMALL), SAME),
+        "fashion-mnist": override(RunConfig(model=half, data=FASHION_MNIST, recipe=SMALL), SAME),
         "imagenet": override(RunConfig(model=CONFIGS["ffnet_1"], data=IMAGENET, recipe=FFNET_1), SAME),
     },
     base="attention",

@@ -126,9 +126,7 @@ def load(
         for entry in _entries(manifest, left_out):
             key = entry["hash"]
             if key not in seen:  # a run that two grids share is read once
-                seen[key] = (
-                    _run(os.path.join(root, key), now, with_config) if key in folders else {"state": "new"}
-                )
+                seen[key] = _run(os.path.join(root, key), now, with_config) if key in folders else {"state": "new"}
             rows.append({**entry, **seen[key]})
     frame = _typed(rows)
     frame.attrs["left_out"] = left_out
@@ -149,9 +147,7 @@ def _entries(manifest: Json, left_out: list[str]) -> Iterator[Json]:
         except (KeyError, TypeError, ValueError):
             key = None
         if not isinstance(key, str) or not key:
-            left_out.append(
-                f"grids/{where}.json: entry {index} of its runs lacks a hash, a variant or a seed"
-            )
+            left_out.append(f"grids/{where}.json: entry {index} of its runs lacks a hash, a variant or a seed")
             continue
         yield {
             "grid": manifest["grid"],
@@ -218,16 +214,12 @@ def _unfinished(folder: str, now: float, notes: list[str]) -> Json:
         notes.append(f"progress.json has the state {state!r}, but there is no result")
         state = "interrupted"
     silent = now - _number(progress.get("time"))
-    if (
-        state == "running" and silent > SILENT_AFTER
-    ):  # killed, or on a machine that is gone: can't be told from here
+    if state == "running" and silent > SILENT_AFTER:  # killed, or on a machine that is gone: can't be told from here
         notes.append(f"no sign of life for {silent / 3600:.1f} h")
     return {"state": state, "epochs": progress.get("epoch")}
 
 
-def _read(
-    path: str | Path, absent_is_fine: bool = False, only_schema: bool = False
-) -> tuple[Json | None, str]:
+def _read(path: str | Path, absent_is_fine: bool = False, only_schema: bool = False) -> tuple[Json | None, str]:
     """A file's JSON object, or None and what is wrong with the file.
 
     With `only_schema`, a file that opens with the known schema isn't parsed: most of the time of reading
@@ -315,9 +307,7 @@ def one_grid(runs: pd.DataFrame) -> None:
     Raises:
         ValueError: it holds several grids or data sets, or a variant's seed twice.
     """
-    pairs = [
-        f"{grid}@{data}" for grid, data in runs[["grid", "data"]].drop_duplicates().itertuples(index=False)
-    ]
+    pairs = [f"{grid}@{data}" for grid, data in runs[["grid", "data"]].drop_duplicates().itertuples(index=False)]
     if len(pairs) > 1:
         raise ValueError(f"a comparison takes one grid on one data set, here are {', '.join(pairs)}")
     twice = runs[runs.duplicated(["variant", "seed"])]

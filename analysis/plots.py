@@ -132,9 +132,7 @@ def _title(comparison: pd.DataFrame, meta: Meta) -> str:
         elif len(chosen):
             low, high = chosen["difference"].min(), chosen["difference"].max()
             among = f" of {len(others)} variants" if not said else ""
-            said.append(
-                f"{len(chosen)}{among} {verdict} it ({signed(low, meta)} to {signed(high, meta, unit=True)})"
-            )
+            said.append(f"{len(chosen)}{among} {verdict} it ({signed(low, meta)} to {signed(high, meta, unit=True)})")
     if not said:
         said.append(f"none of {plural(len(others), 'variant')} differs after correction")
     hints, noise = verdicts.get("hint", 0), verdicts.get("inside noise", 0)
@@ -174,9 +172,7 @@ def _label(axes: Axes, x: np.ndarray, shown: pd.DataFrame) -> None:
     obstacles = np.vstack([taken, bars, *lines])
     texts, sizes = [], []
     for name, base, x_i, y_i in zip(shown["variant"], shown["base"], x, y, strict=True):
-        text = axes.annotate(
-            name, (x_i, y_i), fontsize=9, color=_BASE if base else _INK, va="bottom", zorder=5
-        )
+        text = axes.annotate(name, (x_i, y_i), fontsize=9, color=_BASE if base else _INK, va="bottom", zorder=5)
         text.set_in_layout(False)
         extent = text.get_window_extent(renderer)
         texts.append(text)

@@ -19,7 +19,7 @@ from scipy import special
 
 from .frame import one_grid
 
-CONFIDENCE = 0.95
+CONFIDENCE = 0.95  # of every interval; 1 minus it is the level of every test
 
 # What a row of a comparison says, from clear to unknown; a "hint" is outside its own interval, but doesn't
 # stand after Holm's correction. Only "above" and "below" name a direction.
@@ -78,7 +78,7 @@ def holm(p: np.ndarray, declared: int | None = None) -> np.ndarray:
     return adjusted
 
 
-def compare(runs: pd.DataFrame, metric: str = "top1", confidence: float = CONFIDENCE) -> pd.DataFrame:
+def compare(runs: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
     """The variants of one grid against its base: a row a variant, in declared order.
 
     Columns: `variant`; `base` (is it?); `metric`; `n` (seeds with a result), `failed` and `missing` (running,
@@ -98,12 +98,11 @@ def compare(runs: pd.DataFrame, metric: str = "top1", confidence: float = CONFID
     one_grid(runs)
     groups = {variant: group for variant, group in runs.groupby("variant", sort=False)}
     base = next((_by_seed(group, metric) for group in groups.values() if group["base"].any()), None)
-    rows = [_row(str(variant), group, metric, base, confidence) for variant, group in groups.items()]
+    rows = [_row(str(variant), group, metric, base) for variant, group in groups.items()]
     table = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
     table["p_holm"] = holm(table["p"].to_numpy(), int((~table["base"]).sum()))
     table["inside_noise"] = ~table["base"] & ~((table["low"] > 0) | (table["high"] < 0))
-    alpha = 1 - confidence
-    clear = (table["p_holm"] < alpha).to_numpy()
+    clear = (table["p_holm"] < 1 - CONFIDENCE).to_numpy()
     table["verdict"] = np.select(
         [
             table["base"].to_numpy(),
@@ -148,9 +147,7 @@ def _by_seed(group: pd.DataFrame, metric: str) -> pd.Series:
     return group[group["state"] == "done"].set_index("seed")[metric].dropna()
 
 
-def _row(
-    variant: str, group: pd.DataFrame, metric: str, base: pd.Series | None, confidence: float
-) -> dict[str, Any]:
+def _row(variant: str, group: pd.DataFrame, metric: str, base: pd.Series | None) -> dict[str, Any]:
     values = _by_seed(group, metric)
     failed = int((group["state"] == "failed").sum())
     row: dict[str, Any] = {
@@ -168,7 +165,7 @@ def _row(
     notes = []
     if not row["base"] and base is not None:
         seeds = [seed for seed in values.index if seed in base.index]
-        result = paired(values[seeds].to_numpy(), base[seeds].to_numpy(), confidence)
+        result = paired(values[seeds].to_numpy(), base[seeds].to_numpy())
         row |= {"pairs": len(seeds), "unpaired": len(values) + len(base) - 2 * len(seeds)}
         row |= {"difference": float(result.difference), "sd_difference": float(result.sd)}
         row |= {"low": float(result.low), "high": float(result.high), "p": float(result.p)}
@@ -185,19 +182,13 @@ def _row(
     return row
 
 
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" + ("" if number == 1 else "s")
-
-
 def pooled_sd(comparison: pd.DataFrame) -> float:
     """The root mean square of the spreads of the paired differences; NaN where there are none."""
     spreads = comparison["sd_difference"].dropna()
     return float(np.sqrt((spreads**2).mean())) if len(spreads) else float("nan")
 
 
-def smallest_visible_effect(
-    sd_of_difference: float, n: int, power: float = 0.8, alpha: float = 0.05
-) -> float:
+def smallest_visible_effect(sd_of_difference: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
     """The true difference that a paired t test (two-sided) over `n` seeds finds with probability `power`.
 
     In the unit of `sd_of_difference`, the spread of the paired difference over seeds (known from earlier

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from rich import box
@@ -87,11 +87,7 @@ def _cells(comparison: pd.DataFrame, meta: Meta) -> list[list[str]]:
         difference = "–" if math.isnan(row.difference) else signed(row.difference, meta)
         around = " n/a" if math.isnan(row.low) else " " + interval(row.low, row.high, meta)
         runs = [f"{row.n}/{row.n + row.failed + row.missing}"]
-        runs += [
-            f"{number} {word}"
-            for number, word in ((row.failed, "failed"), (row.missing, "missing"))
-            if number
-        ]
+        runs += [f"{number} {word}" for number, word in ((row.failed, "failed"), (row.missing, "missing")) if number]
         verdict = row.verdict if row.n else "no result"
         rows.append(
             [
@@ -138,9 +134,7 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
         lines += ["Inside the noise (the interval contains 0, or there is none): no winner is named there."]
     if "hint" in verdicts:
         declared = int((~comparison["base"]).sum())
-        lines += [
-            f"Hint: outside its own interval, but not after Holm's correction for {declared} comparisons."
-        ]
+        lines += [f"Hint: outside its own interval, but not after Holm's correction for {declared} comparisons."]
     spread, pairs = pooled_sd(comparison), comparison["pairs"].max()
     if spread > 0 and pairs > 1:
         visible = smallest_visible_effect(spread, int(pairs))
@@ -183,11 +177,9 @@ def render(comparison: pd.DataFrame, meta: Meta) -> Table:
         show_edge=False,
     )
     for index, header in enumerate(_headers(meta)):
-        numeric = 0 < index < 5
-        table.add_column(  # only the names and the runs may break
-            header, justify="right" if numeric else "left", no_wrap=0 < index < 6, overflow="fold"
-        )
-    table.columns[-1].max_width = 9
+        side: Literal["left", "right"] = "right" if 0 < index < 5 else "left"
+        table.add_column(header, justify=side, no_wrap=0 < index < 6, overflow="fold")
+    table.columns[-1].max_width = 9  # with the names the only column that may break
     for cells, verdict in zip(_cells(comparison, meta), comparison["verdict"], strict=True):
         table.add_row(*map(Text, cells), style=_STYLES.get(verdict, ""))
     return table
@@ -244,9 +236,7 @@ def conclusion(comparison: pd.DataFrame, meta: Meta) -> str:
         if len(chosen):
             said.append(f"{verdict.capitalize()} it beyond the noise: {_listed(chosen, head.macs, meta)}.")
     if not len(clear) and len(others):
-        said.append(
-            f"None of {plural(len(others), 'variant')} stands apart from it beyond the noise: no winner."
-        )
+        said.append(f"None of {plural(len(others), 'variant')} stands apart from it beyond the noise: no winner.")
     if len(clear) > 1:
         said.append("These were compared with the base, not with one another.")
     for verdict, words in (
@@ -262,8 +252,7 @@ def conclusion(comparison: pd.DataFrame, meta: Meta) -> str:
     if spread > 0 and pairs > 1 and others["inside_noise"].any():
         visible = signed(smallest_visible_effect(spread, pairs), meta, unit=True)[1:]
         said.append(
-            f"A single comparison over {plural(pairs, 'seed')} finds a true difference of {visible}"
-            " in 8 cases of 10."
+            f"A single comparison over {plural(pairs, 'seed')} finds a true difference of {visible} in 8 cases of 10."
         )
     return "\n".join([*lines, *said] if comparison["missing"].any() else [*said, *lines])
 

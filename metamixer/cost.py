@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from timm.models import reparameterize_model
 from torch import nn
 
@@ -53,7 +52,9 @@ def count(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
     # fvcore announces what it does not count through this logger; it is checked below instead
     logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit.trace, which fvcore builds on, is deprecated
+        warnings.simplefilter("ignore")  # torch.jit, which fvcore builds on, is deprecated
+        from fvcore.nn import FlopCountAnalysis
+
         analysis = FlopCountAnalysis(folded, image).set_op_handle(**{"aten::scaled_dot_product_attention": _attention})
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         macs = int(analysis.total())

@@ -161,9 +161,11 @@ def register(cls: O) -> O:
     """
     where = f"{cls.__module__}.{cls.__qualname__}"
     if not (isinstance(cls, type) and issubclass(cls, Operation) and hasattr(cls, "slot")):
-        raise ConfigError(f"{where}: an operation derives from Query, QueryKey, Activation, CoefficientValue or Baseline")
+        raise ConfigError(
+            f"{where}: an operation derives from Query, QueryKey, Activation, CoefficientValue or Baseline"
+        )
     if not isinstance(getattr(cls, "name", None), str):
-        raise ConfigError(f"{where}: an operation needs a name: `name = \"...\"`")
+        raise ConfigError(f'{where}: an operation needs a name: `name = "..."`')
     if not issubclass(cls.Config, OperationConfig):
         raise ConfigError(f"{where}: its Config derives from OperationConfig")
     for base, attribute in ((QueryKey, "makes"), (CoefficientValue, "takes")):

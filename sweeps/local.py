@@ -111,7 +111,7 @@ def _run_one(values: dict[str, Any], path: str, device: str, sender: Any) -> Non
         config = parse(RunConfig, values)
         folder = RunFolder(path)
         folder.create(config)
-        log = os.open(folder.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = os.open(folder.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, sys.stdout.fileno())
         os.dup2(log, sys.stderr.fileno())
         result = train(config, path, device)

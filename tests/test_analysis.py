@@ -36,24 +36,11 @@ def write_grid(root, ladder=LADDER, grid="ffnification", data="digits", base="at
     for variant, (results, macs) in ladder.items():
         for seed, top1 in enumerate(results):
             key = f"{grid}{data}{variant}{seed}"
-            runs.append(
-                {
-                    "hash": key,
-                    "variant": variant,
-                    "seed": seed,
-                    "on": None if variant == base else base,
-                    "changes": {},
-                }
-            )
+            on = None if variant == base else base
+            runs.append({"hash": key, "variant": variant, "seed": seed, "on": on, "changes": {}})
             if top1 is not None:
                 write_run(root / key, top1, macs, schema)
-    manifest = {
-        "schema": 1,
-        "grid": grid,
-        "data": data,
-        "question": "Which slot buys accuracy?",
-        "base": base,
-    }
+    manifest = {"schema": 1, "grid": grid, "data": data, "question": "Which slot buys accuracy?", "base": base}
     path = root / "grids" / f"{grid}@{data}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(manifest | {"metric": "top1", "runs": runs}))
@@ -70,15 +57,8 @@ def write_run(folder, top1, macs, schema=1):
         result = {"state": "failed", "epoch": 2, "error": top1}
     else:
         both = {"top1": top1, "top5": 99.9, "loss": 0.12, "images": 360}
-        result = {
-            "state": "done",
-            "epochs": 3,
-            "evaluated": "test",
-            "weights": "ema",
-            "top1": top1,
-            "top5": 99.9,
-        }
-        result |= {"loss": 0.12, "ema": both, "raw": both | {"top1": top1 - 1}, "parameters": 284_810}
+        result = {"state": "done", "epochs": 3, "evaluated": "test", "weights": "ema", **both}
+        result |= {"ema": both, "raw": both | {"top1": top1 - 1}, "parameters": 284_810}
         result |= {"macs": macs, "seconds": 30.5, "images_per_second": 900.0}
     (folder / "result.json").write_text(json.dumps(result))
 
@@ -121,9 +101,7 @@ def test_configs_are_read_only_on_request(runs):
 
 def test_no_such_grid_is_one_line_that_lists_the_others(runs):
     write_grid(runs, grid="kernel_size", data="fashion-mnist")
-    with pytest.raises(
-        ValueError, match=r"no grid ladder .*: there are ffnification@digits, kernel_size@fashion"
-    ) as error:
+    with pytest.raises(ValueError, match=r"no grid ladder .*: there are ffnification@digits, ker") as error:
         frame.load(runs, "ladder")
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="no grid kernel_size on digits"):
@@ -133,49 +111,22 @@ def test_no_such_grid_is_one_line_that_lists_the_others(runs):
     assert len(frame.load(runs)) == 2 * len(frame.load(runs, "kernel_size"))
 
 
-NOW, LONG_AGO = f'"epoch": 3, "time": {time.time()}', '"epoch": 3, "time": 1000'
-UNFINISHED = [  # result.json (None: none), another file and its content, the state, a part of the note
-    (
-        '{"state": "done", "top1": 9',
-        "progress",
-        '{"state": "running", %s}' % NOW,
-        "running",
-        "result.json is half-",
-    ),
-    (None, "progress", '{"state": "running", %s}' % NOW, "running", ""),
-    (None, "progress", '{"state": "running", %s}' % LONG_AGO, "running", "no sign of life for"),
-    (None, "progress", '{"state": "interrupted", %s}' % LONG_AGO, "interrupted", ""),
+def live(state, when):
+    return json.dumps({"state": state, "epoch": 3, "time": when})
+
+
+UNFINISHED = [  # result.json (None: none), another file, its content; the state and a part of the note to expect
+    ('{"state": "done"', "progress", live("running", time.time()), "running", "result.json is half-written"),
+    (None, "progress", live("running", time.time()), "running", ""),
+    (None, "progress", live("running", 1000), "running", "no sign of life for"),
+    (None, "progress", live("interrupted", 1000), "interrupted", ""),
     (None, "progress", "{", "interrupted", "progress.json is half-written"),
     (None, "config", '{"schema": 1}', "new", ""),
     ("[1, 2]", "config", '{"schema": 1}', "interrupted", "result.json holds no JSON object"),
-    (
-        '{"state": "polished"}',
-        "config",
-        '{"schema": 1}',
-        "interrupted",
-        "result.json has the state 'polished'",
-    ),
-    (
-        '{"state": "done", "top1": "high", "macs": NaN}',
-        "config",
-        '{"schema": 1}',
-        "done",
-        "result.json has no top1",
-    ),
-    (
-        '{"state": "done", "top1": 90}',
-        "config",
-        '{"schema": 2}',
-        "done",
-        "schema 2, this code reads 1; its figures",
-    ),
-    (
-        '{"state": "done", "schema": 3, "top1": 90}',
-        "config",
-        '{"schema": 1}',
-        "done",
-        "result.json has schema 3",
-    ),
+    ('{"state": "odd"}', "config", '{"schema": 1}', "interrupted", "result.json has the state 'odd'"),
+    ('{"state": "done", "top1": "1"}', "config", '{"schema": 1}', "done", "result.json has no top1"),
+    ('{"state": "done", "top1": 90}', "config", '{"schema": 2}', "done", "this code reads 1; its figures"),
+    ('{"state": "done", "schema": 3}', "config", '{"schema": 1}', "done", "result.json has schema 3"),
 ]
 
 
@@ -208,13 +159,9 @@ def test_broken_manifests_are_named(runs):
     loaded = frame.load(runs)
     assert len(loaded) == 27
     said = " ".join(loaded.attrs["left_out"])
-    for part in (
-        "torn@digits.json is half-written",
-        "later@digits.json has schema 7",
-        "bare@digits.json has no list",
-        "entry 27",
-        "entry 28",
-    ):
+    for part in ("torn@digits.json is half-", "later@digits.json has schema 7", "bare@digits.json has no list"):
+        assert part in said
+    for part in ("entry 27", "entry 28"):
         assert part in said
     meta = frame.describe(frame.load(runs, "torn"))
     assert meta.grid == "torn" and "whole grid is left out" in meta.left_out[0]
@@ -225,8 +172,7 @@ def test_curves_forgive_a_torn_line(runs):
     with open(runs / keys[0] / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 3, "train_loss": 0.5}\n{"epoch": 4, "train')
     rows = frame.curves(runs, [*keys, "nowhere"])
-    assert list(rows["hash"]) == [keys[0]] * 3 + [keys[1]] * 3
-    assert list(rows["train_loss"])[2] == 0.5
+    assert list(rows["hash"]) == [keys[0]] * 3 + [keys[1]] * 3 and rows["train_loss"][2] == 0.5
     assert len(rows.attrs["left_out"]) == 2 and "line 5" in rows.attrs["left_out"][0]
     assert list(frame.curves(runs, []).columns) == ["hash", "epoch"]
 
@@ -234,10 +180,8 @@ def test_curves_forgive_a_torn_line(runs):
 def test_analysis_loads_neither_torch_nor_unasked_matplotlib():
     code = "import sys; from analysis import frame, statistics, tables; print(*sys.modules)"
     root = Path(__file__).resolve().parents[1]
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    )
-    assert not {"torch", "matplotlib", "metamixer", "seaborn"} & set(loaded.stdout.split())
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert not {"torch", "matplotlib", "metamixer", "seaborn"} & set(run.stdout.split())
 
 
 # --- statistics
@@ -260,12 +204,9 @@ def test_compare_equals_scipy_row_by_row(runs):
     for variant in ("gelu", "static_keys", "identity"):
         reference = stats.ttest_rel(LADDER[variant][0], base)
         row, (low, high) = table.loc[variant], reference.confidence_interval(0.95)
-        np.testing.assert_allclose(
-            [row["p"], row["low"], row["high"]], [reference.pvalue, low, high], rtol=1e-9
-        )
-        np.testing.assert_allclose(
-            [row["mean"], row["sd"]], [np.mean(LADDER[variant][0]), np.std(LADDER[variant][0], ddof=1)]
-        )
+        np.testing.assert_allclose([row["p"], row["low"], row["high"]], [reference.pvalue, low, high])
+        np.testing.assert_allclose(row["mean"], np.mean(LADDER[variant][0]))
+        np.testing.assert_allclose(row["sd"], np.std(LADDER[variant][0], ddof=1))
     assert list(table.index) == list(LADDER)
     assert table["base"].sum() == 1 and not table.loc["attention", "inside_noise"]
 
@@ -328,20 +269,16 @@ def test_a_against_a_rarely_differs(n):
 
 def test_no_spread_claims_nothing(tmp_path):
     """0.3 at every seed (up to rounding) is no proof of 0.3: a finite test set repeats itself."""
-    same = {
-        "attention": ([96.1, 96.4, 95.8], 100),
-        "again": ([96.1, 96.4, 95.8], 100),
-        "up": ([96.4, 96.7, 96.1], 100),
-    }
-    write_grid(tmp_path, same)
+    once = [96.1, 96.4, 95.8]
+    ladder = {"attention": (once, 100), "again": (once, 100), "up": ([96.4, 96.7, 96.1], 100)}
+    write_grid(tmp_path, ladder)
     runs = frame.load(tmp_path)
     table = statistics.compare(runs).set_index("variant")
     for variant, difference in (("again", 0.0), ("up", 0.3)):
         row = table.loc[variant]
         assert row["difference"] == pytest.approx(difference)
         assert row[["low", "high", "p", "p_holm"]].isna().all()
-        assert row["inside_noise"] and row["verdict"] == "no spread"
-        assert "can't be estimated" in row["note"]
+        assert row["inside_noise"] and row["verdict"] == "no spread" and "can't be" in row["note"]
     text = tables.conclusion(table.reset_index(), frame.describe(runs))
     assert "no winner" in text and "without an interval: again +0.00 points" in text
 
@@ -415,20 +352,16 @@ def test_markdown_and_csv_carry_the_same(runs, tmp_path):
     assert (back["weights"] == "ema").all()
 
 
-@pytest.mark.parametrize(
-    "number, text",
-    [
-        (None, "–"),
-        (0, "0"),
-        (999, "999"),
-        (13_660_152, "13.7 M"),
-        (999_600, "1.00 M"),
-        (2_985e6, "2.98 G"),
-        (9_996, "10.0 k"),
-    ],
-)
-def test_counts_have_three_figures(number, text):
-    assert tables.count(number) in (text, text.replace("2.98", "2.99"))
+def test_counts_have_three_figures():
+    numbers = [None, 0, 999, 9_996, 999_600, 13_660_152, 2_986e6]
+    wanted = ["–", "0", "999", "10.0 k", "1.00 M", "13.7 M", "2.99 G"]
+    assert [tables.count(number) for number in numbers] == wanted
+
+
+def test_another_metric_is_not_called_top1(runs):
+    loaded = frame.load(runs)
+    text = tables.to_markdown(statistics.compare(loaded, "loss"), frame.describe(loaded))
+    assert "test loss ± sd" in text and "0.1200 ± 0.0000" in text and "top-1" not in text and "points" not in text
 
 
 def test_the_conclusion_names_no_winner_inside_the_noise(runs):

@@ -25,9 +25,7 @@ def execute(tmp_path, monkeypatch):
     def run(path, **parameters):
         parameters = {"RUNS": str(tmp_path / "runs"), **parameters}
         options = {"kernel_name": "python3", "cwd": str(ROOT / "notebooks"), "progress_bar": False}
-        return papermill.execute_notebook(
-            path, tmp_path / path.name, parameters, start_timeout=120, **options
-        )
+        return papermill.execute_notebook(path, tmp_path / path.name, parameters, start_timeout=120, **options)
 
     return run
 

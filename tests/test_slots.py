@@ -29,7 +29,7 @@ from metamixer.ops.query_key import ScaledDot
 
 DIM = 32
 SIZES = [(8, 8), (7, 5)]
-# Parameters without a default, or that keep the channels, so that all values fit; heads and windows are small.
+# Parameters without a default, or that keep the channels, so that all values fit; small heads and windows.
 PARAMETERS = {
     ("query_key", "linear"): {"expansion": 1.0},
     ("query_key", "memory"): {"slots": DIM},
@@ -208,6 +208,16 @@ def test_fixed_size_is_declared():
                 mixer(x)
         else:
             assert mixer(x).shape == x.shape
+
+
+@pytest.mark.parametrize("activation", ["softmax", "relu", "gelu", "l1_norm", "identity"])
+def test_neighbours_off_the_map_count_for_nothing(activation):
+    key = {"name": "neighbourhood", "head_dim": 8, "kernel_size": 3}
+    mixer = randomise(build_mixer(mixer_of(key, activation, "windowed_sum"), Site(DIM, 4, 5)))
+    trace = mixer.trace(torch.randn(2, DIM, 4, 5))
+    for tensor in (trace.scores, trace.coefficients):
+        assert (tensor[:, :, [0, 1, 2, 3, 6], 0, 0] == 0).all()  # left of and above the first position
+        assert (tensor[:, :, [5, 7, 8], 0, 0] != 0).any() and (tensor[:, :, 6:, -1, :] == 0).all()
 
 
 # ---- fast paths

@@ -34,9 +34,7 @@ class DepthwiseConfig(OperationConfig):
     @model_validator(mode="after")
     def _branch_is_smaller(self) -> Any:
         if self.small_kernel is not None and self.small_kernel >= self.kernel_size:
-            raise ValueError(
-                f"small_kernel {self.small_kernel} must be smaller than kernel_size {self.kernel_size}"
-            )
+            raise ValueError(f"small_kernel {self.small_kernel} must be smaller than kernel_size {self.kernel_size}")
         return self
 
 
@@ -96,9 +94,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def count_heads(what: str, dim: int, head_dim: int) -> int:
     """Number of heads of `head_dim` channels in `dim`; a ValueError if it does not divide."""
     if dim % head_dim:
-        raise ValueError(
-            f"{what}: {dim} channels do not divide into heads of {head_dim}; change head_dim or the width"
-        )
+        raise ValueError(f"{what}: {dim} channels do not divide into heads of {head_dim}; change head_dim or the width")
     return dim // head_dim
 
 

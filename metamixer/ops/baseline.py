@@ -29,9 +29,7 @@ class Pooling(Baseline):
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
-        self.pool = nn.AvgPool2d(
-            config.kernel_size, stride=1, padding=config.kernel_size // 2, count_include_pad=False
-        )
+        self.pool = nn.AvgPool2d(config.kernel_size, stride=1, padding=config.kernel_size // 2, count_include_pad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(x) - x

@@ -173,11 +173,7 @@ class Linear(CoefficientValue):
     def __init__(self, config: Config, site: Site, coefficients: Coefficients, query_dim: int) -> None:
         super().__init__(config, site, coefficients, query_dim)
         channels = coefficients.channels
-        self.value = (
-            ConvNorm(channels, site.dim)
-            if config.norm
-            else nn.Conv2d(channels, site.dim, 1, bias=config.bias)
-        )
+        self.value = ConvNorm(channels, site.dim) if config.norm else nn.Conv2d(channels, site.dim, 1, bias=config.bias)
 
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
         return self.value(coefficients)
@@ -219,9 +215,7 @@ class TokenLinear(CoefficientValue):
     source = "static"
     fixed_size = True
 
-    def __init__(
-        self, config: OperationConfig, site: Site, coefficients: Coefficients, query_dim: int
-    ) -> None:
+    def __init__(self, config: OperationConfig, site: Site, coefficients: Coefficients, query_dim: int) -> None:
         super().__init__(config, site, coefficients, query_dim)
         if coefficients.channels % site.dim:
             raise ValueError(

@@ -38,9 +38,7 @@ class Linear(Query):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.out_dim = max(1, round(config.expansion * site.dim))
-        self.proj = (
-            ConvNorm(site.dim, self.out_dim) if config.norm else nn.Conv2d(site.dim, self.out_dim, 1)
-        )
+        self.proj = ConvNorm(site.dim, self.out_dim) if config.norm else nn.Conv2d(site.dim, self.out_dim, 1)
         self.ending = ending(config.activation, config.normalize, self.out_dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -19,7 +20,9 @@ def save(folder: RunFolder, state: dict[str, Any]) -> None:
     """Write `state` as the newest checkpoint and keep the one before."""
 
     def write(aside: Path) -> None:
-        torch.save(state, aside)
+        buffer = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError of its archive
+        torch.save(state, buffer)
+        aside.write_bytes(buffer.getbuffer())
         if (folder.path / LAST).exists():
             os.replace(folder.path / LAST, folder.path / PREVIOUS)
 

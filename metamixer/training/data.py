@@ -223,7 +223,9 @@ def _check_classes(config: DataConfig, split: str, dataset: Any) -> None:
 
 def _open(dataset: Any, index: int) -> tuple[Image.Image, int]:
     try:
-        image, label = dataset[index]
+        # timm's data sets pass over a broken image in silence and give the next one instead; their reader does not
+        image, label = dataset.reader[index] if hasattr(dataset, "reader") else dataset[index]
+        image = image if isinstance(image, Image.Image) else Image.open(image)
         image.load()
         return image, int(label)
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
