@@ -194,7 +194,7 @@ def resolve(slot: Slot, value: Any) -> OperationConfig:
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise ConfigError(f"a {slot} operation is a name or {{'name': ..., parameters}}, got {value!r}")
+        raise ConfigError(f"{slot} takes the name of an operation or {{'name': ..., parameters}}, got {value!r}")
     cls = REGISTRY[slot].get(value["name"])
     if cls is None:
         raise ConfigError(f"no {slot} operation {value['name']!r}; there are {', '.join(sorted(REGISTRY[slot]))}")

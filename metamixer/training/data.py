@@ -108,8 +108,12 @@ class Data:
 
     def _loader(self, dataset: _Seeded, chunks: list[np.ndarray]) -> Iterator[Batch]:
         loader = torch.utils.data.DataLoader(dataset, batch_sampler=chunks, num_workers=self.workers)  # type: ignore[arg-type]
-        for images, labels in loader:
-            yield images.contiguous(memory_format=torch.channels_last), labels
+        try:
+            for images, labels in loader:
+                yield images.contiguous(memory_format=torch.channels_last), labels
+        except ConfigError as error:
+            # a worker's error arrives wrapped in its traceback; the line itself comes last
+            raise ConfigError(str(error).rstrip().rsplit("ConfigError: ", 1)[-1]) from None
 
 
 class _Seeded(torch.utils.data.Dataset):
