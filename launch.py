@@ -25,6 +25,9 @@ Overrides = Annotated[
 Seeds = Annotated[Optional[str], typer.Option(help="Seeds, separated by commas; the grid's own if not given.")]
 Only = Annotated[Optional[str], typer.Option(help="These variants alone, separated by commas.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
+Modules = Annotated[
+    Optional[list[str]], typer.Option("--module", help="File or dotted module that registers operations of your own.")
+]
 
 
 @app.command("list")
@@ -49,11 +52,12 @@ def plan(
     seeds: Seeds = None,
     only: Only = None,
     runs: Runs = Path("runs"),
+    module: Modules = None,
 ) -> None:
     """What a grid would run: its variants, what differs, what they cost, what is done. Writes nothing."""
     from sweeps.report import print_plan
 
-    print_plan(_plan(grid, data, set, seeds, only, runs))
+    print_plan(_plan(grid, data, set, seeds, only, runs, module))
 
 
 @app.command()
@@ -69,11 +73,12 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     retry: Annotated[bool, typer.Option("--retry", help="Run failed ones again.")] = False,
+    module: Modules = None,
 ) -> None:
     """Run what is missing of a grid on this machine, then show the table and the picture."""
     from sweeps.report import print_plan, run_with_progress
 
-    planned = _plan(grid, data, set, seeds, only, runs)
+    planned = _plan(grid, data, set, seeds, only, runs, module)
     print_plan(planned)
     complete = run_with_progress(planned, workers, device, retry)
     _collect(planned.root, planned.loaded.name, planned.setting)
@@ -91,7 +96,7 @@ def collect(
     _collect(runs, Path(grid).stem, data)
 
 
-def _plan(grid, data, set, seeds, only, runs):  # type: ignore[no-untyped-def]
+def _plan(grid, data, set, seeds, only, runs, modules):  # type: ignore[no-untyped-def]
     from metamixer.config import ConfigError, parse_assignment
     from sweeps import load_grid, make_plan
 
@@ -100,7 +105,7 @@ def _plan(grid, data, set, seeds, only, runs):  # type: ignore[no-untyped-def]
     except ValueError:
         raise ConfigError(f"--seeds {seeds!r}: give whole numbers separated by commas, e.g. 0,1,2") from None
     return make_plan(
-        load_grid(grid),
+        load_grid(grid, [str(Path(m).resolve()) if m.endswith(".py") else m for m in modules or []]),
         runs,
         data,
         dict(parse_assignment(text) for text in set or []),

@@ -31,6 +31,10 @@ class Config(BaseModel):
         """The resolved values as JSON types."""
         return self.model_dump(mode="json")
 
+    def identity(self) -> dict[str, Any]:
+        """What of the values a hash covers: all of them, unless a subclass says otherwise."""
+        return self.to_dict()
+
 
 def parse(cls: type[C], values: Any, where: str = "") -> C:
     """Validate `values` (JSON types, tuples or configs) as a `cls`.
@@ -133,7 +137,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 def digest(config: Config) -> str:
     """16 hexadecimal digits that identify all resolved values of `config` and the schema version."""
-    content = json.dumps({"schema": SCHEMA_VERSION, "config": config.to_dict()}, sort_keys=True, separators=(",", ":"))
+    content = json.dumps({"schema": SCHEMA_VERSION, "config": config.identity()}, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 

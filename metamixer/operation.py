@@ -6,8 +6,8 @@ A new sub-operation is one class that derives from `Query`, `QueryKey`, `Activat
 Letters in shapes: B batch, C channels of the block, N = H·W tokens, k kernel size, d channels of a head.
 """
 
-import inspect
 import json
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -173,14 +173,18 @@ def register(cls: O) -> O:
             layouts = ", ".join(f"Layout.{layout.name}" for layout in Layout)
             raise ConfigError(f"{where}: it declares no layout: set `{attribute}` to one of {layouts}")
     known = REGISTRY[cls.slot].get(cls.name)
-    # the same class again is a module imported twice (a notebook's reload), not a clash
-    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+    # the same class of the same file again is a reload after an edit, not a clash
+    if known is not None and (_file(known), known.__qualname__) != (_file(cls), cls.__qualname__):
         raise ConfigError(
             f"{where}: the {cls.slot} operation {cls.name!r} is already registered by "
-            f"{known.__module__}.{known.__qualname__} ({inspect.getsourcefile(known)})"
+            f"{known.__module__}.{known.__qualname__} ({_file(known)})"
         )
     REGISTRY[cls.slot][cls.name] = cls
     return cls
+
+
+def _file(cls: type) -> str:
+    return getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
 
 
 def resolve(slot: Slot, value: Any) -> OperationConfig:

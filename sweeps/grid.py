@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from metamixer.config import Config, ConfigError, digest, override
-
-if TYPE_CHECKING:
-    from metamixer.training.config import RunConfig
+from metamixer.training.config import RunConfig, UserModule
 
 GRIDS = Path(__file__).resolve().parent.parent / "ablations"
 
@@ -35,12 +33,14 @@ class Grid(Config):
         variants: what is compared, in the order of the tables.
         base: the variant that differences are taken to.
         seeds: every variant runs once with each; equal seeds make a pair.
+        modules: files (beside the grid's) or dotted modules that register operations of your own.
     """
 
     bases: dict[str, Any]  # str → RunConfig; Any because pydantic would copy and re-validate them
     variants: dict[str, Variant]
     base: str
     seeds: tuple[int, ...] = (0, 1, 2)
+    modules: tuple[str, ...] = ()
 
     def model_post_init(self, _: Any) -> None:
         if self.base not in self.variants:
@@ -82,7 +82,9 @@ class Grid(Config):
         unknown = [name for name in only or () if name not in self.variants]
         if unknown:
             raise ConfigError(f"no variant {unknown[0]!r}; there are {', '.join(self.variants)}")
-        base = override(self.bases[setting], overrides or {})
+        modules = [UserModule.of(source) for source in self.modules]
+        base = override(self.bases[setting], {"modules": modules})
+        base = override(base, overrides or {})
         planned = []
         for name, variant in self.variants.items():
             if only and name not in only:
@@ -126,8 +128,10 @@ def grid_questions() -> dict[str, str]:
     return {path.stem: _question(path) for path in sorted(GRIDS.glob("*.py")) if path.stem != "__init__"}
 
 
-def load_grid(name: str) -> LoadedGrid:
+def load_grid(name: str, more_modules: Sequence[str] = ()) -> LoadedGrid:
     """A grid by the name of its file in `ablations`, or by the path of a file anywhere.
+
+    `more_modules` are added to the grid's own; a relative path is taken from the grid's folder.
 
     Raises:
         ConfigError: no such grid, or a file that does not make one; the line says where.
@@ -144,7 +148,8 @@ def load_grid(name: str) -> LoadedGrid:
         raise ConfigError(f"{path}:{line}: {_one_line(error)}") from None
     if not isinstance(grid, Grid):
         raise ConfigError(f"{path}: no grid in it: assign one to GRID")
-    return LoadedGrid(path.stem, _question(path), grid)
+    modules = (str((path.parent / m).resolve()) if m.endswith(".py") else m for m in (*grid.modules, *more_modules))
+    return LoadedGrid(path.stem, _question(path), grid.model_copy(update={"modules": tuple(modules)}))
 
 
 def _question(path: Path) -> str:

@@ -35,7 +35,7 @@ def test_wildcard_and_negative_index():
 
 def test_differences_name_keys_and_both_values():
     changed = override(RUN, {"recipe.lr": 0.5, "model.stages.1.depth": 3})
-    assert differences(RUN, changed) == {"recipe.lr": (2e-3, 0.5), "model.stages.1.depth": (1, 3)}
+    assert differences(RUN, changed) == {"recipe.lr": (RUN.recipe.lr, 0.5), "model.stages.1.depth": (1, 3)}
 
 
 def test_hash_covers_every_value_and_no_spelling():
@@ -131,8 +131,11 @@ def test_ffnet_1_recipe_is_the_published_one():
 
 
 def test_kernels_larger_than_their_map_are_noticed():
-    # 16 px: maps of 16, 8, 4, 2; a 7×7 kernel reaches 2·2 - 1 = 3 positions in the last
-    assert RUN.warnings() == ["stage 4: a 7×7 kernel on a map 2 wide acts as 3×3"]
+    # 12 px: maps of 12, 6, 3, 2; a 7×7 kernel reaches 2·3 - 1 = 5 and 2·2 - 1 = 3 positions in the last two
+    assert RUN.warnings() == [
+        "stage 3: a 7×7 kernel on a map 3 wide acts as 5×5",
+        "stage 4: a 7×7 kernel on a map 2 wide acts as 3×3",
+    ]
     assert override(RUN, {"data.image_size": 28}).warnings() == []
 
 

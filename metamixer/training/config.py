@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
 from ..backbone import Backbone, BackboneConfig
 from ..config import Config, ConfigError
+from ..modules import load_module, source_digest
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -97,13 +98,41 @@ class Recipe(Config):
         return self.epochs + self.cooldown_epochs
 
 
-class RunConfig(Config):
-    """One training run; `metamixer.digest` of it is the run's identity."""
+class UserModule(Config):
+    """A module of the user's own that registers operations: a file's path or a dotted name, and its digest."""
 
+    source: str
+    digest: str
+
+    @classmethod
+    def of(cls, source: str) -> "UserModule":
+        return cls(source=source, digest=source_digest(source))
+
+
+def _import(modules: tuple[UserModule, ...]) -> tuple[UserModule, ...]:
+    for module in modules:
+        if source_digest(module.source) != module.digest:
+            raise ConfigError(f"{module.source} has changed since the run was planned; plan it again")
+        load_module(module.source)
+    return modules
+
+
+class RunConfig(Config):
+    """One training run; `metamixer.digest` of it is the run's identity.
+
+    `modules` are imported before anything else is read, so that the network may name their operations; what they
+    hold is part of the identity, where they lie is not.
+    """
+
+    modules: Annotated[tuple[UserModule, ...], AfterValidator(_import)] = ()
     model: SerializeAsAny[BackboneConfig]
     data: DataConfig
     recipe: Recipe
     seed: int = Field(default=0, ge=0)
+
+    def identity(self) -> dict[str, Any]:
+        values = self.to_dict()
+        return {**values, "modules": [module["digest"] for module in values["modules"]]}
 
     def build(self, **changes: Any) -> Backbone:
         """The network, as this run trains it."""

@@ -51,10 +51,11 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if (self.path / "config.json").exists():
-                if self.config() != config:
+                if (self.read("config.json") or {}).get("digest") != digest(config):
                     raise ConfigError(f"{self.path}: holds another run's configuration; choose another folder")
             else:
-                self.write("config.json", {"schema": SCHEMA_VERSION, "config": config.to_dict()})
+                content = {"schema": SCHEMA_VERSION, "digest": digest(config), "config": config.to_dict()}
+                self.write("config.json", content)
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot write the run's folder: {error.strerror or error}") from None
 
