@@ -123,6 +123,18 @@ def test_a_killed_worker_is_reported_and_the_others_go_on(grid, tmp_path):
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 4
 
 
+def test_an_operation_of_ones_own_runs_from_its_file(tmp_path):
+    (tmp_path / "my_op.py").write_text(
+        "from metamixer import Activation, register\n\n@register\nclass Sine(Activation):\n"
+        "    name = 'sine'\n    def forward(self, scores):\n        return scores.sin()\n"
+    )
+    text = textwrap.dedent(GRID).replace("TESTS", str(ROOT / "tests")).replace('KEY: "relu"', 'KEY: "sine"')
+    (tmp_path / "mine.py").write_text(text)
+    arguments = ["run", tmp_path / "mine.py", "--only", "relu", "--seeds", "0", "--runs", tmp_path / "runs"]
+    assert "no activation operation 'sine'" in launch(*arguments, code=2).stderr
+    assert "top-1" in launch(*arguments, "--module", tmp_path / "my_op.py").stdout
+
+
 def images(folder, classes=2, count=20, size=12):
     for split in ("train", "validation"):
         for c in range(classes):
