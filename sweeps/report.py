@@ -94,7 +94,8 @@ def _parallel_runs(device: str) -> int:
 
         if torch.cuda.is_available():
             return torch.cuda.device_count()
-    return len(os.sched_getaffinity(0))
+    # macOS knows no affinity
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _View:
