@@ -96,6 +96,22 @@ def collect(
     _collect(runs, Path(grid).stem, data)
 
 
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A preset, a baseline, or an operation of the registry.")],
+    module: Modules = None,
+    width: Annotated[int, typer.Option(help="Channels to check and cost it at.")] = 64,
+) -> None:
+    """What a mixer or operation keeps of the contract that every mixer of the catalogue keeps, and what it costs."""
+    from metamixer.contract import report
+    from metamixer.modules import load_module
+
+    for source in module or []:
+        load_module(source)
+    if not report(name, dim=width):
+        raise typer.Exit(1)
+
+
 def _plan(grid, data, set, seeds, only, runs, modules):  # type: ignore[no-untyped-def]
     from metamixer.config import ConfigError, parse_assignment
     from sweeps import load_grid, make_plan

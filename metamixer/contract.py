@@ -1,0 +1,419 @@
+"""The contract of a mixer: what holds for every one that ships, checked on any other.
+
+`check` takes the name of a preset, a baseline or an operation, or the four slots, and gives a row for each promise;
+what fails is a row too, with the reason in one line. `report` prints the rows, and what the mixer costs beside the
+presets at the same width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from timm.models import reparameterize_model
+from torch import Tensor, nn
+
+from .config import ConfigError
+from .cost import Cost, count
+from .mixer import MetaMixer, MetaMixerConfig, accepts, build_mixer, makes, resolve_mixer
+from .operation import REGISTRY, SLOTS, OperationConfig, Site, Slot, operation_class, resolve
+from .presets import BASELINES, PRESETS
+
+SIZE = (8, 8)
+SIZES = (SIZE, (7, 5), (14, 14), (3, 2))
+COST_SIZE = (28, 28)
+# an operation without a mixer of its own is checked in the first of these that it fits
+_HOSTS = ("ffnified_attention", *PRESETS)
+
+Mixer = MetaMixerConfig | OperationConfig
+
+
+@dataclass(frozen=True)
+class Check:
+    """A promise, whether it holds (None: there is nothing to check), and a line about it."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+class _Broken(Exception):
+    """A promise that does not hold."""
+
+
+class _NotApplicable(Exception):
+    """A promise that says nothing about this mixer."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The mixer that is checked, and what to call it."""
+
+    config: Mixer
+    dim: int
+    label: str
+    slot: Slot | None = None  # of the operation that was asked for, if it was one
+
+    @property
+    def fixed_size(self) -> bool:
+        return any(operation_class(slot, config).fixed_size for slot, config in _operations(self.config))
+
+    def build(self, size: tuple[int, int] = SIZE, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """In eval mode, with values moved from their start, so that nothing is zero or one by luck."""
+        mixer = build_mixer(self.config, Site(self.dim, *size)).to(dtype).eval()
+        with torch.no_grad():
+            for parameter in mixer.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+            for module in mixer.modules():
+                if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+                    module.running_mean.normal_()
+                    module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+        return mixer
+
+    def input(self, size: tuple[int, int] = SIZE, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(3, self.dim, *size, dtype=dtype)
+
+
+def find(value: Any, dim: int = 64) -> Subject:
+    """What a name or four slots stand for.
+
+    An operation that is in no preset stands in one whose slot it can take. Where several slots have an operation of
+    the name, `SLOT.NAME` says which, e.g. `query_key.linear`.
+
+    Raises:
+        ConfigError: nothing of that name, or an operation that fits no preset.
+    """
+    if not isinstance(value, str):
+        return Subject(resolve_mixer(value), dim, "the mixer")
+    if value in PRESETS or value in BASELINES:
+        return Subject(resolve_mixer(value), dim, f"{'preset' if value in PRESETS else 'baseline'} {value!r}")
+    wanted, dot, name = value.rpartition(".")
+    slots = [slot for slot in REGISTRY if name in REGISTRY[slot] and (not dot or slot == wanted)]
+    if len(slots) > 1:
+        choices = " or ".join(f"{slot}.{name}" for slot in slots)
+        raise ConfigError(f"{value!r} is an operation of several slots: ask for {choices}")
+    if not slots:
+        names = ", ".join(sorted({name for slot in REGISTRY.values() for name in slot}))
+        mixers = ", ".join((*PRESETS, *BASELINES))
+        raise ConfigError(f"no mixer or operation {value!r}; the mixers are {mixers}, the operations {names}")
+    slot = slots[0]
+    label = f"{slot} operation {name!r}"
+    if slot == "baseline":
+        return Subject(resolve_mixer({"name": name}), dim, label)
+    host = next((preset for preset in PRESETS if _holds(preset, slot, name)), None)
+    if host is not None:
+        return Subject(resolve_mixer(host), dim, f"{label} in the mixer {host!r}", slot)
+    resolve(slot, name)  # parameters without a default are an error that no host mends
+    for host in _HOSTS:
+        try:
+            subject = Subject(resolve_mixer(PRESETS[host] | {slot: name}), dim, f"{label} in the mixer {host!r}", slot)
+            build_mixer(subject.config, Site(dim, *SIZE))
+            return subject
+        except ValueError as error:
+            refusal = error
+    raise ConfigError(f"{label} fits no preset; check a dict of the four slots (the last one: {refusal})")
+
+
+def check(value: Any, dim: int = 64, coreml: bool = True) -> list[Check]:
+    """The contract of a mixer at width `dim`: a row for each promise; nothing raises.
+
+    Args:
+        value: a preset's, baseline's or operation's name, or whatever `resolve_mixer` takes.
+        coreml: whether to convert it, which takes seconds.
+    """
+    with _quiet():
+        try:
+            subject = find(value, dim)
+            subject.build()
+        except Exception as error:
+            return [Check("builds", False, _line(error))]
+        rows = [Check("builds", True, subject.label)]
+        for name, promise in PROMISES.items():
+            if (name == "layouts" and subject.slot != "activation") or (name == "Core ML" and not coreml):
+                continue
+            torch.manual_seed(0)
+            try:
+                rows.append(Check(name, True, promise(subject)))
+            except _NotApplicable as reason:
+                rows.append(Check(name, None, str(reason)))
+            except Exception as error:
+                rows.append(Check(name, False, _line(error)))
+    return rows
+
+
+# ---- promises: a line if they hold, an exception if not
+
+
+def _shapes(subject: Subject) -> str:
+    mixer = subject.build()
+    for size in SIZES:
+        if subject.fixed_size:
+            mixer = subject.build(size)
+        x = subject.input(size)
+        with _at(size), torch.no_grad():
+            y = mixer(x)
+            _demand(y.shape == x.shape, f"input {_by(x.shape)} gives {_by(y.shape)}")
+            _demand(bool(y.isfinite().all()), "not finite")
+    sizes = ", ".join(_by(size) for size in SIZES)
+    return sizes + ("; built for each, as its parameters are tied to the map" if subject.fixed_size else "")
+
+
+def _gradients(subject: Subject) -> str:
+    mixer, x = subject.build(dtype=torch.double).train(), subject.input(dtype=torch.double).requires_grad_()
+    y = mixer(x)
+    (y * torch.randn_like(y)).sum().backward()
+    named = [("the input", x), *((name, p) for name, p in mixer.named_parameters() if p.requires_grad)]
+    missing = [name for name, p in named if p.grad is None or not p.grad.any()]
+    _demand(not missing, f"none reaches {', '.join(missing)}")
+    infinite = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
+    _demand(not infinite, f"not finite at {', '.join(infinite)}")
+    return f"finite at all {len(named) - 1} parameters and the input"
+
+
+def _folding(subject: Subject) -> str:
+    mixer, x = subject.build(dtype=torch.double), subject.input(dtype=torch.double)
+    if not any(hasattr(m, hook) for m in mixer.modules() for hook in ("fuse", "reparameterize", "switch_to_deploy")):
+        raise _NotApplicable("nothing to fold")
+    with torch.no_grad():
+        folded = reparameterize_model(nn.Sequential(mixer))
+        difference = _same(folded(x), mixer(x), 1e-6, "the folded form differs")
+    left = sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    return difference + (f"; {left} BatchNorms stay" if left else "")
+
+
+def _fast_path(subject: Subject) -> str:
+    mixer, x = subject.build(dtype=torch.double), subject.input(dtype=torch.double)
+    if not isinstance(mixer, MetaMixer) or type(mixer) is MetaMixer:
+        raise _NotApplicable("none: it goes slot by slot" if isinstance(mixer, MetaMixer) else "no slots")
+    with torch.no_grad():
+        name = type(mixer).__name__
+        return f"{name}: " + _same(mixer(x), mixer.trace(x).output, 1e-6, f"{name} differs from the slots")
+
+
+def _batch(subject: Subject) -> str:
+    mixer, x = subject.build(dtype=torch.double), subject.input(dtype=torch.double)
+    with torch.no_grad():
+        alone = torch.cat([mixer(image[None]) for image in x])
+        return _same(mixer(x), alone, 1e-6, "in eval, an image's output depends on the others of its batch")
+
+
+def _script(subject: Subject) -> str:
+    return _equal_eager(subject, lambda mixer, x: torch.jit.script(mixer)(x))
+
+
+def _export(subject: Subject) -> str:
+    return _equal_eager(subject, lambda mixer, x: torch.export.export(mixer, (x,)).module()(x))
+
+
+def _fx(subject: Subject) -> str:
+    return _equal_eager(subject, lambda mixer, x: torch.fx.symbolic_trace(mixer)(x))
+
+
+def _equal_eager(subject: Subject, run: Callable[[nn.Module, Tensor], Tensor]) -> str:
+    mixer, x = subject.build(SIZES[1]), subject.input(SIZES[1])
+    with torch.no_grad():
+        return _same(run(mixer, x), mixer(x), 1e-4, "the result differs from eager")
+
+
+def _autocast(subject: Subject) -> str:
+    mixer, x = subject.build().train(), subject.input().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mixer(x)
+    _demand(bool(y.isfinite().all()), "the output is not finite")
+    y.float().square().mean().backward()
+    found = [p.grad for p in (x, *mixer.parameters()) if p.grad is not None]
+    _demand(all(bool(gradient.isfinite().all()) for gradient in found), "a gradient is not finite")
+    return "output and gradients are finite"
+
+
+def _meta(subject: Subject) -> str:
+    with torch.device("meta"):
+        mixer = build_mixer(subject.config, Site(subject.dim, *SIZE)).eval()
+        real = [name for name, tensor in mixer.state_dict().items() if not tensor.is_meta]
+        _demand(not real, f"{', '.join(real)} is allocated")
+        y = mixer(subject.input())
+    return f"built without memory, and gives {_by(y.shape)}"
+
+
+def _macs(subject: Subject) -> str:
+    cost = cost_of(subject.config, subject.dim)
+    return f"{_number(cost.macs)} at {_by(COST_SIZE)}, {_number(cost.parameters)} parameters, folded"
+
+
+def _layouts(subject: Subject) -> str:
+    assert isinstance(subject.config, MetaMixerConfig)
+    activation, tried = subject.config.activation, []
+    for layout in sorted(accepts(activation)):
+        hosts = (resolve_mixer(PRESETS[name]) for name in _HOSTS)
+        host = next(h for h in hosts if isinstance(h, MetaMixerConfig) and makes(h.query_key) == layout)
+        mixer = Subject(resolve_mixer({**dict(host), "activation": activation}), subject.dim, "").build()
+        assert isinstance(mixer, MetaMixer)
+        x = subject.input()
+        try:
+            trace = mixer.trace(x)
+        except Exception as error:
+            raise _Broken(f"{layout}: {_line(error)}") from None
+        _demand(
+            trace.coefficients.shape == trace.scores.shape,
+            f"{layout}: scores {_by(trace.scores.shape)} become {_by(trace.coefficients.shape)}",
+        )
+        _demand(bool(trace.coefficients.isfinite().all()), f"{layout}: not finite")
+        tried.append(str(layout))
+    return ", ".join(tried)
+
+
+def _coreml(subject: Subject) -> str:
+    if importlib.util.find_spec("coremltools") is None:
+        raise _NotApplicable("not checked: install the deploy extra")
+    mixer, x = subject.build(), subject.input()[:1]
+    logging.getLogger("coremltools").setLevel(logging.CRITICAL)
+    with torch.no_grad():
+        traced = torch.jit.trace(mixer, x)
+    import coremltools
+
+    kinds = dict(convert_to="mlprogram", skip_model_load=True)
+    coremltools.convert(traced, inputs=[coremltools.TensorType(shape=x.shape)], **kinds)
+    return f"converts to an ML program at {_by(SIZE)}"
+
+
+PROMISES: dict[str, Callable[[Subject], str]] = {
+    "shapes": _shapes,
+    "layouts": _layouts,
+    "gradients": _gradients,
+    "folding": _folding,
+    "fast path": _fast_path,
+    "batch independence": _batch,
+    "torch.jit.script": _script,
+    "torch.export": _export,
+    "torch.fx": _fx,
+    "autocast bf16": _autocast,
+    "meta": _meta,
+    "multiply-adds": _macs,
+    "Core ML": _coreml,
+}
+
+
+# ---- cost, and the report
+
+
+def cost_of(config: Mixer, dim: int = 64, size: tuple[int, int] = COST_SIZE) -> Cost:
+    """Parameters and multiply-adds of one mixer on maps of `size`."""
+    return count(build_mixer(config, Site(dim, *size)), (dim, *size))
+
+
+def compare(dim: int = 64, size: tuple[int, int] = COST_SIZE) -> dict[str, Cost]:
+    """Cost of every preset and baseline that fits the width."""
+    costs = {}
+    for name in (*PRESETS, *BASELINES):
+        with contextlib.suppress(ValueError):  # heads that do not divide it
+            costs[name] = cost_of(resolve_mixer(name), dim, size)
+    return costs
+
+
+def report(value: Any, console: Console | None = None, dim: int = 64, coreml: bool = True) -> bool:
+    """Print the contract of a mixer and its cost beside the presets; returns whether all of it holds."""
+    console = console or Console()
+    checks = check(value, dim, coreml)
+    console.print(render(checks))
+    failed = [row.name for row in checks if row.passed is False]
+    if checks[0].passed:
+        with _quiet(), contextlib.suppress(ValueError):
+            console.print(_cost_table(find(value, dim), value if isinstance(value, str) else "this mixer"))
+    passed = sum(row.passed is True for row in checks)
+    console.print(f"{passed} of {passed + len(failed)} hold" + (f"; not: {', '.join(failed)}" if failed else ""))
+    return not failed
+
+
+def render(checks: list[Check]) -> Table:
+    """The rows of a contract as a table."""
+    table = Table("check", "", "detail", box=None, pad_edge=False)
+    for row in checks:
+        mark = {True: "[green]ok[/green]", False: "[red]fails[/red]", None: "–"}[row.passed]
+        table.add_row(row.name, mark, _escaped(row.detail))
+    return table
+
+
+def _cost_table(subject: Subject, name: str) -> Table:
+    table = Table(f"{subject.dim} channels, {_by(COST_SIZE)}", box=None, pad_edge=False)
+    for heading in ("parameters", "MACs"):
+        table.add_column(heading, justify="right")
+    costs = compare(subject.dim) | {name: cost_of(subject.config, subject.dim)}
+    for other, cost in sorted(costs.items(), key=lambda item: item[1].macs):
+        style = "bold" if other == name else ""
+        table.add_row(f"→ {other}" if style else other, _number(cost.parameters), _number(cost.macs), style=style)
+    return table
+
+
+# ---- helpers
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Draws of its own, and no chatter of tracers and converters."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _at(size: tuple[int, int]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _Broken(f"at {_by(size)}: {_line(error)}") from None
+
+
+def _demand(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise _Broken(otherwise)
+
+
+def _same(ours: Tensor, expected: Tensor, tolerance: float, otherwise: str) -> str:
+    _demand(ours.shape == expected.shape, f"{otherwise}: {_by(ours.shape)} for {_by(expected.shape)}")
+    difference = float((ours - expected).norm() / expected.norm().clamp_min(1e-12))
+    _demand(difference <= tolerance, f"{otherwise} by {difference:.1e}")
+    return "equal" if difference == 0 else f"equal to {difference:.0e}"
+
+
+def _line(error: Exception) -> str:
+    """An error in one line; TorchScript and export say what is wrong in their first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    known = isinstance(error, _Broken | ValueError | AssertionError)
+    text = text if known and lines else f"{type(error).__name__}: {text}"
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
+def _operations(config: Mixer) -> list[tuple[Slot, OperationConfig]]:
+    if isinstance(config, MetaMixerConfig):
+        return [(slot, getattr(config, slot)) for slot in SLOTS]
+    return [("baseline", config)]
+
+
+def _holds(preset: str, slot: Slot, name: str) -> bool:
+    operation = PRESETS[preset][slot]
+    return (operation if isinstance(operation, str) else operation["name"]) == name
+
+
+def _by(shape: Any) -> str:
+    return "×".join(str(side) for side in shape)
+
+
+def _number(value: float) -> str:
+    for scale, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= scale:
+            return f"{value / scale:.3g}{letter}" if value < 100 * scale else f"{value / scale:.0f}{letter}"
+    return f"{value:g}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")

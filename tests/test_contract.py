@@ -1,0 +1,368 @@
+"""The contract over every preset and baseline, and on operations that break one promise each."""
+
+import importlib.util
+import io
+import os
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from metamixer import (
+    Activation,
+    ConfigError,
+    Layout,
+    MetaMixer,
+    OperationConfig,
+    Query,
+    QueryKey,
+    register,
+)
+from metamixer.contract import PROMISES, check, find, report
+from metamixer.layers import ConvNorm
+from metamixer.mixer import FAST_PATHS, fast_path
+from metamixer.modules import load_module, source_digest
+from metamixer.operation import REGISTRY, Coefficients
+from metamixer.ops.activation import Softmax
+from metamixer.ops.coefficient_value import Matmul
+from metamixer.ops.query_key import ScaledDot
+from metamixer.presets import BASELINES, PRESETS
+
+MIXERS = [*PRESETS, *BASELINES]
+# Converting unrolled windows takes 10 s, all mixers a minute: METAMIXER_ALL_COREML=1 converts the others too.
+CONVERTED = ["attention", "linear_attention", "xca", "ffnified_attention", "mambaout"]
+if os.environ.get("METAMIXER_ALL_COREML"):
+    CONVERTED = MIXERS
+
+
+def failures(checks):
+    assert all(row.detail and "\n" not in row.detail for row in checks)
+    return [row.name for row in checks if row.passed is False]
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_every_mixer_keeps_the_contract(name):
+    checks = check(name, coreml=False)
+    assert [row for row in checks if row.passed is False] == []
+    assert [row.name for row in checks] == ["builds", *(p for p in PROMISES if p not in ("layouts", "Core ML"))]
+    rows = {row.name: row for row in checks}
+    fast = ("attention", "linear_attention", "hydra_attention")
+    folds = ("convnext_ffn", "ffnified_attention", "starnet", "rep_mixer")
+    assert (rows["fast path"].passed, rows["folding"].passed) == (name in fast or None, name in folds or None)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("coremltools") is None, reason="needs the deploy extra")
+@pytest.mark.parametrize("name", CONVERTED)
+def test_mixers_convert_to_core_ml(name, monkeypatch):
+    only = {"Core ML": PROMISES["Core ML"]}
+    monkeypatch.setattr("metamixer.contract.PROMISES", only)
+    converted = check(name)[-1]
+    assert converted.name == "Core ML" and converted.passed, converted.detail
+
+
+def test_without_coremltools_conversion_is_not_checked(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    converted = check("pooling")[-1]
+    assert (converted.passed, converted.detail) == (None, "not checked: install the deploy extra")
+
+
+# ---- what is checked
+
+
+@pytest.mark.parametrize(
+    "name, label",
+    [
+        ("xca", "preset 'xca'"),
+        ("pooling", "baseline 'pooling'"),
+        ("softmax", "activation operation 'softmax' in the mixer 'attention'"),
+        ("query_key.depthwise", "query_key operation 'depthwise' in the mixer 'ffnified_attention'"),
+        ("l1_norm", "activation operation 'l1_norm' in the mixer 'linear_attention'"),
+    ],
+)
+def test_what_a_name_stands_for(name, label):
+    assert find(name).label == label
+
+
+def test_slots_are_checked_as_they_are():
+    slots = {**PRESETS["ffn"], "query_key": {"name": "linear", "expansion": 2.0}}
+    assert failures(check(slots, dim=16, coreml=False)) == []
+    assert check({"name": "pooling", "kernel_size": 5}, coreml=False)[0].passed
+
+
+@pytest.mark.parametrize(
+    "value, reason",
+    [
+        ("nope", "no mixer or operation 'nope'; the mixers are attention, "),
+        ("linear", "ask for query.linear or query_key.linear or coefficient_value.linear"),
+        ("query_key.softmax", "no mixer or operation 'query_key.softmax'"),
+        ({**PRESETS["ffn"], "activation": "softmax"}, "does not accept"),
+        (3, "a mixer is a preset's name"),
+    ],
+)
+def test_what_is_no_mixer_is_one_row(value, reason):
+    (row,) = check(value)
+    assert (row.name, row.passed) == ("builds", False) and reason in row.detail
+    with pytest.raises(ConfigError):
+        find(value)
+
+
+def test_a_width_that_does_not_fit_is_one_row():
+    (row,) = check("attention", dim=48)
+    assert "48 channels do not divide into heads of 32" in row.detail
+
+
+# ---- broken operations
+
+
+class BatchStatistic(Activation):
+    """Centres over the batch."""
+
+    name = "batch_statistic"
+
+    def forward(self, scores):
+        return scores - scores.mean(0, keepdim=True)
+
+
+class ForgetsTheNorm(ConvNorm):
+    def fuse(self):
+        conv = nn.Conv2d(self.conv.in_channels, self.conv.out_channels, 1).to(self.conv.weight)
+        conv.load_state_dict({"weight": self.conv.weight, "bias": self.norm.bias})
+        return conv
+
+
+class FoldsWrongly(Query):
+    name = "folds_wrongly"
+
+    def __init__(self, config, site):
+        super().__init__(config, site)
+        self.out_dim = site.dim
+        self.proj = ForgetsTheNorm(site.dim, site.dim)
+
+    def forward(self, x):
+        return self.proj(x)
+
+
+class Unscaled(ScaledDot):
+    name = "unscaled"
+
+
+class UnscaledAttention(MetaMixer):
+    """Forgets that its operands are to be multiplied by something else than the slots say."""
+
+    def forward(self, x):
+        q, k = self.query_key.operands(self.query(x), x)
+        v = self.coefficient_value.operand(x)
+        scores = 2.0 * q.transpose(-2, -1) @ k
+        return self.coefficient_value.merge(v @ scores.softmax(-1).transpose(-2, -1), x)
+
+
+class DeadParameter(Activation):
+    name = "dead_parameter"
+
+    def __init__(self, config, site, coefficients):
+        super().__init__(config, site, coefficients)
+        self.scale = nn.Parameter(torch.ones(1))
+        self.shift = nn.Parameter(torch.zeros(1))
+
+    def forward(self, scores):
+        return scores.relu() * self.scale
+
+
+class Fourier(Activation):
+    """A low-pass filter, by an operation that nothing counts."""
+
+    name = "fourier"
+
+    @classmethod
+    def accepts(cls, config):
+        return frozenset({Layout.MAP})
+
+    def forward(self, scores):
+        spectrum = torch.fft.rfft(scores.float())
+        return torch.fft.irfft(spectrum * 0.5, n=scores.shape[-1]).type_as(scores)
+
+
+class Sinc(Activation):
+    name = "sinc"
+
+    def forward(self, scores):
+        return torch.sinc(scores)
+
+
+class SecretlyFixed(QueryKey):
+    """Tied to the size of its map, and does not say so."""
+
+    name = "secretly_fixed"
+    makes = Layout.MAP
+
+    def __init__(self, config, site, query_dim):
+        super().__init__(config, site, query_dim)
+        self.coefficients = Coefficients(Layout.MAP, query_dim)
+        self.position = nn.Parameter(torch.zeros(site.height, site.width))
+
+    def forward(self, q, x):
+        return q + self.position
+
+
+class Unscriptable(Activation):
+    name = "unscriptable"
+
+    def forward(self, scores):
+        options = dict(negative_slope=0.1)
+        return nn.functional.leaky_relu(scores, **options)
+
+
+class Branches(Activation):
+    """Decides by its numbers, which no graph can hold."""
+
+    name = "branches"
+
+    def forward(self, scores):
+        return scores.relu() if scores.sum() < 1e6 else scores
+
+
+class Allocates(Activation):
+    name = "allocates"
+
+    def __init__(self, config, site, coefficients):
+        super().__init__(config, site, coefficients)
+        self.register_buffer("factor", torch.full((1,), 0.5, device="cpu"))
+
+    def forward(self, scores):
+        return scores.relu() * self.factor
+
+
+class NeedsAParameter(Activation):
+    name = "needs_a_parameter"
+
+    class Config(OperationConfig):
+        slope: float
+
+    def forward(self, scores):
+        return scores
+
+
+class AxisOfAMap(Activation):
+    """Says that it takes every layout, and works on maps."""
+
+    name = "axis_of_a_map"
+
+    def forward(self, scores):
+        return scores.mean((2, 3), keepdim=True).expand(-1, -1, scores.shape[2], scores.shape[3])
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """What a test registers is forgotten after it."""
+    for slot, known in REGISTRY.items():
+        monkeypatch.setitem(REGISTRY, slot, dict(known))
+    monkeypatch.setattr("metamixer.mixer.FAST_PATHS", dict(FAST_PATHS))
+    return REGISTRY
+
+
+@pytest.mark.parametrize(
+    "operation, broken, reason",
+    [
+        (BatchStatistic, ["batch independence"], "in eval, an image's output depends on the others"),
+        (FoldsWrongly, ["folding"], "the folded form differs by"),
+        (Unscaled, ["fast path"], "UnscaledAttention differs from the slots by"),
+        (DeadParameter, ["gradients"], "none reaches activation.shift"),
+        (Fourier, ["multiply-adds"], "multiply-adds not counted for aten::fft_irfft (1×), aten::fft_rfft (1×)"),
+        (SecretlyFixed, ["shapes"], "at 7×5: RuntimeError: The size of tensor a (5) must match"),
+        (Unscriptable, ["torch.jit.script"], "keyword"),
+        (Branches, ["torch.export", "torch.fx", "meta"], "data-dependent"),
+        (Allocates, ["meta"], "activation.factor is allocated"),
+        (AxisOfAMap, ["layouts"], "neighbourhood: "),
+        (NeedsAParameter, ["builds"], "missing parameter 'slope'"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_broken_operation_fails_where_it_is_broken(registry, operation, broken, reason):
+    register(operation)
+    if operation is Unscaled:
+        fast_path(Unscaled, Softmax, Matmul)(UnscaledAttention)
+    checks = check(operation.name, dim=32, coreml=False)
+    assert failures(checks) == broken
+    assert reason in next(row.detail for row in checks if row.name == broken[0])
+
+
+def test_core_ml_names_what_it_cannot_convert(registry, monkeypatch):
+    pytest.importorskip("coremltools")
+    register(Sinc)
+    monkeypatch.setattr("metamixer.contract.PROMISES", {"Core ML": PROMISES["Core ML"]})
+    checks = check("sinc")
+    assert failures(checks) == ["Core ML"] and "'sinc'" in checks[-1].detail
+
+
+# ---- the report
+
+
+def told(name, **options):
+    console = Console(record=True, width=120, file=io.StringIO())
+    return report(name, console, coreml=False, **options), console.export_text()
+
+
+def test_report(registry, monkeypatch):
+    held, text = told("xca", dim=32)
+    assert held and "10 of 10 hold" in text
+    assert "→ xca" in text and "ffnified_attention" in text and "32 channels, 28×28" in text
+    register(DeadParameter)
+    monkeypatch.setattr("metamixer.contract.compare", lambda dim: {})
+    held, text = told("dead_parameter", dim=32)
+    assert not held and "not: gradients" in text and "→ dead_parameter" in text
+    held, text = told("nope")
+    assert not held and "0 of 1 hold; not: builds" in text and "MACs" not in text
+
+
+# ---- modules
+
+
+OPERATION = """
+from metamixer import Activation, register
+
+@register
+class Halved(Activation):
+    name = "halved"
+    def forward(self, scores):
+        return scores / {by}
+"""
+
+
+def test_a_file_is_loaded_again_where_it_changed(registry, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OPERATION.format(by=2))
+    first, digest = load_module(str(path)), source_digest(str(path))
+    assert load_module(str(path)) is first and REGISTRY["activation"]["halved"] is first.Halved
+    path.write_text(OPERATION.format(by=4))
+    second = load_module(str(path))
+    assert second is not first and source_digest(str(path)) != digest
+    assert failures(check("halved", dim=32, coreml=False)) == []
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.py").write_text(OPERATION.format(by=3))
+    with pytest.raises(ConfigError, match="'halved' is already registered by mine_"):
+        load_module(str(tmp_path / "other" / "mine.py"))
+    assert load_module("metamixer.cost").__name__ == "metamixer.cost"
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("x = 1\n1 / 0", r"bad\.py:2: ZeroDivisionError: division by zero"),
+        ("def f(:", r"bad\.py:1: SyntaxError"),
+        ("import nothing_like_this", r"bad\.py:1: ModuleNotFoundError"),
+        (OPERATION.format(by=2).replace("halved", "softmax"), r"bad\.py:4: .*'softmax' is already registered"),
+    ],
+)
+def test_a_broken_module_says_where(registry, tmp_path, text, reason):
+    (tmp_path / "bad.py").write_text(text)
+    with pytest.raises(ConfigError, match=reason) as error:
+        load_module(str(tmp_path / "bad.py"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["gone.py", "no_such_module", "metamixer.no_such_module", "os.path.nothing"])
+def test_no_such_module(source):
+    for load in (load_module, source_digest):
+        with pytest.raises(ConfigError, match=source):
+            load(source)
