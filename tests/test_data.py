@@ -104,7 +104,7 @@ def test_a_streamed_image_is_timms_transform_with_the_samples_own_seed(folder):
 
     chosen = found.train_indices[permutation(found.seed, 5, len(found.train_indices))][:8]
     for index in chosen:
-        path, label = found.train.reader.samples[index]
+        path, _ = found.train.reader.samples[index]
         seed = derive(found.seed, 5, int(index))
         random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
         expected.append(transform(Image.open(path).convert("RGB")))
@@ -148,7 +148,8 @@ def test_fashion_mnist_from_its_idx_files(tmp_path):
     rng = np.random.default_rng(1)
     written = {}
     for split, count in (("train", 40), ("t10k", 9)):
-        images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), rng.integers(0, 10, count, dtype=np.uint8)
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = rng.integers(0, 10, count, dtype=np.uint8)
         written[split] = images, labels
         with gzip.open(tmp_path / f"{split}-images-idx3-ubyte.gz", "wb") as file:
             file.write(struct.pack(">IIII", 2051, count, 28, 28) + images.tobytes())

@@ -87,7 +87,8 @@ def test_a_users_module_is_part_of_the_hash_by_its_content_alone(tmp_path):
     for place, body in (("one", "x = 1"), ("two", "x = 1"), ("three", "x = 2")):
         (tmp_path / place).mkdir()
         (tmp_path / place / "my_op.py").write_text(body)
-        grid = Grid(bases={"a": RUN}, base="a", variants={"a": Variant()}, modules=(str(tmp_path / place / "my_op.py"),))
+        source = str(tmp_path / place / "my_op.py")
+        grid = Grid(bases={"a": RUN}, base="a", variants={"a": Variant()}, modules=(source,))
         hashes[place] = grid.runs(seeds=[0])[0].hash
     assert hashes["one"] == hashes["two"] != hashes["three"]
     config = grid.runs(seeds=[0])[0].config
