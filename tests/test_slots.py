@@ -377,7 +377,7 @@ def test_combinations_that_do_not_fit_are_refused():
             "belong to a projection, which is off",
         ),
         ({"coefficient_value": {"name": "linear", "norm": True, "bias": False}}, "has its own bias"),
-        ({"activation": 3}, "a activation operation is a name"),
+        ({"activation": 3}, "activation takes the name of an operation"),
         ({"value": "linear"}, "unknown value"),
     ],
 )
