@@ -54,5 +54,6 @@ SMALL = Recipe(
     cutmix=0.0,
     ema=0.98,
 )
-# a mirrored digit is no digit; with a tenth of the steps the EMA is shorter again
-SMALL_DIGITS = override(SMALL, {"flip": 0.0, "lr": 4e-3, "ema": 0.9})
+# a mirrored digit is no digit; with a tenth of the steps the EMA is shorter again, lest the average
+# of BatchNorm's statistics still remember their start
+SMALL_DIGITS = override(SMALL, {"flip": 0.0, "lr": 4e-3, "ema": 0.8})
