@@ -5,7 +5,7 @@ values to learned ones, 1×1 to depthwise, small kernels to large, one branch to
 one before; the channel mixer, a normalisation in front of each mixer, widths and depths stay as they are.
 Two baselines outside the slots show what any mixing of tokens buys: none at all, and plain pooling.
 
-    python launch.py run ffnification                        # digits, about 5 minutes on 2 cores
+    python launch.py run ffnification                        # digits, about 4 minutes on 2 cores
     python launch.py run ffnification --data fashion-mnist
 """
 

@@ -4,7 +4,7 @@ The network is the small FFNet (widths 32, 64, 128, 256, depths 1, 1, 3, 1, stem
 Fashion-MNIST, with the full recipe: random resized crop, flip, RandAugment, random
 erasing, mixup and cutmix, label smoothing, stochastic depth, AdamW and EMA.
 
-    python benchmarks/training_speed.py             # about 10 minutes on 2 cores
+    python benchmarks/training_speed.py             # about 8 minutes on 2 cores
 
 plain      NCHW, loop AdamW, per-tensor EMA, timm's data set, transforms and loader over the same images
 ours       one process of `metamixer.training`, one thread

@@ -208,7 +208,7 @@ class Backbone(nn.Module):
         """Truncated normal (std 0.02) for convolutions and linear layers, biases 0, norms 1 and 0.
 
         With a seed, each module draws from (seed, its name): networks then share the initial values of all
-        that they have in common, whatever else differs (training.md's pairing by seed).
+        that they have in common, whatever else differs.
         """
         if next(self.parameters()).is_meta:
             return
