@@ -77,9 +77,8 @@ def describe(cls: type[Config], skip: str = "") -> str:
     for name, field in cls.model_fields.items():
         if name == skip:
             continue
-        kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
-        if field.annotation is not None and getattr(field.annotation, "__args__", None):
-            kind = str(field.annotation).replace("typing.", "")
+        kind = field.annotation
+        kind = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         parts.append(f"{name}: {kind}" + ("" if field.is_required() else f" = {field.default!r}"))
     return f"it takes {', '.join(parts)}" if parts else "it takes no parameters"
 

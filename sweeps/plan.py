@@ -53,7 +53,8 @@ class Plan:
     def missing(self, retry: bool = False) -> list[PlannedRun]:
         """What a launch has to run; failed runs only with `retry`."""
         wanted = {State.NEW, State.INTERRUPTED} | ({State.FAILED} if retry else set())
-        return [run for run in self.runs if self.states[run.hash] in wanted]
+        # two variants that come to the same configuration are one run
+        return list({run.hash: run for run in self.runs if self.states[run.hash] in wanted}.values())
 
     def folder(self, run: PlannedRun) -> RunFolder:
         return RunFolder(self.root / run.hash)

@@ -148,6 +148,12 @@ def test_states_follow_the_folders(tmp_path):
     assert [run.hash for run in plan.missing(retry=True)] == [run.hash for run in plan.runs[1:]]
 
 
+def test_two_variants_that_are_the_same_run_are_trained_once(tmp_path):
+    grid = Grid(bases={"a": RUN}, base="a", variants={"a": Variant(), "again": Variant()}, seeds=(0, 1))
+    plan = make_plan(LoadedGrid("aa", "Is it the same?", grid), tmp_path)
+    assert len(plan.runs) == 4 and [run.seed for run in plan.missing()] == [0, 1]
+
+
 def test_the_manifest_lists_the_runs(tmp_path):
     plan = make_plan(LOADED, tmp_path, "tiny", {"recipe.epochs": 2})
     plan.write_manifest()

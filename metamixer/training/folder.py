@@ -37,11 +37,6 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
 
-    @classmethod
-    def of(cls, root: Path | str, config: RunConfig) -> RunFolder:
-        """The folder of a configuration: its digest below `root`."""
-        return cls(Path(root) / digest(config))
-
     def create(self, config: RunConfig) -> None:
         """Make the folder and record the configuration.
 

@@ -54,7 +54,7 @@ def train(config: RunConfig, path: Path | str, device: str = "auto", workers: in
     """Train a run in its folder, or go on with it; a finished run is returned as it is.
 
     Args:
-        path: the run's folder (`RunFolder.of(root, config).path` names it by the run's digest).
+        path: the run's folder; a grid names it by the run's digest.
         device: a torch device, or `auto` for a GPU where there is one.
         workers: processes that load images which do not fit in memory.
 
@@ -146,7 +146,7 @@ class Trainer:
     def _epoch(self, stop: threading.Event) -> None:
         epoch, first = self.epoch, self.step % self.data.steps
         started = reported = saved = time.monotonic()
-        self.folder_progress()
+        self._report_progress()
         for images, classes in self.data.batches(epoch, first):
             self._train_step(images, classes)
             now = time.monotonic()
@@ -156,11 +156,11 @@ class Trainer:
                 self._save(self.seconds + now - started)
                 saved = now
                 if stop.is_set():
-                    self.folder_progress(state="interrupted")
+                    self._report_progress(state="interrupted")
                     raise Interrupted(f"stopped in epoch {epoch + 1} after step {self.step}; its checkpoint is written")
             if now - reported > PROGRESS_SECONDS:
                 self._check_finite(epoch)
-                self.folder_progress()
+                self._report_progress()
                 reported = now
         self._check_finite(epoch)
         spent = time.monotonic() - started
@@ -252,10 +252,10 @@ class Trainer:
                 "time": time.time(),
             },
         )
-        self.folder_progress(state="done")
+        self._report_progress(state="done")
         return self.folder.result() or {}
 
-    def folder_progress(self, state: str = "running") -> None:
+    def _report_progress(self, state: str = "running") -> None:
         """Leave a heartbeat for whoever watches."""
         done_in_epoch = self.step % self.data.steps
         self.folder.write(
