@@ -77,8 +77,8 @@ def describe(cls: type[Config], skip: str = "") -> str:
     for name, field in cls.model_fields.items():
         if name == skip:
             continue
-        kind = field.annotation
-        kind = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        annotation = field.annotation
+        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
         parts.append(f"{name}: {kind}" + ("" if field.is_required() else f" = {field.default!r}"))
     return f"it takes {', '.join(parts)}" if parts else "it takes no parameters"
 
