@@ -25,6 +25,10 @@ Overrides = Annotated[
 Seeds = Annotated[Optional[str], typer.Option(help="Seeds, separated by commas; the grid's own if not given.")]
 Only = Annotated[Optional[str], typer.Option(help="These variants alone, separated by commas.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
+Match = Annotated[
+    Optional[str],
+    typer.Option(help="Scale the variants' widths until they have the base's macs or params; none: leave them alone."),
+]
 Modules = Annotated[
     Optional[list[str]], typer.Option("--module", help="File or dotted module that registers operations of your own.")
 ]
@@ -52,12 +56,13 @@ def plan(
     seeds: Seeds = None,
     only: Only = None,
     runs: Runs = Path("runs"),
+    match: Match = None,
     module: Modules = None,
 ) -> None:
     """What a grid would run: its variants, what differs, what they cost, what is done. Writes nothing."""
     from sweeps.report import print_plan
 
-    print_plan(_plan(grid, data, set, seeds, only, runs, module))
+    print_plan(_plan(grid, data, set, seeds, only, runs, match, module))
 
 
 @app.command()
@@ -73,12 +78,13 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     retry: Annotated[bool, typer.Option("--retry", help="Run failed ones again.")] = False,
+    match: Match = None,
     module: Modules = None,
 ) -> None:
     """Run what is missing of a grid on this machine, then show the table and the picture."""
     from sweeps.report import print_plan, run_with_progress
 
-    planned = _plan(grid, data, set, seeds, only, runs, module)
+    planned = _plan(grid, data, set, seeds, only, runs, match, module)
     print_plan(planned)
     complete = run_with_progress(planned, workers, device, retry)
     _collect(planned.root, planned.loaded.name, planned.setting)
@@ -112,7 +118,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _plan(grid, data, set, seeds, only, runs, modules):  # type: ignore[no-untyped-def]
+def _plan(grid, data, set, seeds, only, runs, match, modules):  # type: ignore[no-untyped-def]
     from metamixer.config import ConfigError, parse_assignment
     from sweeps import load_grid, make_plan
 
@@ -120,6 +126,8 @@ def _plan(grid, data, set, seeds, only, runs, modules):  # type: ignore[no-untyp
         numbers = [int(seed) for seed in seeds.split(",")] if seeds else None
     except ValueError:
         raise ConfigError(f"--seeds {seeds!r}: give whole numbers separated by commas, e.g. 0,1,2") from None
+    if match not in (None, "none", "macs", "params"):
+        raise ConfigError(f"--match {match!r}: macs, params or none")
     return make_plan(
         load_grid(grid, [str(Path(m).resolve()) if m.endswith(".py") else m for m in modules or []]),
         runs,
@@ -127,6 +135,7 @@ def _plan(grid, data, set, seeds, only, runs, modules):  # type: ignore[no-untyp
         dict(parse_assignment(text) for text in set or []),
         numbers,
         only.split(",") if only else None,
+        match,
     )
 
 

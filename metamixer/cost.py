@@ -61,14 +61,17 @@ class Cost:
     macs: int
 
 
-def count(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
+def count(model: nn.Module, input_size: tuple[int, int, int], inplace: bool = False) -> Cost:
     """Cost of the folded `model` for one image (or map, for a mixer) of `input_size` (C, H, W).
+
+    Args:
+        inplace: fold `model` itself, not a copy; twice as fast.
 
     Raises:
         ValueError: the network holds an operation that nothing counts; the line names it.
     """
     # in a container, for a model that folds as a whole
-    folded = reparameterize_model(nn.Sequential(model)).eval()
+    folded = reparameterize_model(nn.Sequential(model), inplace=inplace).eval()
     parameters = sum(p.numel() for p in folded.parameters())
     some = next(folded.parameters(), torch.empty(0))
     image = torch.zeros(1, *input_size, device=some.device, dtype=some.dtype)

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metamixer.config import Config, ConfigError, digest, override
 from metamixer.training.config import RunConfig, UserModule
+
+from .match import Measure, matched
 
 GRIDS = Path(__file__).resolve().parent.parent / "ablations"
 
@@ -33,6 +35,7 @@ class Grid(Config):
         variants: what is compared, in the order of the tables.
         base: the variant that differences are taken to.
         seeds: every variant runs once with each; equal seeds make a pair.
+        match: scale the widths of every variant until it has the base's multiply-adds or parameters (`sweeps.match`).
         modules: files (beside the grid's) or dotted modules that register operations of your own.
     """
 
@@ -40,6 +43,7 @@ class Grid(Config):
     variants: dict[str, Variant]
     base: str
     seeds: tuple[int, ...] = (0, 1, 2)
+    match: Measure | None = None
     modules: tuple[str, ...] = ()
 
     def model_post_init(self, _: Any) -> None:
@@ -65,6 +69,7 @@ class Grid(Config):
         overrides: dict[str, Any] | None = None,
         seeds: Sequence[int] | None = None,
         only: Sequence[str] | None = None,
+        match: Measure | Literal["none"] | None = None,
     ) -> list[PlannedRun]:
         """Every run of the grid.
 
@@ -72,6 +77,7 @@ class Grid(Config):
             data: which of `bases`; the first if None.
             overrides: changes to the base, before those of the variants.
             only: these variants alone.
+            match: in place of the grid's own; "none" leaves the widths alone.
 
         Raises:
             ConfigError: no such setting or variant, or a variant that does not make a valid run.
@@ -85,19 +91,27 @@ class Grid(Config):
         modules = [UserModule.of(source) for source in self.modules]
         base = override(self.bases[setting], {"modules": modules})
         base = override(base, overrides or {})
+        measure = None if match == "none" else match or self.match
+        reference = self._resolve(self.base, base) if measure else base
         planned = []
         for name, variant in self.variants.items():
             if only and name not in only:
                 continue
             try:
-                config = base
-                for step in self._lineage(name):
-                    config = override(config, self.variants[step].changes)
-            except ConfigError as error:
+                config = self._resolve(name, base)
+                if measure and name != self.base:
+                    config = matched(config, reference, measure)
+            except ValueError as error:
                 raise ConfigError(f"variant {name!r}: {error}") from None
             for seed in seeds if seeds is not None else self.seeds:
                 planned.append(PlannedRun(name, seed, override(config, {"seed": seed}), variant))
         return planned
+
+    def _resolve(self, name: str, base: RunConfig) -> RunConfig:
+        """`base` with the changes of variant `name` and of those that it builds on."""
+        for step in self._lineage(name):
+            base = override(base, self.variants[step].changes)
+        return base
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metamixer.config import SCHEMA_VERSION, ConfigError
 from metamixer.training.folder import RunFolder
 
 from .grid import LoadedGrid, PlannedRun, setting_label
+from .match import Measure
 
 
 class State(StrEnum):
@@ -98,9 +99,11 @@ def make_plan(
     overrides: dict[str, Any] | None = None,
     seeds: list[int] | None = None,
     only: list[str] | None = None,
+    match: Measure | Literal["none"] | None = None,
 ) -> Plan:
     """Plan of a grid; see `Grid.runs` for the arguments and errors."""
-    runs = loaded.grid.runs(data, overrides, seeds, only)
-    setting = setting_label(data or next(iter(loaded.grid.bases)), overrides or {})
+    runs = loaded.grid.runs(data, overrides, seeds, only, match)
+    changed = {**(overrides or {}), **({"match": match} if match and match != (loaded.grid.match or "none") else {})}
+    setting = setting_label(data or next(iter(loaded.grid.bases)), changed)
     states = {run.hash: state_of(RunFolder(root / run.hash)) for run in runs}
     return Plan(loaded, setting, root, runs, states)

@@ -9,35 +9,36 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from metamixer.config import ConfigError
+
 from .grid import PlannedRun
 from .local import Outcome, run_all
+from .match import cost
 from .plan import Plan, State
 
 
 def print_plan(plan: Plan) -> None:
     """The variants of a plan with what differs, what they cost and where their runs stand."""
-    from metamixer.config import ConfigError
-    from metamixer.cost import count
-
     console = Console()
     console.print(f"[bold]{plan.loaded.name}[/bold] on {plan.setting}: {plan.loaded.question}", highlight=False)
     table = Table("variant", "changes", box=None, pad_edge=False)
-    for heading in ("params", "MACs", "runs"):
+    for heading in ("widths", "params", "MACs", "runs"):
         table.add_column(heading, justify="right", no_wrap=True)
     warned: dict[str, str] = {}
     for name in dict.fromkeys(run.variant for run in plan.runs):
         runs = [run for run in plan.runs if run.variant == name]
         config, variant = runs[0].config, runs[0].declared
         try:
-            cost = count(config.build(), (config.data.channels, config.data.image_size, config.data.image_size))
+            spent = cost(config)
         except ValueError as error:
             raise ConfigError(f"variant {name!r}: {error}") from None
         states = Counter(plan.states[run.hash] for run in runs)
         table.add_row(
             name,
             _changes(variant.changes, variant.on, name == plan.loaded.grid.base),
-            f"{cost.parameters / 1e6:.3f} M",
-            _macs(cost.macs),
+            ", ".join(str(stage.width) for stage in config.model.stages),
+            f"{spent.parameters / 1e6:.3f} M",
+            _macs(spent.macs),
             " ".join(f"{number} {state}" for state, number in states.items()),
         )
         for warning in config.warnings():

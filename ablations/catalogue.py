@@ -1,0 +1,41 @@
+"""Which published mixer is worth its multiply-adds, all else equal?
+
+Every preset and baseline as the token mixer of one small network whose channel mixer is the plain FFN, so that tokens
+are mixed nowhere else but in the stem and between the stages. Widths are scaled until each variant has the
+multiply-adds of the base, self-attention. Heads have 16 channels at the base's width.
+
+    python launch.py run catalogue --data fashion-mnist
+"""
+
+from metamixer.config import override
+from metamixer.ffnet import ffnet
+from metamixer.presets import BASELINES, PRESETS
+from metamixer.recipes import DIGITS, FASHION_MNIST, SMALL, SMALL_DIGITS
+from metamixer.training.config import RunConfig
+from sweeps import Grid, Variant
+
+MIXER = "model.stages.*.token_mixer"
+# a normalisation in front of every mixer, as most of them have
+MODEL = {"model.norm": "batch", "model.stages.*.channel_mixer": "ffn"}
+
+
+def narrow_heads(mixer: dict) -> dict:
+    """The mixer with heads of 16 channels where those of its paper are wider than the first stage."""
+    key = mixer.get("query_key")
+    if key in ("scaled_dot", "neighbourhood", "cross_covariance"):
+        return {**mixer, "query_key": {"name": key, "head_dim": 16}}
+    return mixer
+
+
+small = ffnet((1, 1, 2, 1), (16, 32, 64, 128), stem_width=16, stem_stride=1)
+half = override(small, {"stem_stride": 2})
+
+GRID = Grid(
+    bases={
+        "digits": override(RunConfig(model=small, data=DIGITS, recipe=SMALL_DIGITS), MODEL),
+        "fashion-mnist": override(RunConfig(model=half, data=FASHION_MNIST, recipe=SMALL), MODEL),
+    },
+    base="attention",
+    match="macs",
+    variants={name: Variant(changes={MIXER: narrow_heads(mixer)}) for name, mixer in (PRESETS | BASELINES).items()},
+)

@@ -1,0 +1,127 @@
+"""Iso-cost: a variant's widths scaled until it costs what the base costs.
+
+All stages keep their ratio, and attention keeps its number of heads, each as much wider as its stage. Whole
+channels are coarse steps in small networks, so the rest is made up by the hidden width of the channel mixers
+(the expansion of their `linear` keys). The stem stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import gcd, lcm
+from typing import Any, Literal
+
+import numpy as np
+
+from metamixer.config import ConfigError, digest, parse
+from metamixer.cost import Cost, count
+from metamixer.training.config import RunConfig
+
+Measure = Literal["macs", "params"]
+
+TOLERANCE = 0.02
+WIDEST_STEP = 1.5  # how far a channel mixer's hidden width may be changed to make up for the steps of the widths
+PROBE = 1.1
+
+_costs: dict[str, Cost] = {}
+
+
+def cost(config: RunConfig) -> Cost:
+    """Parameters and multiply-adds of a run's network at its resolution, counted once."""
+    data = config.data
+    key = f"{digest(config.model)} {data.channels} {data.image_size} {data.num_classes}"
+    if key not in _costs:
+        _costs[key] = count(config.build(), (data.channels, data.image_size, data.image_size), inplace=True)
+    return _costs[key]
+
+
+def matched(config: RunConfig, base: RunConfig, measure: Measure) -> RunConfig:
+    """`config` with its widths scaled so that it costs what `base` costs, within 2 %.
+
+    Raises:
+        ConfigError: no width does; the line says how near the nearest came.
+    """
+    target = _measured(base, measure)
+    if abs(_measured(config, measure) / target - 1) <= TOLERANCE / 10:
+        return config
+    width = _nearest_width(config, measure, target)
+    found = _scaled(config, width, 1.0)
+    gap = target - _measured(found, measure)
+    slope = (_measured(_scaled(config, width, PROBE), measure) - _measured(found, measure)) / (PROBE - 1)
+    if slope > 0:
+        factor = min(max(1 + gap / slope, 1 / WIDEST_STEP), WIDEST_STEP)
+        found = _scaled(config, width, round(factor, 4))
+    off = _measured(found, measure) / target - 1
+    if abs(off) > TOLERANCE:
+        raise ConfigError(
+            f"no width brings its {measure} within {TOLERANCE:.0%} of the base's: the nearest is "
+            f"{width} channels in stage 1, {off:+.1%}; take a wider base, smaller heads, or match=null"
+        )
+    return found
+
+
+def _measured(config: RunConfig, measure: Measure) -> int:
+    found = cost(config)
+    return found.macs if measure == "macs" else found.parameters
+
+
+def _nearest_width(config: RunConfig, measure: Measure, target: int) -> int:
+    """Channels of the first stage for which the cost is nearest to the target.
+
+    Cost is a parabola of the width but for the rounding of hidden widths, so three points give all of it.
+    """
+    start = config.model.stages[0].width
+    points = {width: _measured(_scaled(config, width, 1.0), measure) for width in _fitting(config, start)}
+    parabola = np.polynomial.Polynomial.fit(list(points), list(points.values()), 2)
+    step = _step(config)
+    return min(range(step, 8 * start, step), key=lambda width: abs(parabola(width) - target))
+
+
+def _fitting(config: RunConfig, start: int) -> list[int]:
+    """The widths nearest to 60, 100 and 140 % of `start` with which the network can be built."""
+    found: list[int] = []
+    step = _step(config)
+    for wanted in (start, 0.6 * start, 1.4 * start):
+        nearest = sorted(range(step, 3 * start, step), key=lambda width: abs(width - wanted))
+        found += [next(w for w in nearest if w not in found and _builds(_scaled(config, w, 1.0)))]
+    return found
+
+
+def _step(config: RunConfig) -> int:
+    """Widths of the first stage are multiples of this, for as many heads as before, all of whole channels."""
+    first = config.model.stages[0].width
+    dims = [operation["head_dim"] for operation in _with_heads(config.to_dict()["model"])]
+    return lcm(1, *(first // gcd(first, dim) for dim in dims))
+
+
+def _builds(config: RunConfig) -> bool:
+    try:
+        config.build()
+    except ValueError:
+        return False
+    return True
+
+
+def _scaled(config: RunConfig, width: int, expansion: float) -> RunConfig:
+    """The run with `width` channels in its first stage, and channel mixers `expansion` times as wide inside."""
+    values = config.to_dict()
+    stages = values["model"]["stages"]
+    first = stages[0]["width"]
+    for stage in stages:
+        stage["width"] = stage["width"] // first * width
+        for operation in _with_heads(stage):
+            operation["head_dim"] = operation["head_dim"] * width // first
+        mixers = stage["channel_mixer"]
+        for mixer in mixers if isinstance(mixers, list) else [mixers]:
+            keys = mixer.get("query_key", {})
+            if keys.get("name") == "linear":
+                keys["expansion"] = round(keys["expansion"] * expansion, 6)
+    return parse(RunConfig, values)
+
+
+def _with_heads(node: Any) -> Iterator[dict[str, Any]]:
+    """The operations below `node` that have heads; those of one channel each are as many as there are channels."""
+    if isinstance(node, dict) and node.get("head_dim", 1) > 1:
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _with_heads(child)
