@@ -18,6 +18,8 @@ MIXER = "model.stages.*.token_mixer"
 # a normalisation in front of every mixer, as most of them have
 MODEL = {"model.norm": "batch", "model.stages.*.channel_mixer": "ffn"}
 
+SHORT = {"data.train_samples": 5000, "recipe.epochs": 4}
+
 
 def narrow_heads(mixer: dict) -> dict:
     """The mixer with heads of 16 channels where those of its paper are wider than the first stage."""
@@ -33,7 +35,7 @@ half = override(small, {"stem_stride": 2})
 GRID = Grid(
     bases={
         "digits": override(RunConfig(model=small, data=DIGITS, recipe=SMALL_DIGITS), MODEL),
-        "fashion-mnist": override(RunConfig(model=half, data=FASHION_MNIST, recipe=SMALL), MODEL),
+        "fashion-mnist": override(RunConfig(model=half, data=FASHION_MNIST, recipe=SMALL), MODEL | SHORT),
     },
     base="attention",
     match="macs",
