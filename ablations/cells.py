@@ -1,0 +1,69 @@
+"""Which cells of query-key × activation × coefficient-value work at all?
+
+Every combination of registered operations that fit each other, as the token mixer of one small network; a first
+screening with one seed, to be followed by a grid of the best with more. Operations of your own take part with
+`--module FILE`, where their parameters have defaults. The base is self-attention.
+
+    python launch.py run cells
+"""
+
+from itertools import product
+
+from metamixer.config import ConfigError, override
+from metamixer.ffnet import ffnet
+from metamixer.mixer import build_mixer, resolve_mixer
+from metamixer.operation import KEYED_LAYOUTS, REGISTRY, Site
+from metamixer.recipes import DIGITS, FASHION_MNIST, SMALL, SMALL_DIGITS
+from metamixer.training.config import RunConfig
+from sweeps import Grid, Variant
+
+MIXER = "model.stages.*.token_mixer"
+WIDTHS = (16, 32, 64, 128)
+
+
+def slot(kind: str, name: str, keyed: bool = False) -> dict:
+    """An operation with its defaults, as far as they fit a small network."""
+    fields = REGISTRY[kind][name].Config.model_fields
+    fitting = {"expansion": 1.0, "head_dim": WIDTHS[0]} if kind == "query_key" and name != "token_linear" else {}
+    # scores of hundreds of keys are averaged, not added up
+    fitting |= {"over_keys": True} if keyed else {}
+    return {"name": name, **{key: value for key, value in fitting.items() if key in fields}}
+
+
+def cells() -> dict[str, dict]:
+    """Mixers by the names of their operations; those whose operations do not fit are left out."""
+    found = {}
+    for key, activation, value in product(
+        *(REGISTRY[kind] for kind in ("query_key", "activation", "coefficient_value"))
+    ):
+        keyed = REGISTRY["query_key"][key].makes in KEYED_LAYOUTS  # type: ignore[attr-defined]
+        mixer = {
+            "query": "linear",
+            "query_key": slot("query_key", key),
+            "activation": slot("activation", activation, keyed),
+            "coefficient_value": slot("coefficient_value", value),
+        }
+        try:
+            build_mixer(resolve_mixer(mixer), Site(WIDTHS[0], 4, 4))
+            found[f"{key}-{activation}-{value}"] = mixer
+        except ValueError as error:
+            if isinstance(error, ConfigError) and "missing parameter" in str(error):
+                raise
+    return found
+
+
+MODEL = {"model.norm": "batch", "model.stages.*.channel_mixer": "ffn"}
+SHORT = {"data.train_samples": 5000, "recipe.epochs": 2}
+
+small = ffnet((1, 1, 2, 1), WIDTHS, stem_width=16, stem_stride=1)
+half = override(small, {"stem_stride": 2})
+
+GRID = Grid(
+    bases={
+        "digits": override(RunConfig(model=small, data=DIGITS, recipe=SMALL_DIGITS), MODEL),
+        "fashion-mnist": override(RunConfig(model=half, data=FASHION_MNIST, recipe=SMALL), MODEL | SHORT),
+    },
+    base="scaled_dot-softmax-matmul",
+    variants={name: Variant(changes={MIXER: mixer}) for name, mixer in cells().items()},
+    seeds=(0,),
+)

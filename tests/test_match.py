@@ -1,0 +1,140 @@
+"""Iso-cost: matched variants cost what the base costs and differ in nothing but widths; the grid of open cells."""
+
+import runpy
+
+import pytest
+import torch
+from small import RUN as TINY
+from torch.utils.flop_counter import FlopCounterMode
+
+from metamixer import ConfigError, differences, override
+from metamixer.mixer import build_mixer, resolve_mixer
+from metamixer.operation import REGISTRY, Activation, Site, register
+from metamixer.presets import preset
+from sweeps import Grid, Variant, make_plan
+from sweeps.grid import LoadedGrid
+from sweeps.match import matched
+
+MIXER = "model.stages.*.token_mixer"
+ATTENTION = preset("attention", query_key={"name": "scaled_dot", "head_dim": 8})
+RUN = override(
+    TINY,
+    {"model.stem_stride": 2} | {f"model.stages.{i}.width": width for i, width in enumerate((16, 16, 32, 32))},
+)
+NAMES = ("mambaout", "van", "starnet", "hydra_attention", "identity", "attention")
+
+
+def variant(name: str):
+    return override(RUN, {MIXER: ATTENTION if name == "attention" else preset(name)})
+
+
+def multiply_adds(config) -> int:
+    """By torch's own counter, folding undone: norms are free in both, and there are no branches to fold."""
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        config.build().eval()(torch.zeros(1, 1, config.data.image_size, config.data.image_size))
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_multiply_adds_are_those_of_the_base(name):
+    found = matched(variant(name), RUN, "macs")
+    # Hydra's elementwise products are no products to torch's counter: a few per mille
+    assert multiply_adds(found) == pytest.approx(multiply_adds(RUN), rel=0.025)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_those_of_the_base(name):
+    base = override(RUN, {f"{MIXER}.query_key.norm": False, f"{MIXER}.coefficient_value.norm": False})
+    found = matched(variant(name), base, "params")
+
+    def parameters(config):  # each BatchNorm that folds into a convolution leaves one number a channel
+        norms = (m for m in config.build().modules() if isinstance(m, torch.nn.BatchNorm2d))
+        return sum(p.numel() for p in config.build().parameters()) - sum(m.num_features for m in norms)
+
+    assert parameters(found) == pytest.approx(parameters(base), rel=0.025)
+
+
+def test_nothing_but_widths_changes_and_heads_stay_as_many():
+    before = variant("attention")
+    after = matched(before, RUN, "macs")
+    changed = {key.split(".")[-1] for key in differences(before, after)}
+    assert changed <= {"width", "head_dim", "expansion"} and "width" in changed
+    widths = [stage.width for stage in after.model.stages]
+    assert [w // widths[0] for w in widths] == [1, 1, 2, 2] and widths[0] != 16
+    for old, new in zip(before.model.stages, after.model.stages, strict=True):
+        assert old.width // old.token_mixer.query_key.head_dim == new.width // new.token_mixer.query_key.head_dim
+
+
+def test_a_run_that_costs_the_same_already_stays_the_same():
+    assert matched(RUN, RUN, "macs") == RUN
+    relu = override(RUN, {f"{MIXER}.activation": "relu"})
+    assert matched(relu, RUN, "macs") == relu
+
+
+def test_a_match_that_cannot_be_had_says_how_near_it_came():
+    # eight heads of a channel pair each leave steps of 8 channels, and nothing else to scale
+    heads = preset("attention", query_key={"name": "scaled_dot", "head_dim": 2})
+    coarse = override(
+        RUN,
+        {f"model.stages.{i}.width": 16 for i in range(4)} | {MIXER: heads, "model.stages.*.channel_mixer": "pooling"},
+    )
+    with pytest.raises(ConfigError, match=r"no width brings its macs within 2%.* the nearest is \d+ channels"):
+        matched(coarse, RUN, "macs")
+
+
+def test_matching_is_an_option_of_every_grid(tmp_path):
+    variants = {"ffnified": Variant(), "mambaout": Variant(changes={MIXER: "mambaout"})}
+    plain = Grid(bases={"tiny": RUN}, base="ffnified", variants=variants)
+    always = Grid(bases={"tiny": RUN}, base="ffnified", variants=variants, match="macs")
+
+    def width(grid, **options):
+        runs = {run.variant: run.config for run in grid.runs(seeds=[0], **options)}
+        assert runs["ffnified"] == RUN
+        return runs["mambaout"].model.stages[0].width
+
+    assert width(plain) == width(always, match="none") == 16
+    assert width(plain, match="macs") == width(always) < 16
+    settings = [
+        make_plan(LoadedGrid("test", "Why?", grid), tmp_path, match=match).setting
+        for grid, match in ((plain, None), (plain, "macs"), (always, "macs"), (always, None), (always, "none"))
+    ]
+    assert settings == ["tiny", "tiny+match=macs", "tiny", "tiny", "tiny+match=none"]
+
+
+def cells():
+    return runpy.run_path("ablations/cells.py")["GRID"].variants
+
+
+def test_the_grid_of_cells_holds_whatever_fits_and_all_of_it_works():
+    found = cells()
+    # token pairs and channel pairs meet one kind of value each, with every activation but the map's own
+    keyed = len(REGISTRY["activation"]) - 1
+    assert sum(name.startswith(("scaled_dot-", "cross_covariance-")) for name in found) == 2 * keyed
+    assert sum(name.startswith("neighbourhood-") for name in found) == 2 * keyed
+    assert (
+        "hadamard-gelu-linear" in found
+        and "linear-softmax-linear" not in found
+        and "memory-gelu-depthwise" not in found
+    )
+    for name, declared in found.items():
+        x = torch.randn(2, 16, 4, 4, requires_grad=True)
+        y = build_mixer(resolve_mixer(declared.changes[MIXER]), Site(16, 4, 4))(x)
+        y.square().sum().backward()
+        assert y.shape == x.shape and torch.isfinite(x.grad).all(), name
+
+
+def test_an_operation_of_the_users_own_takes_part_in_the_cells():
+    before = cells()
+
+    @register
+    class Cube(Activation):
+        name = "cube_for_cells"
+
+        def forward(self, scores):
+            return scores**3
+
+    try:
+        added = cells().keys() - before.keys()
+    finally:
+        del REGISTRY["activation"]["cube_for_cells"]
+    assert "depthwise-cube_for_cells-depthwise" in added and all("-cube_for_cells-" in name for name in added)
