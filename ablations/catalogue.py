@@ -18,7 +18,8 @@ MIXER = "model.stages.*.token_mixer"
 # a normalisation in front of every mixer, as most of them have
 MODEL = {"model.norm": "batch", "model.stages.*.channel_mixer": "ffn"}
 
-SHORT = {"data.train_samples": 2000}  # as many runs as there are, they have to be short
+# so many runs have to be short, too short for an average of the weights
+SHORT = {"data.train_samples": 2000, "recipe.ema": None}
 
 
 def narrow_heads(mixer: dict) -> dict:

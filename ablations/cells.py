@@ -53,7 +53,7 @@ def cells() -> dict[str, dict]:
 
 
 MODEL = {"model.norm": "batch", "model.stages.*.channel_mixer": "ffn"}
-SHORT = {"data.train_samples": 5000, "recipe.epochs": 2}
+SHORT = {"data.train_samples": 2000, "recipe.ema": None}
 
 small = ffnet((1, 1, 2, 1), WIDTHS, stem_width=16, stem_stride=1)
 half = override(small, {"stem_stride": 2})

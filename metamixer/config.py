@@ -88,7 +88,8 @@ def override(config: C, changes: dict[str, Any]) -> C:
 
     Args:
         changes: new values by dotted key. A part may be an index into a sequence (`-1` is the last) or `*`
-            for all of them: `{"model.stages.*.token_mixer.activation": "relu"}`.
+            for all of them: `{"model.stages.*.token_mixer.activation": "relu"}`. A key below a null makes a new
+            configuration there: `{"initial.source": "last.pt"}`.
 
     Raises:
         ConfigError: a key that does not exist, or a value that does not fit.
@@ -100,11 +101,15 @@ def override(config: C, changes: dict[str, Any]) -> C:
     return parse(type(config), values)
 
 
+class _New(dict):
+    """A configuration in the making, in place of a null: its keys are checked when it is parsed."""
+
+
 def _assign(node: Any, path: list[str], value: Any, key: str) -> None:
     part, rest = path[0], path[1:]
     slots: list[Any]
     if isinstance(node, dict):
-        if part not in node:
+        if part not in node and not isinstance(node, _New):
             raise ConfigError(f"{key}: no key {part!r} here; the keys are {', '.join(node)}")
         slots = [part]
     elif isinstance(node, list):
@@ -118,6 +123,8 @@ def _assign(node: Any, path: list[str], value: Any, key: str) -> None:
         raise ConfigError(f"{key}: {part!r} goes below {node!r}, which has no keys of its own")
     for slot in slots:
         if rest:
+            if isinstance(node, dict) and node.get(slot) is None:
+                node[slot] = _New()
             _assign(node[slot], rest, value, key)
         else:
             node[slot] = value
@@ -136,7 +143,12 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 def digest(config: Config) -> str:
     """16 hexadecimal digits that identify all resolved values of `config` and the schema version."""
-    content = json.dumps({"schema": SCHEMA_VERSION, "config": config.identity()}, sort_keys=True, separators=(",", ":"))
+    return digest_of(config.identity())
+
+
+def digest_of(identity: dict[str, Any]) -> str:
+    """The digest of the configuration with this identity."""
+    content = json.dumps({"schema": SCHEMA_VERSION, "config": identity}, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 

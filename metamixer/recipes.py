@@ -1,9 +1,26 @@
-"""Named data and recipes that grids start from."""
+"""Named data, recipes and whole runs: what grids start from, and the published runs of FFNet.
+
+    python launch.py recipes                  # the table of RECIPES
+    python launch.py train ffnet_1 --set data.root=/data/imagenet
+
+Every entry of `RECIPES` is FFNet-1's published run with some keys changed. Source: arXiv 2406.02021 and its
+released training scripts, unless an entry says otherwise.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .config import override
-from .training.config import DataConfig, Recipe
+from .config import ConfigError, digest, override
+from .ffnet import CONFIGS
+from .training.config import DataConfig, Recipe, RunConfig
+from .training.folder import RunFolder
 
 # scikit-learn's scanned digits, enlarged from 8 to 12 px: real images that need no download
 DIGITS = DataConfig(
@@ -23,7 +40,8 @@ FASHION_MNIST = DataConfig(
     val_samples=1000,
 )
 
-# ImageNet-1K as a folder of train/CLASS/*.jpeg and validation/CLASS/*.jpeg
+# ImageNet-1K as a folder of train/CLASS/*.jpeg and validation/CLASS/*.jpeg, or as tar files. The published runs
+# train on all of it; data.val_samples holds images out for choices made while training.
 IMAGENET = DataConfig(
     name="folder",
     root="imagenet",
@@ -35,10 +53,10 @@ IMAGENET = DataConfig(
     eval_crop=0.9,
 )
 
-# FFNet's common recipe with FFNet-1's mixup and drop path (arXiv 2406.02021): 81.3 % on ImageNet at 256 px
-FFNET_1 = Recipe(mixup=0.2, drop_path=0.1)
+# FFNet's common recipe, 8 × 128 images a step, with FFNet-1's mixup and drop path
+FFNET_1 = Recipe(mixup=0.2, drop_path=0.1, micro_batch=128, precision="float16")
 
-# The same, scaled down: a short schedule, weak augmentation, an EMA as short as the run
+# A short schedule, weak augmentation, an EMA as short as the run: for ablations that take minutes
 SMALL = Recipe(
     epochs=5,
     warmup_epochs=1,
@@ -57,3 +75,171 @@ SMALL = Recipe(
 # a mirrored digit is no digit; with a tenth of the steps the EMA is shorter again, lest the average
 # of BatchNorm's statistics still remember their start
 SMALL_DIGITS = override(SMALL, {"flip": 0.0, "lr": 4e-3, "ema": 0.8})
+
+PAPER = "arXiv 2406.02021"
+BASE = RunConfig(model=CONFIGS["ffnet_1"], data=IMAGENET, recipe=FFNET_1, seed=42)
+
+
+@dataclass(frozen=True)
+class NamedRun:
+    """A run under a name.
+
+    Attributes:
+        about: what it trains.
+        source: where the recipe and the expected figure come from.
+        expected: top-1 on the data's evaluation images, as published.
+        changes: what differs from `BASE`, by dotted key.
+        needs: keys that point to another named run unless a user sets them: the run's name, and the file of its
+            folder, or "" for the folder.
+    """
+
+    about: str
+    source: str
+    expected: str
+    changes: Mapping[str, Any]
+    needs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def named_run(name: str, overrides: Mapping[str, Any] | None = None, runs: Path = Path("runs")) -> RunConfig:
+    """The configuration of a named run.
+
+    Args:
+        overrides: changes by dotted key, as `metamixer.override` takes them.
+        runs: folder of the runs, where those lie that this one builds on.
+
+    Raises:
+        ConfigError: no such name, a change that does not fit, or a run that it builds on is missing.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(RECIPES)}"
+        raise ConfigError(f"no recipe {name!r}; {hint}")
+    recipe, overrides = RECIPES[name], overrides or {}
+    changes = dict(recipe.changes)
+    for key, (needed, file) in recipe.needs.items():
+        given = [k for k in overrides if k == key or key.startswith(f"{k}.")]
+        if given:
+            continue
+        folder = runs / digest(named_run(needed, runs=runs))
+        if (RunFolder(folder).result() or {}).get("state") != "done":
+            raise ConfigError(
+                f"recipe {name!r} builds on recipe {needed!r}, which has no finished run in {runs}: train it "
+                f"(launch.py train {needed}) or give --set {key}={'FILE' if file else 'FOLDER'}"
+            )
+        changes[key] = str(folder / file)
+    return override(override(BASE, changes), dict(overrides))
+
+
+def _network(name: str, drop_path: float, mixup: float, **more: Any) -> dict[str, Any]:
+    eval_crop = 0.9 if name in ("ffnet_1", "ffnet_2") else 0.95
+    changes = {"model": CONFIGS[name], "data.eval_crop": eval_crop}
+    return {**changes, "recipe.drop_path": drop_path, "recipe.mixup": mixup, **more}
+
+
+# RegNetY-16GF with DeiT's weights (arXiv 2012.12877), which timm knows by this name; with the checkpoint as a file,
+# set recipe.distillation.weights.source
+TEACHER = {"recipe.distillation": {"teacher": "regnety_160.deit_in1k"}}
+
+# 8 × 64 images a step; the EMA starts anew from the weights
+FINE_TUNE = {
+    "data.image_size": 384,
+    "data.eval_crop": 1.0,
+    "recipe.batch_size": 512,
+    "recipe.micro_batch": 64,
+    "recipe.schedule": "constant",
+    "recipe.lr": 5e-6,
+    "recipe.epochs": 30,
+    "recipe.warmup_epochs": 0,
+    "recipe.cooldown_epochs": 0,
+    "recipe.weight_decay": 1e-8,
+}
+
+# The published recipe on Fashion-MNIST, in minutes on a CPU: width, depth and image size of a small network, a tenth
+# of the epochs, one GPU's share of the batch, an EMA over as few steps as the shorter run asks for, no autocast.
+# Augmentation, mixing, smoothing, learning rates, decay and drop path stay the published ones.
+SCALED = {
+    "model": override(CONFIGS["ffnet_mini"], {"stem_stride": 2}),
+    "data": FASHION_MNIST,
+    "recipe.epochs": 30,
+    "recipe.warmup_epochs": 1,
+    "recipe.cooldown_epochs": 2,
+    "recipe.batch_size": 128,
+    "recipe.ema": 0.99,
+    "recipe.precision": "float32",
+}
+
+RECIPES: dict[str, NamedRun] = {
+    "ffnet_1": NamedRun("FFNet-1 at 256 px", PAPER, "81.3 %", _network("ffnet_1", 0.1, 0.2)),
+    "ffnet_2": NamedRun("FFNet-2 at 256 px", PAPER, "82.9 %", _network("ffnet_2", 0.15, 0.2)),
+    "ffnet_3": NamedRun("FFNet-3 at 256 px", PAPER, "83.9 %", _network("ffnet_3", 0.35, 0.8)),
+    "ffnet_4": NamedRun(
+        "FFNet-4 at 256 px: this recipe was not published; the common one with the network's default drop path",
+        f"{PAPER}, in part",
+        "not published",
+        _network("ffnet_4", 0.4, 0.8),
+    ),
+    "ffnet_1_distilled": NamedRun(
+        "FFNet-1 at 256 px, distilled from RegNetY-16GF", PAPER, "82.1 %", _network("ffnet_1", 0.02, 0.8, **TEACHER)
+    ),
+    "ffnet_2_distilled": NamedRun(
+        "FFNet-2 at 256 px, distilled from RegNetY-16GF", PAPER, "83.7 %", _network("ffnet_2", 0.08, 0.8, **TEACHER)
+    ),
+    "ffnet_3_distilled": NamedRun(
+        "FFNet-3 at 256 px, distilled from RegNetY-16GF", PAPER, "84.5 %", _network("ffnet_3", 0.2, 0.8, **TEACHER)
+    ),
+    "ffnet_3_384": NamedRun(
+        "FFNet-3 fine-tuned at 384 px from the released weights",
+        PAPER,
+        "84.5 %",
+        _network("ffnet_3", 0.4, 0.8, **FINE_TUNE, initial={"source": "ffnet_3.in1k"}),
+    ),
+    "ffnet_4_384": NamedRun(
+        "FFNet-4 fine-tuned at 384 px; its weights at 256 px were not published: train ffnet_4 or set initial.source",
+        PAPER,
+        "85.3 %",
+        _network("ffnet_4", 0.5, 0.8, **FINE_TUNE),
+        needs={"initial.source": ("ffnet_4", "last.pt")},
+    ),
+    "small": NamedRun(
+        "ffnet_1's recipe scaled down to Fashion-MNIST",
+        "this project",
+        "not measured",
+        {**_network("ffnet_1", 0.1, 0.2), **SCALED},
+    ),
+    "small_teacher": NamedRun(
+        "a wider network on all training images, by the same recipe with fewer epochs",
+        "this project",
+        "not measured",
+        {
+            **_network("ffnet_1", 0.1, 0.2),
+            **SCALED,
+            **{f"model.stages.{i}.width": width for i, width in enumerate((48, 96, 192, 384))},
+            "data.train_samples": None,
+            "recipe.epochs": 8,
+            "recipe.cooldown_epochs": 1,
+        },
+    ),
+    "small_distilled": NamedRun(
+        "ffnet_1_distilled's recipe scaled down to Fashion-MNIST; the teacher is small_teacher",
+        "this project",
+        "not measured",
+        {**_network("ffnet_1", 0.02, 0.8), **SCALED},
+        needs={"recipe.distillation.teacher": ("small_teacher", "")},
+    ),
+    # a tenth of the epochs, so ten times the published learning rate
+    "small_finetuned": NamedRun(
+        "small fine-tuned at 1.5 times its resolution",
+        "this project",
+        "not measured",
+        {
+            **_network("ffnet_1", 0.1, 0.2),
+            **SCALED,
+            **FINE_TUNE,
+            "data.image_size": 42,
+            "recipe.batch_size": 64,
+            "recipe.lr": 5e-5,
+            "recipe.epochs": 3,
+        },
+        needs={"initial.source": ("small", "last.pt")},
+    ),
+}

@@ -8,11 +8,12 @@ import runpy
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from metamixer.config import Config, ConfigError, digest, override
+from rich.progress import track
+
+from metamixer.config import Config, ConfigError, digest_of, override
 from metamixer.training.config import RunConfig, UserModule
 
 from .match import Measure, matched
@@ -94,23 +95,30 @@ class Grid(Config):
         measure = None if match == "none" else match or self.match
         reference = self._resolve(self.base, base) if measure else base
         planned = []
-        for name, variant in self.variants.items():
-            if only and name not in only:
-                continue
+        wanted = [name for name in self.variants if not only or name in only]
+        # a second or so each
+        for name in track(wanted, f"matching {measure}", transient=True, disable=measure is None or len(wanted) < 5):
+            variant = self.variants[name]
             try:
                 config = self._resolve(name, base)
                 if measure and name != self.base:
                     config = matched(config, reference, measure)
             except ValueError as error:
                 raise ConfigError(f"variant {name!r}: {error}") from None
+            # the seed's range is all that a variant's runs don't share: ten thousand are not validated one by one
+            identity = config.identity()
             for seed in seeds if seeds is not None else self.seeds:
-                planned.append(PlannedRun(name, seed, override(config, {"seed": seed}), variant))
+                if seed < 0:
+                    raise ConfigError(f"seed {seed}: a seed is 0 or more")
+                run = config.model_copy(update={"seed": seed})
+                planned.append(PlannedRun(name, seed, run, variant, digest_of({**identity, "seed": seed})))
         return planned
 
     def _resolve(self, name: str, base: RunConfig) -> RunConfig:
         """`base` with the changes of variant `name` and of those that it builds on."""
         for step in self._lineage(name):
-            base = override(base, self.variants[step].changes)
+            if self.variants[step].changes:
+                base = override(base, self.variants[step].changes)
         return base
 
 
@@ -122,10 +130,7 @@ class PlannedRun:
     seed: int
     config: RunConfig
     declared: Variant
-
-    @cached_property
-    def hash(self) -> str:
-        return digest(self.config)
+    hash: str  # `metamixer.digest` of the configuration
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
 from metamixer.config import ConfigError
+from metamixer.training.folder import RunFolder
 
 from .grid import PlannedRun
-from .local import Outcome, run_all
+from .local import Outcome, run_all, run_here
 from .match import cost
-from .plan import Plan, State
+from .plan import Plan
+from .states import State
+
+ROWS = 100  # of a plan's table: who has more variants does not read it
 
 
 def print_plan(plan: Plan) -> None:
@@ -25,31 +30,40 @@ def print_plan(plan: Plan) -> None:
     for heading in ("widths", "params", "MACs", "runs"):
         table.add_column(heading, justify="right", no_wrap=True)
     warned: dict[str, str] = {}
-    for name in dict.fromkeys(run.variant for run in plan.runs):
-        runs = [run for run in plan.runs if run.variant == name]
+    variants = dict[str, list[PlannedRun]]()
+    for run in plan.runs:
+        variants.setdefault(run.variant, []).append(run)
+    for name in track(variants, "counting", console=console, transient=True, disable=len(variants) < 20):
+        runs = variants[name]
         config, variant = runs[0].config, runs[0].declared
         try:
             spent = cost(config)
         except ValueError as error:
             raise ConfigError(f"variant {name!r}: {error}") from None
-        states = Counter(plan.states[run.hash] for run in runs)
-        table.add_row(
-            name,
-            _changes(variant.changes, variant.on, name == plan.loaded.grid.base),
-            ", ".join(str(stage.width) for stage in config.model.stages),
-            f"{spent.parameters / 1e6:.3f} M",
-            _macs(spent.macs),
-            " ".join(f"{number} {state}" for state, number in states.items()),
-        )
+        if len(table.rows) < ROWS:
+            states = Counter(plan.states[run.hash] for run in runs)
+            table.add_row(
+                name,
+                _changes(variant.changes, variant.on, name == plan.loaded.grid.base),
+                ", ".join(str(stage.width) for stage in config.model.stages),
+                f"{spent.parameters / 1e6:.3f} M",
+                _macs(spent.macs),
+                " ".join(f"{number} {state}" for state, number in states.items()),
+            )
         for warning in config.warnings():
             warned.setdefault(warning, name)
     console.print(table)
+    if len(variants) > ROWS:
+        console.print(f"and {len(variants) - ROWS} more variants")
     for warning, name in warned.items():
         console.print(f"note: {name}: {warning}", style="yellow", highlight=False)
 
 
-def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool) -> bool:
-    """Run what a plan misses on this machine; returns whether all of it is done."""
+def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool, debug: bool = False) -> bool:
+    """Run what a plan misses on this machine; returns whether all of it is done.
+
+    With `debug`, in this process and one after another.
+    """
     console = Console()
     missing = plan.missing(retry)
     counts = plan.count()
@@ -57,6 +71,8 @@ def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool)
         console.print(f"{counts[State.FAILED]} failed runs are left alone; --retry runs them again", style="yellow")
     if counts[State.RUNNING]:
         console.print(f"{counts[State.RUNNING]} runs are being trained by another process", style="yellow")
+    if counts[State.QUEUED]:
+        console.print(f"{counts[State.QUEUED]} runs wait in a cluster's queue", style="yellow")
     plan.write_manifest()
     if not missing:
         console.print("nothing to run")
@@ -65,6 +81,14 @@ def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool)
         plan.folder(run).create(run.config)
         if retry:
             (plan.folder(run).path / "result.json").unlink(missing_ok=True)
+    return train_here(missing, plan.root, workers, device, debug)
+
+
+def train_here(runs: list[PlannedRun], root: Path, workers: int | None, device: str, debug: bool = False) -> bool:
+    """Train runs whose folders exist on this machine and show how they go; returns whether all came through."""
+    console = Console()
+    if debug:
+        return _problems(console, run_here(runs, root, device))
     workers = workers or _parallel_runs(device)
     with Progress(
         TextColumn("{task.description}"),
@@ -74,8 +98,16 @@ def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool)
         TextColumn("{task.fields[note]}"),
         console=console,
     ) as progress:
-        view = _View(plan, progress, len(missing))
-        outcomes, stopped = run_all(missing, plan.root, workers, device, view.update)
+        view = _View(root, progress, len(runs))
+        outcomes, stopped = run_all(runs, root, workers, device, view.update)
+    complete = _problems(console, outcomes)
+    if stopped:
+        console.print("stopped; the same command goes on from here", style="yellow")
+    return complete and not stopped
+
+
+def _problems(console: Console, outcomes: list[Outcome]) -> bool:
+    """Print a line for each thing that went wrong; returns whether nothing did."""
     problems = [outcome for outcome in outcomes if outcome.state != State.DONE]
     for message, number in Counter(outcome.message for outcome in problems).items():
         first = next(outcome.run for outcome in problems if outcome.message == message)
@@ -83,9 +115,7 @@ def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool)
         console.print(
             f"{first.variant} seed {first.seed}{others}: {message}", style="red", highlight=False, soft_wrap=True
         )
-    if stopped:
-        console.print("stopped; the same command goes on from here", style="yellow")
-    return not problems and not stopped
+    return not problems
 
 
 def _parallel_runs(device: str) -> int:
@@ -102,8 +132,8 @@ def _parallel_runs(device: str) -> int:
 class _View:
     """A bar for the whole grid and one for each active run; in a plain log, a line for each finished one."""
 
-    def __init__(self, plan: Plan, progress: Progress, total: int) -> None:
-        self.plan, self.progress = plan, progress
+    def __init__(self, root: Path, progress: Progress, total: int) -> None:
+        self.root, self.progress = root, progress
         self.all = progress.add_task("all runs", total=total, note="")
         self.tasks: dict[str, TaskID] = {}
         self.reported = 0
@@ -114,7 +144,7 @@ class _View:
         self.reported = len(outcomes)
         self.progress.update(self.all, completed=len(outcomes))
         for run in active:
-            now = self.plan.folder(run).read("progress.json") or {}
+            now = RunFolder(self.root / run.hash).read("progress.json") or {}
             if run.hash not in self.tasks:
                 self.tasks[run.hash] = self.progress.add_task(f"{run.variant} seed {run.seed}", total=None, note="")
             top1 = f"val top-1 {now['top1']:.1f}" if now.get("top1") is not None else ""
@@ -129,7 +159,7 @@ class _View:
             self.progress.remove_task(self.tasks.pop(hash))
 
     def _report(self, outcome: Outcome) -> None:
-        run, result = outcome.run, self.plan.folder(outcome.run).result() or {}
+        run, result = outcome.run, RunFolder(self.root / outcome.run.hash).result() or {}
         if outcome.state == State.DONE:
             line = f"{run.variant} seed {run.seed}: top-1 {result['top1']:.2f} % in {result['seconds']:.0f} s"
         else:
@@ -145,7 +175,8 @@ def _changes(changes: dict[str, object], on: str | None, is_base: bool) -> str:
         short = key.removeprefix("model.stages.*.")
         if isinstance(value, dict):
             name, rest = value.get("name"), [f"{k}={v}" for k, v in value.items() if k != "name"]
-            value = f"{name}({', '.join(rest)})" if name else ", ".join(f"{k} {_name(v)}" for k, v in value.items())
+            # a mixer is shown by its operations, in the order of the slots
+            value = f"{name}({', '.join(rest)})" if name else " · ".join(str(_name(v)) for v in value.values())
         parts.append(f"{short.removeprefix('token_mixer.')} → {value}")
     return (f"on {on}: " if on else "") + "; ".join(parts)
 

@@ -8,7 +8,7 @@ import pytest
 
 from metamixer import CONFIGS, BackboneConfig, ConfigError, differences, digest, override, parse
 from metamixer.config import parse_assignment
-from metamixer.recipes import DIGITS, FFNET_1, SMALL_DIGITS
+from metamixer.recipes import DIGITS, FASHION_MNIST, FFNET_1, SMALL, SMALL_DIGITS
 from metamixer.training.config import DataConfig, Recipe, RunConfig
 
 RUN = RunConfig(model=CONFIGS["ffnet_mini"], data=DIGITS, recipe=SMALL_DIGITS)
@@ -146,3 +146,16 @@ def test_descriptions_of_data_and_recipe_are_strict():
         parse(Recipe, {"lr": 1e-6})
     with pytest.raises(ConfigError):
         parse(BackboneConfig, {"stages": []})
+
+
+def test_an_average_that_cannot_have_forgotten_its_start_is_pointed_out():
+    data = override(FASHION_MNIST, {"train_samples": 2048})
+    run = RunConfig(model=CONFIGS["ffnet_mini"], data=data, recipe=override(SMALL, {"batch_size": 64, "ema": 0.98}))
+    lagging = [line for line in run.warnings() if "EMA" in line]
+    # 32 steps an epoch, 5 epochs: 0.98^160 = 0.039
+    assert lagging == [
+        "after 160 steps an EMA of 0.98 still holds 4e-02 of its start, which BatchNorm's small variances do not "
+        "forgive: lower recipe.ema or set it to null"
+    ]
+    for changes in ({"recipe.ema": None}, {"recipe.ema": 0.9}, {"recipe.epochs": 25}):
+        assert not any("EMA" in line for line in override(run, changes).warnings())

@@ -1,8 +1,12 @@
 """Data: splits, batches as a function of seed, epoch and sample, and what timm would make of the same image."""
 
 import gzip
+import os
 import random
+import shutil
+import signal
 import struct
+import tarfile
 
 import numpy as np
 import pytest
@@ -11,10 +15,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from small import RUN
 from timm.data import create_transform
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from metamixer import ConfigError, override
 from metamixer.draws import derive
-from metamixer.training.data import FASHION_MNIST, Data
+from metamixer.training.data import Data
+from metamixer.training.datasets import FASHION_MNIST, Images, read_image
 
 
 def data(changes=None, seed=0, workers=0):
@@ -122,13 +128,11 @@ def test_evaluation_takes_each_image_once_however_many_workers(folder, workers):
 
 def test_small_images_of_a_folder_are_decoded_once(folder):
     found = data(streamed(folder, **{"data.image_size": 32}))
-    assert found.in_memory and found.train.images.shape == (24, 3, 32, 32)
+    assert found.train.images.shape == (24, 3, 32, 32)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_image_is_named_in_one_line(folder, workers, tmp_path):
-    import shutil
-
     shutil.copytree(folder, tmp_path / "copy")
     broken = tmp_path / "copy" / "train" / "class1" / "3.png"
     broken.write_bytes(broken.read_bytes()[:200])
@@ -169,3 +173,304 @@ def test_the_packaged_fashion_mnist():
     assert found.train.labels.bincount().tolist() == [6000] * 10
     assert found.train.images.float().mean() / 255 == pytest.approx(0.286, abs=1e-3)
     assert found.train.images.float().std() / 255 == pytest.approx(0.353, abs=1e-3)
+
+
+def equal(one, two):
+    return len(one) == len(two) and all(
+        torch.equal(x[0], y[0]) and torch.equal(x[1], y[1]) for x, y in zip(one, two, strict=True)
+    )
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("streams", [False, True])
+def test_processes_share_the_passes_of_each_step(folder, streams, processes):
+    changes = {"recipe.batch_size": 8, "recipe.micro_batch": 2, **(streamed(folder) if streams else {})}
+    found = data(changes)
+    whole = list(data({**changes, "recipe.micro_batch": None}).batches(1, 1))
+    shares = [list(found.batches(1, 1, rank, processes)) for rank in range(processes)]
+    per_step = 4 // processes
+    assert len(whole) == found.steps - 1 > 0
+    for step, (images, classes) in enumerate(whole):
+        mine = [batch for share in shares for batch in share[step * per_step : (step + 1) * per_step]]
+        assert torch.equal(torch.cat([x for x, _ in mine]), images) and all(len(x) == 2 for x, _ in mine)
+        assert torch.equal(torch.cat([y for _, y in mine]), classes)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_processes_share_an_evaluation_without_overlap(folder, streams):
+    found = data(streamed(folder) if streams else {})
+    whole = torch.cat([x for x, _ in found.evaluation("test")])
+    shares = [torch.cat([x for x, _ in found.evaluation("test", rank, 3)]) for rank in range(3)]
+    assert torch.equal(torch.cat(shares), whole) and len(whole) == (7 if streams else 500)
+
+
+def test_data_workers_live_as_long_as_the_data_and_a_new_iteration_ends_the_one_before(folder):
+    alone, helped = data(streamed(folder)), data(streamed(folder), workers=2)
+    expected = list(alone.batches(1))
+    next(helped.batches(0))  # left in the middle
+    workers = {worker.pid for worker in helped._loader.loader._iterator._workers}
+    assert equal(list(helped.batches(1)), expected)
+    assert equal(list(helped.evaluation("test")), list(alone.evaluation("test")))
+    assert equal(list(helped.batches(1)), expected)
+    assert {worker.pid for worker in helped._loader.loader._iterator._workers} == workers
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_data_workers_outlive_the_signals_that_ask_a_run_to_stop(folder, number):
+    found = data(streamed(folder), workers=2)
+    batches = found.batches(0)
+    next(batches)
+    for worker in found._loader.loader._iterator._workers:
+        os.kill(worker.pid, number)
+    next(batches)
+    assert equal(list(found.batches(1)), list(data(streamed(folder)).batches(1)))
+
+
+def test_a_data_worker_that_dies_is_one_line(folder):
+    found = data(streamed(folder, **{"recipe.batch_size": 2}), workers=1)
+    batches = found.batches(0)
+    next(batches)
+    os.kill(found._loader.loader._iterator._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(ConfigError, match="a data worker died") as caught:
+        list(batches)
+    assert "\n" not in str(caught.value)
+    assert signal.getsignal(signal.SIGCHLD) in (signal.SIG_DFL, None), "torch's handler raises in the training step"
+
+
+def test_grey_images_among_coloured_ones(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    for path, mode in (("train/class0/0.png", "L"), ("train/class1/1.png", "LA"), ("validation/class0/0.png", "L")):
+        Image.open(tmp_path / "copy" / path).convert(mode).save(tmp_path / "copy" / path)
+    found = data(streamed(tmp_path / "copy", **{"data.val_samples": 0}))
+    assert sum(len(y) for _, y in found.batches(0)) == 24 and next(found.evaluation("test"))[0].shape == (7, 3, 80, 80)
+    grey = data(streamed(tmp_path / "copy", **{"data.channels": 1, "data.mean": [0.5], "data.std": [0.2]}))
+    assert next(grey.batches(0))[0].shape == (8, 1, 80, 80)
+
+
+def break_images(folder, *names):
+    for name in names:
+        (folder / name).write_bytes((folder / name).read_bytes()[:200])
+
+
+BROKEN = ("train/class0/2.png", "train/class1/7.png", "train/class2/0.png", "validation/class1/1.png")
+
+
+def test_broken_images_that_are_asked_to_be_skipped(folder, tmp_path):
+    """In training the next whole image stands in, under the draws of the broken one; evaluation leaves it out."""
+    root = tmp_path / "copy"
+    shutil.copytree(folder, root)
+    break_images(root, *BROKEN)
+    changes = streamed(root, **{"data.val_samples": 0, "data.skip_broken": True})
+    alone, helped = data(changes), data(changes, workers=2)
+    expected = list(alone.batches(0))
+    assert equal(list(helped.batches(0)), expected)
+    assert equal(list(data(changes, workers=2).batches(0, 2)), expected[2:])
+    list(alone.evaluation("test"))
+    assert list(helped.broken) == list(data_broken(changes)) and set(alone.broken) == {str(root / n) for n in BROKEN}
+
+    paths = [path for path, _ in alone.train.reader.samples]
+    assert [paths.index(str(root / name)) for name in BROKEN[:3]] == [2, 15, 16]
+    stand_ins = {2: 3, 15: 17, 16: 17}  # 15 and 16 are neighbours
+    transform = create_transform(
+        80, is_training=True, scale=(0.6, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.0, color_jitter=None,
+        auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
+        re_prob=0.25, re_mode="pixel",
+    )  # fmt: skip
+    from metamixer.draws import permutation
+
+    order = alone.train_indices[permutation(alone.seed, 0, 24)]
+    images, classes = (torch.cat(parts) for parts in zip(*expected, strict=True))
+    for index, stand_in in stand_ins.items():
+        place = order.tolist().index(index)
+        seed = derive(alone.seed, 0, index)
+        random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
+        assert torch.equal(images[place], transform(Image.open(paths[stand_in]).convert("RGB")))
+        assert classes[place] == stand_in // 8
+    whole = data(streamed(folder))
+    left = torch.cat([x for x, _ in whole.evaluation("test")])[[0, 1, 2, 3, 5, 6]]
+    assert torch.equal(torch.cat([x for x, _ in alone.evaluation("test")]), left)
+
+
+def data_broken(changes):
+    found = data(changes)
+    list(found.batches(0))
+    return found.broken
+
+
+def test_a_stand_in_is_never_a_held_out_image(folder, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(folder, root)
+    changes = streamed(root, **{"data.val_samples": 12, "data.skip_broken": True})
+    found = data(changes)
+    samples = found.train.reader.samples
+    following = {int(i): int(j) for i, j in zip(found.train_indices, np.roll(found.train_indices, -1), strict=True)}
+    index = next(i for i in following if i + 1 in found.val_indices)
+    Image.new("RGB", (80, 80), (255, 0, 0)).save(samples[following[index]][0])
+    break_images(root, os.path.relpath(samples[index][0], root))
+    image, label = found_image(found, index)
+    assert image.getpixel((0, 0)) == (255, 0, 0) and label == following[index] // 8
+
+
+def found_image(found, index):
+    from metamixer.training.data import _Stream
+
+    return _Stream(found)._read("train", index, {})
+
+
+def test_broken_images_in_memory_are_skipped_alike(folder, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(folder, root)
+    break_images(root, *BROKEN)
+    changes = streamed(root, **{"data.image_size": 32, "data.val_samples": 0})
+    with pytest.raises(ConfigError, match=r"validation/class1/1\.png: broken image .*skip_broken"):
+        data(changes)
+    found = data({**changes, "data.skip_broken": True})
+    whole = data({**changes, "data.root": str(folder)})
+    assert set(found.broken) == {str(root / n) for n in BROKEN}
+    assert torch.equal(found.train.images[[2, 15, 16, 5]], whole.train.images[[3, 17, 17, 5]])
+    assert found.train.labels[[2, 15, 16]].tolist() == [0, 2, 2]
+    kept = torch.cat([x for x, _ in whole.evaluation("test")])[[0, 1, 2, 3, 5, 6]]
+    assert torch.equal(next(found.evaluation("test"))[0], kept)
+
+
+def test_a_file_that_cannot_be_read_is_not_a_broken_image(folder, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(folder, root)
+    found = data(streamed(root, **{"data.skip_broken": True, "data.val_samples": 0}))
+    (root / BROKEN[0]).unlink()  # as a network disk that is away for a while
+    with pytest.raises(ConfigError, match=r"class0/2\.png: cannot be read \(No such file"):
+        list(found.batches(0))
+
+
+def pack(folder, root, form):
+    """The same images as tar files: one a split, shards of both, or a tar file a class within one."""
+    root.mkdir()
+    for split in ("train", "validation"):
+        paths = sorted((folder / split).glob("*/*.png"))
+        if form == "one":
+            with tarfile.open(root / f"{split}.tar", "w") as tar:
+                for path in paths:
+                    tar.add(path, path.relative_to(folder / split))
+        elif form == "shards":
+            (root / split).mkdir()
+            for shard in range(3):
+                with tarfile.open(root / split / f"shard-{shard}.tar", "w") as tar:
+                    for path in paths[shard::3]:
+                        tar.add(path, path.relative_to(folder / split))
+        else:
+            with tarfile.open(root / f"{split}.tar", "w") as tar:
+                for c in range(3):
+                    with tarfile.open(root / f"class{c}.tar", "w") as inner:
+                        for path in paths:
+                            if path.parent.name == f"class{c}":
+                                inner.add(path, path.name)
+                    tar.add(root / f"class{c}.tar", f"class{c}.tar")
+                    (root / f"class{c}.tar").unlink()
+    return root
+
+
+@pytest.mark.parametrize("form", ["one", "shards"])
+def test_tar_files_give_the_batches_of_the_folder(folder, tmp_path, form):
+    root = pack(folder, tmp_path / "tars", form)
+    assert equal(list(data(streamed(root), workers=2).batches(0)), list(data(streamed(folder)).batches(0)))
+    assert equal(list(data(streamed(root)).evaluation("test")), list(data(streamed(folder)).evaluation("test")))
+
+
+@pytest.mark.parametrize("form", ["one", "shards", "nested"])
+def test_images_in_tar_files_are_those_that_timm_reads(folder, tmp_path, form):
+    root = pack(folder, tmp_path / "tars", form)
+    found = data(streamed(root)).train
+    place = root / "train" if form == "shards" else root / "train.tar"
+    reader = ReaderImageInTar(str(place))
+    assert len(found) == len(reader) == 24
+    for i in range(24):
+        image, label = read_image(found, i, 3)
+        expected, other = reader[i]
+        assert np.array_equal(image, Image.open(expected)) and label == other
+    assert sorted(reader.targets.tolist()) == [0] * 8 + [1] * 8 + [2] * 8
+
+
+def test_a_broken_image_in_a_tar_file_is_named_with_it(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    break_images(tmp_path / "copy", "train/class1/3.png")
+    root = pack(tmp_path / "copy", tmp_path / "tars", "one")
+    with pytest.raises(ConfigError, match=r"tars/train\.tar: class1/3\.png: broken image"):
+        list(data(streamed(root, **{"data.val_samples": 0})).batches(0))
+
+
+def idx(path, values):
+    head = struct.pack(">I", 2048 + values.ndim) + b"".join(struct.pack(">I", n) for n in values.shape)
+    path.write_bytes(head + values.tobytes())
+
+
+@pytest.mark.parametrize("side", [28, 72])
+def test_a_data_set_that_timm_opens(tmp_path, side):
+    """torchvision's MNIST from files written here by their description (yann.lecun.com/exdb/mnist)."""
+    rng = np.random.default_rng(2)
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    for split, count in (("train", 40), ("t10k", 9)):
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        idx(tmp_path / "MNIST" / "raw" / f"{split}-images-idx3-ubyte", images)
+        idx(tmp_path / "MNIST" / "raw" / f"{split}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8) % 10)
+    changes = {"data.name": "torch/mnist", "data.root": str(tmp_path), "data.image_size": side,
+               "data.train_samples": None, "data.val_samples": 0, "recipe.batch_size": 8}  # fmt: skip
+    found = data(changes, workers=2)
+    assert isinstance(found.train, Images) == (side == 28)
+    assert torch.cat([y for _, y in found.evaluation("test")]).tolist() == list(range(9))
+    assert torch.cat([y for _, y in found.batches(0)]).bincount().tolist() == [4] * 10
+    if side == 28:  # the last split written
+        assert np.array_equal(found.test.images[:, 0].numpy(), images)
+
+
+def test_a_torchvision_folder_is_the_same_as_ours(folder):
+    changes = streamed(folder)
+    other = {**changes, "data.name": "torch/image_folder"}
+    assert equal(list(data(other, workers=2).batches(1)), list(data(changes).batches(1)))
+
+
+def refused(changes, *parts):
+    with pytest.raises(ConfigError) as caught:
+        data(changes)
+    assert "\n" not in str(caught.value)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["wds/imagenet", "tfds/mnist", "hfids/mnist"])
+def test_data_that_is_read_front_to_back_is_refused_with_what_to_use(folder, name):
+    refused(streamed(folder, **{"data.name": name}), "front to back", "data.name=folder", "hfds/")
+
+
+def test_small_images_are_evaluated_whole():
+    refused({"data.eval_crop": 0.9}, "evaluated whole")
+
+
+def test_data_that_is_not_there(folder, tmp_path):
+    refused(streamed(folder, **{"data.name": "torch/mnist", "data.root": str(tmp_path)}), "torch/mnist", "not found")
+    refused(streamed(folder, **{"data.name": "torch/nothing"}), "Unknown torchvision dataset")
+
+
+def test_splits_whose_classes_have_other_names_are_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    os.rename(tmp_path / "copy" / "validation" / "class2", tmp_path / "copy" / "validation" / "other")
+    refused(streamed(tmp_path / "copy"), "class 'class2' is in one of its splits only")
+
+
+def test_a_test_folder_is_the_test_split(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    os.rename(tmp_path / "copy" / "validation", tmp_path / "copy" / "test")
+    changes = streamed(tmp_path / "copy")
+    assert equal(list(data(changes).evaluation("test")), list(data(streamed(folder)).evaluation("test")))
+
+
+def test_evaluation_alone_needs_no_training_images(folder, tmp_path):
+    shutil.copytree(folder / "validation", tmp_path / "alone" / "val")
+    config = override(RUN, streamed(tmp_path / "alone")).data
+    assert equal(list(Data(config, None).evaluation("test")), list(data(streamed(folder)).evaluation("test")))
+
+
+def test_too_many_small_images_for_memory_are_streamed(folder, monkeypatch):
+    from metamixer.training import data as module
+
+    monkeypatch.setattr(module, "IN_MEMORY_BYTES", 24 * 3 * 32 * 32 - 1)
+    found = data(streamed(folder, **{"data.image_size": 32}), workers=1)
+    assert not isinstance(found.train, Images) and next(found.batches(0))[0].shape == (8, 3, 32, 32)

@@ -1,7 +1,6 @@
 """Training: exact resume after any interruption, schedules against closed forms, what a run leaves behind."""
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -20,7 +19,8 @@ from metamixer.training import checkpoint
 from metamixer.training import train as train_module
 from metamixer.training.evaluate import evaluate
 from metamixer.training.folder import RunBusy, RunFolder
-from metamixer.training.train import Interrupted, Trainer, train
+from metamixer.training.learner import Learner
+from metamixer.training.train import Interrupted, train
 
 TIMES = ("seconds", "images_per_second")
 
@@ -74,7 +74,7 @@ class Killed(BaseException):
 
 def at_steps(monkeypatch, steps, act):
     """Call `act` after each of the given optimizer steps, once."""
-    real, waiting = Trainer._train_step, set(steps)
+    real, waiting = Learner.train_step, set(steps)
 
     def step(self, *batch):
         real(self, *batch)
@@ -82,7 +82,7 @@ def at_steps(monkeypatch, steps, act):
             waiting.discard(self.step)
             act()
 
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(Learner, "train_step", step)
 
 
 @pytest.mark.parametrize("steps", [[1], [5], [6], [4, 9, 14], [STEPS - 1], [STEPS]])
@@ -215,8 +215,9 @@ def test_a_full_disk_loses_nothing(undisturbed, tmp_path, monkeypatch):
         return real(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", no_space)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ConfigError, match="No space left on device; free some space and launch again") as caught:
         train(RUN, tmp_path / "run")
+    assert "\n" not in str(caught.value)
     assert RunFolder(tmp_path / "run").result() is None
     assert not list((tmp_path / "run").glob(".last*")), "a torn file is left behind"
     monkeypatch.setattr(Path, "write_bytes", real)
@@ -224,38 +225,34 @@ def test_a_full_disk_loses_nothing(undisturbed, tmp_path, monkeypatch):
     assert same(outcome(tmp_path / "run"), undisturbed)
 
 
-def test_learning_rate_against_the_closed_form(tmp_path):
-    changes = {"recipe.epochs": 6, "recipe.warmup_epochs": 2, "recipe.cooldown_epochs": 2}
-    config = override(RUN, {**changes, "recipe.lr": 1e-3, "recipe.min_lr": 1e-4, "recipe.warmup_lr": 1e-5})
-    folder = RunFolder(tmp_path / "run")
-    folder.create(config)
-    trainer = Trainer(config, folder, torch.device("cpu"), 0)
-    per_epoch = trainer.data.steps
-    for step in range(8 * per_epoch):
-        trainer.scheduler.step_update(step)
-        warm, total = 2 * per_epoch, 6 * per_epoch
-        if step < warm:
-            expected = 1e-5 + (1e-3 - 1e-5) * step / warm
-        elif step < total:
-            expected = 1e-4 + 0.5 * (1e-3 - 1e-4) * (1 + math.cos(math.pi * step / total))
-        else:
-            expected = 1e-4
-        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-9), step
+@pytest.mark.parametrize(
+    "exhaust",
+    [
+        lambda: torch.empty(2**60, dtype=torch.uint8),  # what torch says of the machine's memory
+        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")),
+        lambda: (_ for _ in ()).throw(MemoryError()),
+    ],
+)
+def test_out_of_memory_is_a_line_and_the_run_goes_on(undisturbed, tmp_path, monkeypatch, exhaust):
+    at_steps(monkeypatch, [7], exhaust)
+    with pytest.raises(
+        ConfigError, match=r"out of memory; lower recipe\.micro_batch \(now 32 images in a pass\)"
+    ) as caught:
+        train(RUN, tmp_path / "run")
+    assert "\n" not in str(caught.value) and RunFolder(tmp_path / "run").result() is None
+    train(RUN, tmp_path / "run")
+    assert same(outcome(tmp_path / "run"), undisturbed)
 
 
-@pytest.mark.parametrize("decayed", [True, False])
-def test_weight_decay_on_layer_scale_is_a_choice(tmp_path, decayed):
-    config = override(RUN, {"model.layer_scale": 1e-6, "recipe.layer_scale_decay": decayed})
-    folder = RunFolder(tmp_path / "run")
-    folder.create(config)
-    trainer = Trainer(config, folder, torch.device("cpu"), 0)
-    names = {id(p): n for n, p in trainer.model.named_parameters()}
-    decays = {names[id(p)]: g["weight_decay"] for g in trainer.optimizer.param_groups for p in g["params"]}
-    assert {n for n, d in decays.items() if d == 0.05 and n.endswith("scale")} == (
-        {n for n in decays if n.endswith("_scale.scale")} if decayed else set()
-    )
-    assert all(d == (0.05 if n.endswith("weight") and trainer.model.get_parameter(n).ndim > 1 else 0)
-               for n, d in decays.items() if not n.endswith("scale"))  # fmt: skip
+def test_an_error_of_the_run_itself_is_recorded_and_raised(tmp_path, monkeypatch):
+    def fail():
+        raise RuntimeError("shapes do not match\nat all")
+
+    at_steps(monkeypatch, [7], fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(RUN, tmp_path / "run")
+    result = RunFolder(tmp_path / "run").result()
+    assert result["state"] == "failed" and result["error"] == "RuntimeError: shapes do not match"
 
 
 def test_evaluation_against_scikit_learn():

@@ -13,20 +13,29 @@ import torch
 from ..config import ConfigError
 from .folder import RunFolder
 
-LAST, PREVIOUS = "last.pt", "previous.pt"
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
 def save(folder: RunFolder, state: dict[str, Any]) -> None:
     """Write `state` as the newest checkpoint and keep the one before."""
 
     def write(aside: Path) -> None:
-        buffer = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError of its archive
-        torch.save(state, buffer)
-        aside.write_bytes(buffer.getbuffer())
+        _write(aside, state)
         if (folder.path / LAST).exists():
             os.replace(folder.path / LAST, folder.path / PREVIOUS)
 
     folder.replace(LAST, write)
+
+
+def save_best(folder: RunFolder, state: dict[str, Any]) -> None:
+    """Write `state`, weights with the epoch and score that chose them, in place of an earlier best."""
+    folder.replace(BEST, lambda aside: _write(aside, state))
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    buffer = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError of its archive
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def load_newest(folder: RunFolder) -> dict[str, Any] | None:

@@ -1,254 +1,300 @@
-"""Data by name, and the batches of a run: a pure function of (seed, epoch, sample).
+"""The batches of a run: a pure function of (seed, epoch, sample).
 
 Images of up to 64 px are decoded once into memory and augmented a batch at a time (`BatchAugment`); larger
-ones go through timm's transforms in data workers. In both, a sample's draws come from (seed, epoch, index),
-so neither the number of workers nor a restart changes a batch.
+ones, or too many, go through timm's transforms in data workers. In both, a sample's draws come from (seed, epoch,
+index), so neither the number of workers nor a restart changes a batch.
 """
 
 from __future__ import annotations
 
-import gzip
+import logging
+import os
 import random
+import signal
+import threading
+import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from timm.data import create_dataset, create_transform
+from timm.data import create_transform
 from torch import Tensor
 
 from ..config import ConfigError
 from ..draws import derive, permutation
-from .augment import BatchAugment, normalise, resize
+from .augment import BatchAugment, normalise
 from .config import DataConfig, Recipe
+from .datasets import SPLIT_SEED, BrokenImage, Images, class_names, decode, open_split, read_image
 
 IN_MEMORY_UP_TO = 64  # pixels
-SPLIT_SEED = 0  # which training images are held out is part of the data, not of a run
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+IN_MEMORY_BYTES = 4 * 2**30
 EVAL_BATCH = 500
+EVAL_BATCH_STREAMED = 125
 
 Batch = tuple[Tensor, Tensor]
+# split, epoch and the images' numbers: what a data worker makes a batch from
+Key = tuple[str, int, np.ndarray]
 
-
-@dataclass(frozen=True)
-class Images:
-    """Decoded images, uint8 (N, C, H, W), and their classes, int64 (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: np.ndarray) -> Images:
-        return Images(self.images[indices], self.labels[indices])
+log = logging.getLogger(__name__)
 
 
 class Data:
     """The splits of a data set, and a run's batches of them.
 
+    Args:
+        recipe: None for evaluation of the test split alone, which then needs no training images.
+        workers: processes that read images which are not in memory.
+
+    Attributes:
+        steps: optimizer steps in an epoch; training images beyond the last whole batch wait for another epoch.
+        broken: with `skip_broken`, the reason by the name of each broken image that was met so far.
+
     Raises:
         ConfigError: missing, empty or broken data, or classes that do not fit the configuration.
     """
 
-    def __init__(self, config: DataConfig, recipe: Recipe, seed: int, workers: int = 0) -> None:
-        self.config, self.recipe, self.workers = config, recipe, workers
+    def __init__(self, config: DataConfig, recipe: Recipe | None, seed: int = 0, workers: int = 0) -> None:
+        self.config, self.workers = config, workers
         self.seed = derive(seed, "data")
-        self.in_memory = config.image_size <= IN_MEMORY_UP_TO
-        train, self.test = _splits(config, self.in_memory)
-        order = permutation(SPLIT_SEED, 0, len(train))
+        self.broken: dict[str, str] = {}
+        self.test, whole = self._open("test")
+        self.test_indices = np.flatnonzero(whole)
+        self.train: Any = None
+        self.train_indices = self.val_indices = np.arange(0)
+        self.steps = 0
+        if recipe is not None:
+            self._open_train(recipe)
+        self._loader: _Loader | None = None
+
+    def _open(self, split: str) -> tuple[Any, np.ndarray]:
+        """A split and which of its images are known to be whole; broken ones of a streamed split turn up later."""
+        config = self.config
+        found = open_split(config, split)
+        size = len(found) * config.channels * config.image_size**2
+        whole = np.ones(len(found), bool)
+        if not isinstance(found, Images) and config.image_size <= IN_MEMORY_UP_TO and size <= IN_MEMORY_BYTES:
+            found, whole = decode(config, found, self.broken)
+        if isinstance(found, Images) and config.eval_crop != 1:
+            raise ConfigError(f"data.eval_crop {config.eval_crop}: small images are evaluated whole, set it to 1.0")
+        return found, whole
+
+    def _open_train(self, recipe: Recipe) -> None:
+        config, self.recipe = self.config, recipe
+        self.train, whole = self._open("train")
+        names, others = class_names(self.train), class_names(self.test)
+        if names is not None and others is not None and names != others:
+            name = sorted(set(names) ^ set(others))[0]
+            raise ConfigError(f"data {config.name!r} at {config.root!r}: class {name!r} is in one of its splits only")
+        if config.val_samples >= len(self.train):
+            raise ConfigError(f"data.val_samples {config.val_samples} leaves none of {len(self.train)} training images")
+        order = permutation(SPLIT_SEED, 0, len(self.train))
         self.val_indices = order[: config.val_samples]
+        self.val_indices = self.val_indices[whole[self.val_indices]]
         self.train_indices = np.sort(order[config.val_samples :][: config.train_samples])
-        self.train = train
         self.steps = len(self.train_indices) // recipe.batch_size
         if self.steps == 0:
             raise ConfigError(
                 f"data {config.name!r} has {len(self.train_indices)} training images, fewer than one batch of "
                 f"{recipe.batch_size}: lower recipe.batch_size"
             )
-        if self.in_memory:
-            self.augment = BatchAugment(
-                image_size=config.image_size,
-                mean=config.mean,
-                std=config.std,
-                crop_scale=recipe.crop_scale,
-                crop_ratio=recipe.crop_ratio,
-                flip=recipe.flip,
-                color_jitter=recipe.color_jitter,
-                rand_augment=recipe.rand_augment,
-                erase=recipe.erase,
-                seed=self.seed,
-            )
+        if not isinstance(self.train, Images):
+            return
+        for position in np.flatnonzero(~whole[self.train_indices]):
+            behind = np.roll(self.train_indices, -position - 1)
+            next_whole = behind[whole[behind]]
+            if not len(next_whole):
+                raise ConfigError(f"data {config.name!r} at {config.root!r}: every training image is broken")
+            index = self.train_indices[position]
+            self.train.images[index] = self.train.images[next_whole[0]]
+            self.train.labels[index] = self.train.labels[next_whole[0]]
+        self.augment = BatchAugment(
+            image_size=config.image_size,
+            mean=config.mean,
+            std=config.std,
+            crop_scale=recipe.crop_scale,
+            crop_ratio=recipe.crop_ratio,
+            flip=recipe.flip,
+            color_jitter=recipe.color_jitter,
+            rand_augment=recipe.rand_augment,
+            erase=recipe.erase,
+            seed=self.seed,
+        )
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Augmented training batches of an epoch from `first_step` on: (B, C, S, S) normalised, and classes (B,)."""
-        size = self.recipe.batch_size
-        order = self.train_indices[permutation(self.seed, epoch, len(self.train_indices))]
-        chunks = [order[step * size : (step + 1) * size] for step in range(first_step, self.steps)]
+    def batches(self, epoch: int, first_step: int = 0, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """Augmented training batches of an epoch from `first_step` on: (B, C, S, S) normalised, and classes (B,).
+
+        Each is for one forward pass, of `recipe.micro_batch` images; of the `recipe.passes` in a step, which
+        `processes` share out evenly, those of `rank`.
+        """
+        chunks = self._chunks(epoch, first_step, rank, processes)
         if isinstance(self.train, Images):
             for chunk in chunks:
                 yield self.augment(self.train.images[chunk], epoch, chunk), self.train.labels[chunk]
         else:
-            yield from self._loader(
-                _Seeded(self.train, _train_transform(self.config, self.recipe), self.seed, epoch), chunks
-            )
+            yield from self._load(("train", epoch, chunk) for chunk in chunks)
 
-    def evaluation(self, split: str) -> Iterator[Batch]:
-        """Batches of the split `val` or `test`, each image once, in order."""
-        source, indices = (self.train, self.val_indices) if split == "val" else (self.test, np.arange(len(self.test)))
-        chunks = [indices[i : i + EVAL_BATCH] for i in range(0, len(indices), EVAL_BATCH)]
+    def _chunks(self, epoch: int, first_step: int, rank: int, processes: int) -> Iterator[np.ndarray]:
+        passes = self.recipe.passes
+        size, share = self.recipe.batch_size // passes, passes // processes
+        order = self.train_indices[permutation(self.seed, epoch, len(self.train_indices))]
+        for step in range(first_step, self.steps):
+            for n in range(step * passes + rank * share, step * passes + (rank + 1) * share):
+                yield order[n * size : (n + 1) * size]
+
+    def evaluation(self, split: str, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """Batches of the split `val` or `test`, each image once, in order; of `processes`' parts, that of `rank`."""
+        source, indices = (self.train, self.val_indices) if split == "val" else (self.test, self.test_indices)
+        indices = np.array_split(indices, processes)[rank]
+        size = EVAL_BATCH if isinstance(source, Images) else EVAL_BATCH_STREAMED
+        chunks = (indices[i : i + size] for i in range(0, len(indices), size))
         if isinstance(source, Images):
             for chunk in chunks:
                 yield normalise(source.images[chunk], self.config.mean, self.config.std), source.labels[chunk]
         else:
-            yield from self._loader(_Seeded(source, _eval_transform(self.config), self.seed, 0), chunks)
+            yield from self._load((split, 0, chunk) for chunk in chunks)
 
-    def _loader(self, dataset: _Seeded, chunks: list[np.ndarray]) -> Iterator[Batch]:
-        loader = torch.utils.data.DataLoader(dataset, batch_sampler=chunks, num_workers=self.workers)  # type: ignore[arg-type]
-        try:
-            for images, labels in loader:
-                yield images.contiguous(memory_format=torch.channels_last), labels
-        except ConfigError as error:
-            # a worker's error arrives wrapped in its traceback; the line itself comes last
-            raise ConfigError(str(error).rstrip().rsplit("ConfigError: ", 1)[-1]) from None
-
-
-class _Seeded(torch.utils.data.Dataset):
-    """A timm data set whose transform draws from (seed, epoch, index), in whichever worker it runs."""
-
-    def __init__(self, dataset: Any, transform: Any, seed: int, epoch: int) -> None:
-        self.dataset, self.transform, self.seed, self.epoch = dataset, transform, seed, epoch
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = _open(self.dataset, int(index))
-        seed = derive(self.seed, self.epoch, int(index))
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        return self.transform(image), label
+    def _load(self, keys: Iterator[Key]) -> Iterator[Batch]:
+        if self._loader is None:
+            self._loader = _Loader(self)
+        for images, classes, broken in self._loader.run(keys):
+            for name, reason in broken.items():
+                if name not in self.broken:
+                    self.broken[name] = reason
+                    log.warning("%s: broken image left out (%s)", name, reason)
+            if len(classes):
+                yield images, classes
 
 
-def _splits(config: DataConfig, in_memory: bool) -> tuple[Any, Any]:
-    if config.name == "digits":
-        train, test = _digits(config.image_size)
-    elif config.name == "fashion-mnist":
-        train, test = (_fashion_mnist(config, split) for split in ("train", "t10k"))
-    else:
-        train, test = (_timm_dataset(config, split) for split in ("train", "validation"))
-        for split, dataset in (("train", train), ("validation", test)):
-            _check_classes(config, split, dataset)
-        if in_memory:
-            train, test = (_decode(config, dataset) for dataset in (train, test))
-    for split, found in (("train", train), ("test", test)):
-        if isinstance(found, Images) and int(found.labels.max()) >= config.num_classes:
-            raise ConfigError(
-                f"data {config.name!r}: the {split} split has class {int(found.labels.max())}, "
-                f"num_classes is {config.num_classes}"
-            )
-        if isinstance(found, Images) and found.images.shape[1] != config.channels:
-            raise ConfigError(f"data {config.name!r} has {found.images.shape[1]} channels, not {config.channels}")
-    if config.val_samples >= len(train):
-        raise ConfigError(f"data.val_samples {config.val_samples} leaves none of {len(train)} training images")
-    return train, test
+class _Loader:
+    """One set of data workers for all splits and epochs. One iteration at a time: a new one ends the one before."""
 
-
-def _digits(size: int) -> tuple[Images, Images]:
-    """scikit-learn's 1,797 scanned digits, 8×8, enlarged to `size`; 500 of them, fixed, are the test split."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
-    found = Images(resize(pixels, size), torch.from_numpy(digits.target.astype(np.int64)))
-    order = permutation(SPLIT_SEED, 1, len(found))
-    return found.take(order[500:]), found.take(order[:500])
-
-
-def _fashion_mnist(config: DataConfig, split: str) -> Images:
-    """Fashion-MNIST (arXiv 1708.07747) from its four idx files, or by torchvision's download into `root`."""
-    folder = Path(config.root) if config.root else FASHION_MNIST
-    if not (folder / "train-images-idx3-ubyte.gz").exists():
-        from torchvision.datasets import FashionMNIST
-
-        cache = Path(config.root) if config.root else Path.home() / ".cache" / "metamixer"
-        try:
-            FashionMNIST(str(cache), download=True)
-        except Exception as error:
-            raise ConfigError(
-                f"data 'fashion-mnist': not in {folder} and the download failed ({str(error).splitlines()[0][:80]}); "
-                "install Debian's package dataset-fashion-mnist or put its four .gz files into data.root"
-            ) from None
-        folder = cache / "FashionMNIST" / "raw"
-    images = np.frombuffer(_idx(folder, f"{split}-images-idx3-ubyte.gz"), np.uint8, offset=16).reshape(-1, 1, 28, 28)
-    labels = np.frombuffer(_idx(folder, f"{split}-labels-idx1-ubyte.gz"), np.uint8, offset=8).astype(np.int64)
-    return Images(resize(torch.from_numpy(images.copy()), config.image_size), torch.from_numpy(labels))
-
-
-def _idx(folder: Path, name: str) -> bytes:
-    try:
-        return gzip.decompress((folder / name).read_bytes())
-    except (OSError, EOFError) as error:
-        raise ConfigError(f"data 'fashion-mnist': {folder / name} cannot be read ({error})") from None
-
-
-def _timm_dataset(config: DataConfig, split: str) -> Any:
-    name = "" if config.name == "folder" else config.name
-    if not name and config.root is None:
-        raise ConfigError("data 'folder' needs data.root, the folder that holds train/ and validation/")
-    if not name and not Path(config.root or "").is_dir():
-        raise ConfigError(f"data.root {config.root!r}: no such folder")
-    if not name and not any((Path(config.root or "") / alias).is_dir() for alias in _ALIASES[split]):
-        raise ConfigError(f"data.root {config.root!r}: no folder {' or '.join(_ALIASES[split])} in it")
-    try:
-        dataset = create_dataset(name, config.root, split=split, is_training=split == "train")
-        if len(dataset) == 0:
-            raise ValueError("no images")
-    except Exception as error:
-        raise ConfigError(
-            f"data {config.name!r} at {config.root!r}, split {split}: cannot be opened "
-            f"({str(error).splitlines()[0][:120] or type(error).__name__})"
-        ) from None
-    return dataset
-
-
-_ALIASES = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "eval", "test")}
-
-
-def _check_classes(config: DataConfig, split: str, dataset: Any) -> None:
-    classes = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or getattr(dataset, "class_to_idx", None)
-    if classes is not None and len(classes) != config.num_classes:
-        raise ConfigError(
-            f"data {config.name!r} at {config.root!r} has {len(classes)} classes in its {split} split, "
-            f"num_classes is {config.num_classes}"
+    def __init__(self, data: Data) -> None:
+        self.keys = _Keys()
+        self.loader = torch.utils.data.DataLoader(
+            _Stream(data),
+            batch_size=None,  # a worker makes whole batches
+            sampler=self.keys,
+            num_workers=data.workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=data.workers > 0,
+            worker_init_fn=_ignore_stop_signals,
         )
+        # before the interpreter waits for its child processes
+        weakref.finalize(self, _stop_workers, self.loader)
+
+    def run(self, keys: Iterator[Key]) -> Iterator[tuple[Tensor, Tensor, dict[str, str]]]:
+        self.keys.iterator = keys
+        try:
+            with _undisturbed_start():
+                batches = iter(self.loader)
+            for made in batches:
+                if isinstance(made, str):
+                    raise ConfigError(made)
+                yield made
+        except (RuntimeError, EOFError, OSError) as error:
+            # the last two when it died between a batch and its hand-over
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+                raise
+            raise ConfigError(
+                "a data worker died, often for want of memory or of space in /dev/shm: launch again to go on, with "
+                f"fewer data workers than {self.loader.num_workers} if it happens again"
+            ) from None
 
 
-def _open(dataset: Any, index: int) -> tuple[Image.Image, int]:
+class _Keys(torch.utils.data.Sampler):
+    """What the loader makes next."""
+
+    iterator: Iterator[Key] = iter(())
+
+    def __iter__(self) -> Iterator[Key]:
+        return self.iterator
+
+
+class _Stream(torch.utils.data.Dataset):
+    """A batch by its key, whichever process makes it: images, classes and broken images, or a user's error in a line.
+
+    The transforms are timm's; they draw from (seed, epoch, index).
+    """
+
+    def __init__(self, data: Data) -> None:
+        self.config, self.seed, self.train_indices = data.config, data.seed, data.train_indices
+        self.sources = {"train": data.train, "val": data.train, "test": data.test}
+        evaluation = _eval_transform(data.config)
+        self.transforms = {"val": evaluation, "test": evaluation}
+        if data.train is not None:
+            self.transforms["train"] = _train_transform(data.config, data.recipe)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, dict[str, str]] | str:
+        split, epoch, indices = key
+        side = self.config.image_size
+        images = torch.empty(len(indices), self.config.channels, side, side, memory_format=torch.channels_last)
+        classes = torch.empty(len(indices), dtype=torch.int64)
+        broken: dict[str, str] = {}
+        made = 0
+        try:
+            for index in indices.tolist():
+                found = self._read(split, index, broken)
+                if found is not None:
+                    seed = derive(self.seed, epoch, index)
+                    random.seed(seed)
+                    np.random.seed(seed % 2**32)
+                    torch.default_generator.manual_seed(seed)
+                    images[made], classes[made] = self.transforms[split](found[0]), found[1]
+                    made += 1
+        except (BrokenImage, ConfigError) as error:
+            return str(error)
+        return images[:made], classes[:made], broken
+
+    def _read(self, split: str, index: int, broken: dict[str, str]) -> Any:
+        """An image and its class; for a broken one the next whole training image, or None in evaluation."""
+        candidates = [index]
+        if self.config.skip_broken and split == "train":
+            position = int(np.searchsorted(self.train_indices, index))
+            candidates = np.roll(self.train_indices, -position)  # type: ignore[assignment]
+        for candidate in candidates:
+            try:
+                return read_image(self.sources[split], int(candidate), self.config.channels)
+            except BrokenImage as error:
+                if not self.config.skip_broken:
+                    raise
+                broken[error.name] = error.reason
+        if split == "train":
+            raise ConfigError(f"data {self.config.name!r} at {self.config.root!r}: every training image is broken")
+        return None
+
+
+# Ctrl-C and a scheduler's signals reach every process of a job; the main one saves and then ends its workers.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+@contextmanager
+def _undisturbed_start() -> Iterator[None]:
+    """Hold signals back until workers ignore them, and keep SIGCHLD's handler: torch's raises in whatever runs then."""
+    before = signal.getsignal(signal.SIGCHLD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        # timm's data sets pass over a broken image in silence and give the next one instead; their reader does not
-        image, label = dataset.reader[index] if hasattr(dataset, "reader") else dataset[index]
-        image = image if isinstance(image, Image.Image) else Image.open(image)
-        image.load()
-        return image, int(label)
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        name = dataset.filename(index, absolute=True) if hasattr(dataset, "filename") else f"image {index}"
-        raise ConfigError(f"{name}: broken image ({str(error).splitlines()[0][:80]}); mend or remove it") from None
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
 
 
-def _decode(config: DataConfig, dataset: Any) -> Images:
-    """All images, the shorter side resized to the configured size and the centre cropped."""
-    from torchvision.transforms import functional as F
+def _ignore_stop_signals(worker: int) -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
-    size = config.image_size
-    images = torch.empty(len(dataset), config.channels, size, size, dtype=torch.uint8)
-    labels = torch.empty(len(dataset), dtype=torch.int64)
-    for i in range(len(dataset)):
-        image, labels[i] = _open(dataset, i)
-        image = F.resize(image.convert("L" if config.channels == 1 else "RGB"), size, F.InterpolationMode.BICUBIC)
-        images[i] = F.pil_to_tensor(F.center_crop(image, [size, size]))
-    return Images(images, labels)
+
+def _as_it_is(made: Any) -> Any:
+    return made
+
+
+def _stop_workers(loader: Any) -> None:
+    if getattr(loader, "_iterator", None) is not None:
+        loader._iterator._shutdown_workers()
 
 
 def _train_transform(config: DataConfig, recipe: Recipe) -> Any:
@@ -277,3 +323,17 @@ def _eval_transform(config: DataConfig) -> Any:
         std=config.std,
         crop_pct=config.eval_crop,
     )
+
+
+def default_workers(config: DataConfig, device: str, processes: int = 1) -> int:
+    """Data workers for each of `processes` training processes on this machine.
+
+    None for small images, which are in memory. A GPU wants all the cores that it can get, up to 16; on a CPU the
+    training needs them itself.
+    """
+    if config.image_size <= IN_MEMORY_UP_TO:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device == "cpu" or not torch.cuda.is_available():
+        return min(16, cores // processes // 4)
+    return max(1, min(16, cores // processes))

@@ -10,12 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .distributed import ALONE, World
+
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, world: World = ALONE
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Evaluate `model` in eval mode and leave it in the mode it was in.
+
+    Args:
+        batches: images and classes; of several processes each has its part, and all get the result of the whole.
 
     Returns:
         `top1` and `top5` in percent (top-5 is over min(5, classes)), mean cross-entropy `loss`, number of
@@ -25,7 +30,7 @@ def evaluate(
     model.eval()
     hits1 = hits5 = 0
     loss = 0.0
-    predicted, labels = [], []
+    predicted, labels = [np.empty(0, np.int16)], [np.empty(0, np.int16)]  # a process may have no image
     for images, classes in batches:
         images, classes = images.to(device, non_blocking=True), classes.to(device, non_blocking=True)
         logits = model(images).float()
@@ -37,11 +42,13 @@ def evaluate(
         predicted.append(top[:, 0].cpu().numpy().astype(np.int16))
         labels.append(classes.cpu().numpy().astype(np.int16))
     model.train(training)
-    images_seen = sum(len(part) for part in labels)
+    parts = world.gather((hits1, hits5, loss, np.concatenate(predicted), np.concatenate(labels)))
+    all_hits1, all_hits5, losses, all_predicted, all_labels = zip(*parts, strict=True)
+    images_seen = sum(map(len, all_labels))
     scores = {
-        "top1": 100 * hits1 / images_seen,
-        "top5": 100 * hits5 / images_seen,
-        "loss": loss / images_seen,
+        "top1": 100 * sum(all_hits1) / images_seen,
+        "top5": 100 * sum(all_hits5) / images_seen,
+        "loss": sum(losses) / images_seen,
         "images": images_seen,
     }
-    return scores, np.concatenate(predicted), np.concatenate(labels)
+    return scores, np.concatenate(all_predicted), np.concatenate(all_labels)

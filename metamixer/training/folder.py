@@ -5,6 +5,8 @@ environment.json   versions, commit, device of the latest start
 metrics.jsonl      one row an epoch, as they happen
 progress.json      where the run is now (a heartbeat; rewritten every few seconds)
 last.pt            the newest checkpoint; previous.pt the one before
+best.pt            the weights of the epoch that was best on the validation split, where there is one
+broken.json        images that were left out because they are broken, with the reason, where there are any
 predictions.npz    class predicted for each test image, and its label
 result.json        how it ended: state `done` or `failed`
 """
@@ -90,10 +92,11 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         return self.read("result.json")
 
-    def fail(self, error: str, epoch: int) -> dict[str, Any]:
+    def fail(self, error: str, epoch: int, write: bool = True) -> dict[str, Any]:
         """Record that the run can't go on, why, and in which epoch (from 1); returns the record."""
         result = {"state": "failed", "epoch": epoch, "error": error, "time": time.time()}
-        self.write("result.json", result)
+        if write:
+            self.write("result.json", result)
         return result
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -116,12 +119,18 @@ class RunFolder:
         Raises:
             RunBusy: another process holds it.
         """
-        with (self.path / "lock").open("w") as file:
+        file = os.open(self.path / "lock", os.O_WRONLY | os.O_CREAT, 0o644)
+        _held.add(file)
+        try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunBusy(f"{self.path}: another process is training this run") from None
             yield
+        finally:
+            if file in _held:
+                _held.discard(file)
+                os.close(file)
 
     def is_locked(self) -> bool:
         """Whether a process holds the run; writes nothing."""
@@ -133,6 +142,18 @@ class RunFolder:
             return True
         except OSError:
             return False
+
+
+_held: set[int] = set()  # descriptors of this process's locks
+
+
+def _let_go() -> None:
+    """In a forked data worker, which would else go on holding the run of a process that was killed."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _epoch(line: str) -> float:
@@ -169,7 +190,13 @@ def environment(device: Any) -> dict[str, Any]:
 
 
 def source_version() -> dict[str, Any]:
-    """Commit of the code and whether the working tree differs from it; nulls outside a git checkout."""
+    """Commit of the code and whether the working tree differs from it; nulls outside a git checkout.
+
+    A copy of the code that a cluster's job runs says so itself, in a `snapshot.json` beside the package.
+    """
+    snapshot = RunFolder(Path(__file__).parents[2]).read("snapshot.json")
+    if snapshot is not None:
+        return snapshot
 
     def git(*arguments: str) -> str | None:
         here = Path(__file__).parent

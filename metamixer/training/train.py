@@ -1,38 +1,36 @@
 """Training: from a run's configuration to its folder, resumable at any step with the same numbers.
 
 All that the numbers depend on is in the checkpoint (weights, EMA, optimizer, position) or a pure function of
-seed, epoch, step and sample (order, augmentation, mixup, stochastic depth, learning rate).
+seed, epoch, step, pass and sample (order, augmentation, mixup, stochastic depth, learning rate, weight decay).
 """
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
-from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..config import ConfigError
 from ..cost import count
-from ..draws import derive
 from . import checkpoint
 from .config import RunConfig
 from .data import Data
+from .distributed import ALONE, World, joined, lost_another
 from .evaluate import evaluate
-from .folder import RunFolder, environment
+from .folder import RunBusy, RunFolder, environment
+from .learner import Learner, on_device
 
 PROGRESS_SECONDS = 2.0
 CHECKPOINT_SECONDS = 300.0
@@ -50,181 +48,211 @@ class Diverged(Exception):
         self.epoch = epoch
 
 
-def train(config: RunConfig, path: Path | str, device: str = "auto", workers: int = 0) -> dict[str, Any]:
+def train(
+    config: RunConfig,
+    path: Path | str,
+    device: str = "auto",
+    workers: int = 0,
+    teacher_cache: Path | str | None = None,
+) -> dict[str, Any]:
     """Train a run in its folder, or go on with it; a finished run is returned as it is.
+
+    Under torchrun or srun every process calls this, and they share each step's passes (`distributed`).
 
     Args:
         path: the run's folder; a grid names it by the run's digest.
         device: a torch device, or `auto` for a GPU where there is one.
-        workers: processes that load images which do not fit in memory.
+        workers: processes that load images which do not fit in memory, for each training process.
+        teacher_cache: folder where runs that show a teacher the same images share what it says (`TeacherCache`).
 
     Returns:
         The content of `result.json`; a diverged run gives `{"state": "failed", ...}`.
 
     Raises:
-        ConfigError: data, folder or configuration can't be used.
+        ConfigError: data, folder, weights or configuration can't be used, or memory, the disk, a data worker or
+            another process of the run is gone; the run then goes on when it is launched again.
         RunBusy: another process is training this run.
         Interrupted: SIGINT, SIGTERM or SIGUSR2 came; everything is saved.
     """
     folder = RunFolder(path)
-    folder.create(config)
-    with folder.lock():
-        result = folder.result()
-        if result is not None and result["state"] == "done":
-            return result
+    with joined(device) as (world, own_device), ExitStack() as stack:
+        done = _take(folder, config, world, stack)
+        if done is not None:
+            return done
         try:
-            return Trainer(config, folder, _device(device), workers).run()
-        except (Interrupted, ConfigError, OSError):
-            raise  # data, disk or a signal, not the run itself: it goes on when launched again
+            return Trainer(config, folder, own_device, workers, world, teacher_cache).run()
+        except (Interrupted, ConfigError):
+            raise  # a signal or the surroundings, not the run itself: it goes on when launched again
         except Diverged as error:
-            return folder.fail(str(error), error.epoch)
+            return folder.fail(str(error), error.epoch, write=world.first)
         except Exception as error:
-            done = (folder.read("progress.json") or {}).get("epoch", 0)
-            folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", done + 1)
+            line = _surroundings(error, config, folder, world)
+            if line is not None:
+                raise ConfigError(line) from error
+            at = (folder.read("progress.json") or {}).get("epoch", 0) + 1
+            folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", at, write=world.first)
             raise
 
 
-class Trainer:
-    """State and loop of one run."""
+def _take(folder: RunFolder, config: RunConfig, world: World, stack: ExitStack) -> dict[str, Any] | None:
+    """Make or find the run's folder and hold it until `stack` closes; a finished run's result."""
+    found: Any = None
+    if world.first:
+        try:
+            folder.create(config)
+            stack.enter_context(folder.lock())
+            found = folder.result()
+        except (ConfigError, RunBusy) as error:
+            found = error
+    found = world.broadcast(found)
+    if isinstance(found, Exception):
+        raise found
+    return found if found is not None and found["state"] == "done" else None
 
-    def __init__(self, config: RunConfig, folder: RunFolder, device: torch.device, workers: int) -> None:
-        self.config, self.folder, self.device = config, folder, device
-        recipe = config.recipe
-        folder.write("environment.json", environment(device))
-        self.data = Data(config.data, recipe, config.seed, workers)
-        self.model = config.build()
-        self.model.init_weights(config.seed)
-        self.model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.ema = ModelEmaV3(self.model, decay=recipe.ema) if recipe.ema else None
-        spared = () if recipe.layer_scale_decay else [n for n, _ in self.model.named_parameters() if "_scale." in n]
-        groups = param_groups_weight_decay(self.model, recipe.weight_decay, no_weight_decay_list=spared)
-        self.optimizer = create_optimizer_v2(groups, opt="adamw", lr=recipe.lr, weight_decay=0.0, fused=True)
-        self.scheduler, _ = create_scheduler_v2(
-            self.optimizer,
-            sched="cosine",
-            num_epochs=recipe.epochs,
-            warmup_epochs=recipe.warmup_epochs,
-            cooldown_epochs=recipe.cooldown_epochs,
-            warmup_lr=recipe.warmup_lr,
-            min_lr=recipe.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=self.data.steps,
-        )
-        self.mixup = (
-            Mixup(
-                mixup_alpha=recipe.mixup,
-                cutmix_alpha=recipe.cutmix,
-                prob=recipe.mix_probability,
-                switch_prob=recipe.mix_switch,
-                label_smoothing=recipe.label_smoothing,
-                num_classes=config.data.num_classes,
-            )
-            if recipe.mixup or recipe.cutmix
-            else None
-        )
-        self.loss: nn.Module = (
-            SoftTargetCrossEntropy() if self.mixup else LabelSmoothingCrossEntropy(recipe.label_smoothing)
-        )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16" and device.type == "cuda")
-        self.step = 0  # optimizer steps done; the position of the run
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # over the steps of this epoch
-        self.seconds = 0.0
-        self.row: dict[str, Any] = {}  # the newest row of metrics
+
+def _surroundings(error: Exception, config: RunConfig, folder: RunFolder, world: World) -> str | None:
+    """A line for an error that is not the run's own fault, with what to do; None for any other."""
+    if lost_another(error, world):
+        return f"process {world.rank} of {world.size}: another one of this run ended; launch again to go on"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        size = config.recipe.micro_batch or config.recipe.batch_size
+        advice = f"lower recipe.micro_batch (now {size} images in a pass)" if size > 2 else "take a smaller network"
+        return f"{folder.path}: out of memory; {advice}, or free memory and launch again"
+    if isinstance(error, OSError):
+        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to it"
+        return f"{error.filename or folder.path}: {error.strerror or error}; {advice} and launch again to go on"
+    return None
+
+
+class Trainer:
+    """Loop of one run in its folder; several processes go through it in step, and the first one writes."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        device: torch.device,
+        workers: int = 0,
+        world: World = ALONE,
+        teacher_cache: Path | str | None = None,
+    ) -> None:
+        self.config, self.folder, self.device, self.world = config, folder, device, world
+        if world.first:
+            folder.write("environment.json", {**environment(device), "processes": world.size})
+        self.data = Data(config.data, config.recipe, config.seed, workers)
+        state = checkpoint.load_newest(folder)
+        positions = world.gather(state["step"] if state else None)
+        if len(set(positions)) > 1:
+            raise ConfigError(f"{folder.path}: the processes find different checkpoints there (steps {positions})")
+        self.learner = Learner(config, device, self.data.steps, world, state, teacher_cache)
+        self.seconds: float = state["seconds"] if state else 0.0
+        self.row: dict[str, Any] = state["row"] if state else {}  # the newest of metrics
+        self.best: dict[str, Any] = state["best"] if state else {}  # epoch and score of the best weights so far
 
     @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return self.step // self.data.steps
+    def step(self) -> int:
+        return self.learner.step
 
     def run(self) -> dict[str, Any]:
-        self._resume()
+        if self.world.first:
+            self.folder.truncate_metrics(self.learner.epoch)
         with _stop_signals() as stop:
-            while self.epoch < self.config.recipe.total_epochs:
+            while self.learner.epoch < self.config.recipe.total_epochs:
                 self._epoch(stop)
         return self._finish()
 
     def _epoch(self, stop: threading.Event) -> None:
-        epoch, first = self.epoch, self.step % self.data.steps
+        learner, steps = self.learner, self.data.steps
+        epoch, first = learner.epoch, learner.step % steps
         started = reported = saved = time.monotonic()
         self._report_progress()
-        for images, classes in self.data.batches(epoch, first):
-            self._train_step(images, classes)
+        batches = on_device(self.data.batches(epoch, first, self.world.rank, self.world.size), self.device)
+        for _ in range(first, steps):
+            learner.train_step(batches)
             now = time.monotonic()
+            stopping, saving, reporting = self.world.any(
+                stop.is_set(), now - saved > CHECKPOINT_SECONDS, now - reported > PROGRESS_SECONDS
+            )
             # after the last step the epoch's end writes it, with the metrics
-            if self.step % self.data.steps and (stop.is_set() or now - saved > CHECKPOINT_SECONDS):
+            if learner.step % steps and (stopping or saving):
                 self._check_finite(epoch)
                 self._save(self.seconds + now - started)
                 saved = now
-                if stop.is_set():
+                if stopping:
                     self._report_progress(state="interrupted")
+                    self.world.broadcast()  # no process leaves before the checkpoint is written
                     raise Interrupted(f"stopped in epoch {epoch + 1} after step {self.step}; its checkpoint is written")
-            if now - reported > PROGRESS_SECONDS:
+            if reporting:
                 self._check_finite(epoch)
                 self._report_progress()
                 reported = now
         self._check_finite(epoch)
+        learner.share_statistics()
         spent = time.monotonic() - started
-        images_seen = (self.data.steps - first) * self.config.recipe.batch_size
         self.seconds += spent
+        _, decaying = learner.optimizer.param_groups
+        scheduled = self.config.recipe.weight_decay_end is not None
         self.row = {
             "epoch": epoch + 1,
             "step": self.step,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "train_loss": float(self.loss_sum) / self.data.steps,
+            "lr": decaying["lr"],
+            **({"weight_decay": decaying["weight_decay"]} if scheduled else {}),
+            "train_loss": learner.mean_loss(),
             **self._validate(),
             "seconds": spent,
-            "images_per_second": images_seen / spent,
+            "images_per_second": (steps - first) * self.config.recipe.batch_size / spent,
         }
-        self.folder.append_metrics(self.row)
-        self.loss_sum.zero_()
+        self._record_broken_images()
+        if self.world.first:
+            self.folder.append_metrics(self.row)
+        learner.loss_sum.zero_()
         self._save(self.seconds)
 
-    def _train_step(self, images: torch.Tensor, classes: torch.Tensor) -> None:
-        recipe = self.config.recipe
-        seed = derive(self.config.seed, "step", self.step)
-        torch.manual_seed(seed)  # stochastic depth
-        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        targets = classes.to(self.device, non_blocking=True)
-        if self.mixup is not None:
-            np.random.seed(seed % 2**32)
-            images, targets = self.mixup(images, targets)
-        self.scheduler.step_update(self.step)
-        low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
-        with torch.autocast(self.device.type, low) if low else nullcontext():
-            logits = self.model(images)
-        loss = self.loss(logits.float(), targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.ema is not None:
-            self.ema.update(self.model)
-        self.loss_sum += loss.detach()
-        self.step += 1
-
     def _check_finite(self, epoch: int) -> None:
-        if not torch.isfinite(self.loss_sum):
+        if not math.isfinite(self.learner.mean_loss()):
             raise Diverged(epoch + 1)
 
+    def _evaluate(self, model: nn.Module, split: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+        batches = self.data.evaluation(split, self.world.rank, self.world.size)
+        return evaluate(model, batches, self.device, self.world)
+
     def _validate(self) -> dict[str, float]:
+        """Scores on the validation split, if there is one; the weights of the best epoch are kept."""
         if not len(self.data.val_indices):
             return {}
-        scores, _, _ = evaluate(self.model, self.data.evaluation("val"), self.device)
+        learner = self.learner
+        scores, _, _ = self._evaluate(learner.model, "val")
         row = {"val_top1": scores["top1"], "val_loss": scores["loss"]}
-        if self.ema is not None:
-            scores, _, _ = evaluate(self.ema.module, self.data.evaluation("val"), self.device)
+        if learner.ema is not None:
+            scores, _, _ = self._evaluate(learner.ema.module, "val")
             row["val_top1_ema"] = scores["top1"]
+        if scores["top1"] > self.best.get("val_top1", -1.0):
+            kind, model = ("ema", learner.ema.module) if learner.ema is not None else ("raw", learner.model)
+            self.best = {"epoch": learner.epoch, "weights": kind, "val_top1": scores["top1"]}
+            if self.world.first:
+                checkpoint.save_best(self.folder, {"model": model.state_dict(), **self.best})
         return row
 
     def _finish(self) -> dict[str, Any]:
-        """Evaluate the final weights, raw and averaged, on the test split; the recipe says which are reported."""
-        config = self.config
-        raw, predicted, labels = evaluate(self.model, self.data.evaluation("test"), self.device)
+        """Evaluate the final weights, raw and averaged, and those of the best epoch on the test split.
+
+        The recipe says which are reported: the average where there is one. The best epoch is a row beside it.
+        """
+        config, learner = self.config, self.learner
+        raw, predicted, labels = self._evaluate(learner.model, "test")
         predictions = {"label": labels, "raw": predicted}
         rows = {"raw": raw}
-        if self.ema is not None:
-            rows["ema"], predictions["ema"], _ = evaluate(self.ema.module, self.data.evaluation("test"), self.device)
-        weights = "ema" if self.ema is not None else "raw"
+        if learner.ema is not None:
+            rows["ema"], predictions["ema"], _ = self._evaluate(learner.ema.module, "test")
+        reported = "ema" if learner.ema is not None else "raw"
+        if self.best:
+            best = checkpoint.read(self.folder.path / checkpoint.BEST)
+            checkpoint.load_weights(learner.model, best.pop("model"), str(self.folder.path))
+            scores, predictions["best"], _ = self._evaluate(learner.model, "test")
+            rows["best"] = {**scores, **best}
+        self._record_broken_images()
+        if not self.world.first:
+            return self.world.broadcast()
         cost = count(
             config.build(),
             (config.data.channels, config.data.image_size, config.data.image_size),
@@ -240,10 +268,10 @@ class Trainer:
             "result.json",
             {
                 "state": "done",
-                "epochs": self.epoch,
+                "epochs": learner.epoch,
                 "evaluated": "test",
-                "weights": weights,
-                **{key: rows[weights][key] for key in ("top1", "top5", "loss")},
+                "weights": reported,
+                **{key: rows[reported][key] for key in ("top1", "top5", "loss")},
                 **rows,
                 "parameters": cost.parameters,
                 "macs": cost.macs,
@@ -253,20 +281,22 @@ class Trainer:
             },
         )
         self._report_progress(state="done")
-        return self.folder.result() or {}
+        return self.world.broadcast(self.folder.result())
 
     def _report_progress(self, state: str = "running") -> None:
         """Leave a heartbeat for whoever watches."""
-        done_in_epoch = self.step % self.data.steps
+        loss = self.learner.mean_loss() if self.step % self.data.steps else self.row.get("train_loss")
+        if not self.world.first:
+            return
         self.folder.write(
             "progress.json",
             {
                 "state": state,
-                "epoch": self.epoch,
+                "epoch": self.learner.epoch,
                 "epochs": self.config.recipe.total_epochs,
                 "step": self.step,
                 "steps": self.config.recipe.total_epochs * self.data.steps,
-                "loss": float(self.loss_sum) / done_in_epoch if done_in_epoch else self.row.get("train_loss"),
+                "loss": loss,
                 "top1": self.row.get("val_top1_ema", self.row.get("val_top1")),
                 "time": time.time(),
                 "host": socket.gethostname(),
@@ -275,41 +305,16 @@ class Trainer:
             sync=False,
         )
 
+    def _record_broken_images(self) -> None:
+        """Images that were left out as asked, by name with the reason."""
+        broken = {name: reason for part in self.world.gather(self.data.broken) for name, reason in part.items()}
+        if broken and self.world.first:
+            self.folder.write("broken.json", {**(self.folder.read("broken.json") or {}), **broken})
+
     def _save(self, seconds: float) -> None:
-        checkpoint.save(
-            self.folder,
-            {
-                "model": self.model.state_dict(),
-                "ema": self.ema.module.state_dict() if self.ema is not None else None,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "step": self.step,
-                "loss_sum": self.loss_sum,
-                "seconds": seconds,
-                "row": self.row,
-            },
-        )
-
-    def _resume(self) -> None:
-        state = checkpoint.load_newest(self.folder)
-        if state is None:
-            self.folder.truncate_metrics(0)
-            return
-        source = str(self.folder.path)
-        checkpoint.load_weights(self.model, state["model"], source)
-        if self.ema is not None:
-            checkpoint.load_weights(self.ema.module, state["ema"], source)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds, self.row = state["step"], state["seconds"], state["row"]
-        self.loss_sum.copy_(state["loss_sum"])
-        self.folder.truncate_metrics(self.epoch)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+        state = {**self.learner.state_dict(), "seconds": seconds, "row": self.row, "best": self.best}
+        if self.world.first:
+            checkpoint.save(self.folder, state)
 
 
 @contextmanager

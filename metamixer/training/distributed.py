@@ -1,0 +1,171 @@
+"""Several processes that train one run: who they are, and what they tell each other.
+
+The environment of torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) or of a SLURM job step
+(SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID, SLURM_STEP_NODELIST) says so; without one, a process is alone.
+Tensors on GPUs go through NCCL, all else through gloo.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from ..config import ConfigError
+
+# for slow starts of a node, not for steps: a process that dies closes its connections, which the others see at once
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, this one among them."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes the run's folder."""
+        return self.rank == 0
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each flag is up in any process; all of them get the same answer."""
+        if self.size == 1:
+            return list(flags)
+        raised = torch.tensor(flags, dtype=torch.uint8)
+        distributed.all_reduce(raised, distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in raised]
+
+    def broadcast(self, value: Any = None) -> Any:
+        """What the first process gives."""
+        if self.size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process gives, in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes; the tensor given is kept."""
+        if self.size == 1:
+            return tensor
+        summed = tensor.clone()
+        distributed.all_reduce(summed)
+        return summed
+
+
+ALONE = World()
+
+
+def world_of_environment(environment: dict[str, str] | os._Environ[str] = os.environ) -> World:
+    """The processes that torchrun or srun started; one alone if neither did.
+
+    Raises:
+        ConfigError: variables that contradict each other.
+    """
+    # SLURM_NTASKS will not do: in a batch script, which runs once, it counts the tasks that srun would start
+    for size, rank, local_rank in (
+        ("WORLD_SIZE", "RANK", "LOCAL_RANK"),
+        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+    ):
+        if size in environment:
+            try:
+                world = World(int(environment[rank]), int(environment[size]), int(environment.get(local_rank, 0)))
+            except (KeyError, ValueError) as error:
+                raise ConfigError(f"{size} is set in the environment, but {rank} or {local_rank}: {error}") from None
+            if not 0 <= world.rank < world.size:
+                raise ConfigError(f"{rank} {world.rank} in the environment is not below {size} {world.size}")
+            return world
+    return ALONE
+
+
+def rendezvous(environment: dict[str, str] | os._Environ[str]) -> dict[str, str]:
+    """MASTER_ADDR and MASTER_PORT as they are, else from the SLURM step's first node and the job's number."""
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or "localhost"
+    job = environment.get("SLURM_JOB_ID", "0")
+    return {
+        "MASTER_ADDR": environment.get("MASTER_ADDR", first_node(nodes)),
+        "MASTER_PORT": environment.get("MASTER_PORT", str(20000 + int(job) % 20000)),
+    }
+
+
+def first_node(nodes: str) -> str:
+    """The first of a SLURM node list: `gpu[003-007,9],login` gives `gpu003`."""
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
+
+
+@contextmanager
+def joined(device: str) -> Iterator[tuple[World, torch.device]]:
+    """Be one of the environment's processes; gives them and this one's device.
+
+    Args:
+        device: a torch device, or `auto` for a GPU where there is one; each process takes a GPU of its own.
+
+    Raises:
+        ConfigError: the others can't be reached, or there are fewer GPUs than processes.
+    """
+    world = world_of_environment()
+    own = _own_device(device, world)
+    if world.size == 1:
+        yield world, own
+        return
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    os.environ.update(rendezvous(os.environ))
+    backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
+    try:
+        distributed.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
+    except (RuntimeError, ValueError, OSError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ConfigError(
+            f"process {world.rank} of {world.size} does not reach the others at {where} ({str(error)[:120]!r})"
+        ) from None
+    try:
+        yield world, own
+    finally:
+        distributed.destroy_process_group()
+
+
+def _own_device(name: str, world: World) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r}: not a device; give auto, cpu, cuda or cuda:N") from None
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise ConfigError(f"device {name!r}: torch {torch.__version__} finds no GPU here")
+    if world.size == 1 or count == 1:  # a scheduler may show each process its own GPU alone
+        return device
+    if world.local_rank >= count:
+        raise ConfigError(f"process {world.local_rank} of this node has no GPU: there are {count}, start as many")
+    return torch.device("cuda", world.local_rank)
+
+
+def lost_another(error: BaseException, world: World) -> bool:
+    """Whether an error says that another process of the run is gone."""
+    if world.size == 1:
+        return False
+    signs = ("Connection closed", "Connection reset", "Broken pipe", "gloo", "NCCL", "Timed out")
+    return isinstance(error, distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )

@@ -1,0 +1,87 @@
+"""What moves the weights: AdamW, its learning rate and weight decay as functions of the step, the moving average."""
+
+from __future__ import annotations
+
+import math
+from itertools import compress
+
+import torch
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from .config import Recipe
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Fused AdamW with two groups: first what is spared from weight decay, then what decays."""
+    spared = () if recipe.layer_scale_decay else [n for n, _ in model.named_parameters() if "_scale." in n]
+    groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=spared)
+    return create_optimizer_v2(groups, opt="adamw", lr=recipe.lr * recipe.lr_scale, weight_decay=0.0, fused=True)
+
+
+class Schedule:
+    """Learning rate and weight decay of an optimizer as functions of the step alone.
+
+    Args:
+        steps: optimizer steps in an epoch.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> None:
+        self.optimizer, self.recipe, self.steps = optimizer, recipe, steps
+        constant = recipe.schedule == "constant"
+        self.lr, _ = create_scheduler_v2(
+            optimizer,
+            # timm has no constant schedule: steps of decay rate 1
+            **({"sched": "step", "decay_rate": 1.0} if constant else {"sched": "cosine"}),
+            num_epochs=recipe.epochs,
+            warmup_epochs=recipe.warmup_epochs,
+            cooldown_epochs=recipe.cooldown_epochs,
+            warmup_lr=recipe.warmup_lr * recipe.lr_scale,
+            min_lr=recipe.min_lr * recipe.lr_scale,
+            step_on_epochs=False,
+            updates_per_epoch=steps,
+        )
+
+    def set(self, step: int) -> None:
+        """Prepare the optimizer for step number `step`, from 0."""
+        self.lr.step_update(step)
+        if self.recipe.weight_decay_end is not None:
+            self.optimizer.param_groups[1]["weight_decay"] = self.weight_decay(step)
+
+    def weight_decay(self, step: int) -> float:
+        """Of the decaying group: a cosine over `epochs` where the recipe asks for one, then its end."""
+        start, end = self.recipe.weight_decay, self.recipe.weight_decay_end
+        if end is None:
+            return start
+        done = min(step / (self.recipe.epochs * self.steps), 1.0)
+        return end + 0.5 * (start - end) * (1 + math.cos(math.pi * done))
+
+
+class Average(ModelEmaV3):
+    """timm's moving average of weights and statistics; its lists of tensors are made once, not at every step."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, decay=decay)
+        own, theirs = (list(network.state_dict().values()) for network in (self.module, model))
+        averaged = [tensor.is_floating_point() for tensor in own]  # all but BatchNorm's counters
+        self._own, self._theirs = list(compress(own, averaged)), list(compress(theirs, averaged))
+        counters = [not flag for flag in averaged]
+        self._own_counters, self._counters = list(compress(own, counters)), list(compress(theirs, counters))
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        torch._foreach_lerp_(self._own, self._theirs, weight=1.0 - decay)
+        if self._counters:
+            torch._foreach_copy_(self._own_counters, self._counters)
+
+
+def batch_norm_statistics(*models: nn.Module | None) -> list[torch.Tensor]:
+    """The running means and variances of networks, in order."""
+    return [
+        buffer
+        for model in models
+        if model is not None
+        for name, buffer in model.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+    ]
