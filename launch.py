@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Command line of the MetaMixer sandbox; `python launch.py --help` lists what it does."""
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -33,6 +34,25 @@ Modules = Annotated[
     Optional[list[str]], typer.Option("--module", help="File or dotted module that registers operations of your own.")
 ]
 
+Targets = Annotated[
+    Optional[list[str]], typer.Argument(help="Grids, beginnings of run hashes, or variants; everything if not given.")
+]
+ProfileName = Annotated[Optional[str], typer.Option("--profile", help="Profile of the jobs; `default` if not given.")]
+ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of profiles; slurm.toml if not given.")]
+Resources = Annotated[
+    Optional[list[str]], typer.Option("--resource", help="KEY=VALUE changed in the profile, e.g. minutes=600.")
+]
+RunName = Annotated[str, typer.Argument(help="A recipe (`launch.py recipes`), or the config.json of a run.")]
+Changes = Annotated[
+    Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the run, e.g. data.root=/data/imagenet.")
+]
+DataWorkers = Annotated[
+    Optional[int], typer.Option("--workers", min=0, help="Data workers of each process; by the cores if not given.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
+MaxAttempts = Annotated[int, typer.Option(min=1, help="Submissions that one run may have.")]
+MaxHours = Annotated[Optional[float], typer.Option(help="Refuse to submit what may take more GPU-hours than this.")]
+
 
 @app.command("list")
 def list_grids() -> None:
@@ -58,11 +78,17 @@ def plan(
     runs: Runs = Path("runs"),
     match: Match = None,
     module: Modules = None,
+    profile: ProfileName = None,
+    profiles: ProfileFile = None,
+    resource: Resources = None,
 ) -> None:
     """What a grid would run: its variants, what differs, what they cost, what is done. Writes nothing."""
+    from sweeps.cluster import show_hours
     from sweeps.report import print_plan
 
-    print_plan(_plan(grid, data, set, seeds, only, runs, match, module))
+    planned = _plan(grid, data, set, seeds, only, runs, match, module)
+    print_plan(planned)
+    show_hours(planned, _profile(profile, profiles, resource))
 
 
 @app.command()
@@ -80,13 +106,30 @@ def run(
     retry: Annotated[bool, typer.Option("--retry", help="Run failed ones again.")] = False,
     match: Match = None,
     module: Modules = None,
+    cluster: Annotated[
+        str, typer.Option(help="local: here; debug: here, in one process; slurm: submit job arrays and return.")
+    ] = "local",
+    profile: ProfileName = None,
+    profiles: ProfileFile = None,
+    resource: Resources = None,
+    max_attempts: MaxAttempts = 3,
+    max_gpu_hours: MaxHours = None,
 ) -> None:
-    """Run what is missing of a grid on this machine, then show the table and the picture."""
+    """Run what is missing of a grid, here or on a cluster; here, then show the table and the picture."""
+    from metamixer.config import ConfigError
     from sweeps.report import print_plan, run_with_progress
 
+    if cluster not in ("local", "debug", "slurm"):
+        raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")
     planned = _plan(grid, data, set, seeds, only, runs, match, module)
     print_plan(planned)
-    complete = run_with_progress(planned, workers, device, retry)
+    if cluster == "slurm":
+        from sweeps.cluster import launch_plan
+
+        if not launch_plan(planned, _profile(profile, profiles, resource), retry, max_attempts, max_gpu_hours):
+            raise typer.Exit(1)
+        return
+    complete = run_with_progress(planned, workers, device, retry, debug=cluster == "debug")
     _collect(planned.root, planned.loaded.name, planned.setting)
     if not complete:
         raise typer.Exit(1)
@@ -94,12 +137,144 @@ def run(
 
 @app.command()
 def collect(
-    grid: GridName,
+    grid: Annotated[str, typer.Argument(help="A grid, or the beginning of a hash or a variant of one.")],
     data: DataName = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """The table and the picture of a grid's finished runs."""
-    _collect(runs, Path(grid).stem, data)
+    from sweeps.follow import select
+
+    for name, setting in dict.fromkeys((entry.grid, entry.setting) for entry in select(runs, [grid], data)):
+        _collect(runs, name, setting)
+
+
+@app.command()
+def status(
+    targets: Targets = None,
+    data: DataName = None,
+    runs: Runs = Path("runs"),
+    every: Annotated[bool, typer.Option("--all", help="A row for every run, however many.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay, and show it anew every few seconds.")] = False,
+) -> None:
+    """Where runs stand: state, epoch, top-1 so far, node, time, log. Writes nothing."""
+    from sweeps.follow import show_status
+
+    show_status(runs, targets or [], data, every, watch=5.0 if watch else None)
+
+
+@app.command()
+def logs(
+    targets: Annotated[list[str], typer.Argument(help="Grids, beginnings of run hashes, or variants.")],
+    data: DataName = None,
+    runs: Runs = Path("runs"),
+    lines: Annotated[int, typer.Option(min=1, help="Lines of each log, counted from its end.")] = 30,
+) -> None:
+    """The end of each run's log."""
+    from sweeps.follow import show_logs
+
+    show_logs(runs, targets, data, lines)
+
+
+@app.command()
+def cancel(
+    targets: Annotated[list[str], typer.Argument(help="Grids, beginnings of run hashes, or variants.")],
+    data: DataName = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Cancel the SLURM jobs of runs that wait or run; what they have trained stays."""
+    from sweeps.follow import cancel as cancel_runs
+
+    for line in cancel_runs(runs, targets, data):
+        print(line)
+
+
+@app.command()
+def retry(
+    targets: Targets = None,
+    data: DataName = None,
+    runs: Runs = Path("runs"),
+    profile: ProfileName = None,
+    profiles: ProfileFile = None,
+    resource: Resources = None,
+    max_attempts: MaxAttempts = 3,
+    max_gpu_hours: MaxHours = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
+) -> None:
+    """Submit failed and interrupted runs again, as they were submitted last unless a profile is given."""
+    from metamixer.config import parse_assignment
+    from sweeps.cluster import retry as retry_runs
+
+    chosen = _profile(profile, profiles, resource) if profile or profiles else None
+    changes = {} if chosen else dict(parse_assignment(text) for text in resource or [])
+    if not retry_runs(runs, targets or [], data, chosen, changes, max_attempts, max_gpu_hours, dry_run):
+        raise typer.Exit(1)
+
+
+@app.command()
+def recipes() -> None:
+    """Runs by name: what each trains, the accuracy to expect, and its source."""
+    from sweeps.single import print_recipes
+
+    print_recipes()
+
+
+@app.command()
+def train(
+    name: RunName,
+    set: Changes = None,
+    runs: Runs = Path("runs"),
+    workers: DataWorkers = None,
+    device: Device = "auto",
+) -> None:
+    """Train one run, or go on with it; under torchrun or srun on several GPUs."""
+    from sweeps.single import configured_run, train_one
+
+    if not train_one(configured_run(name, _changes(set), runs), runs, device, workers):
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A run's folder or a checkpoint of it, a released checkpoint, or a timm model's name.")
+    ],
+    data: Annotated[
+        Optional[str], typer.Option("--data", help="Folder that holds validation/CLASS/*, in place of data.root.")
+    ] = None,
+    set: Annotated[
+        Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the data, e.g. data.image_size=384.")
+    ] = None,
+    model: Annotated[
+        Optional[str], typer.Option("--model", help="timm name of a checkpoint's network, where its file name is none.")
+    ] = None,
+    workers: DataWorkers = None,
+    device: Device = "auto",
+) -> None:
+    """Top-1 and top-5 of a checkpoint on the evaluation images, raw and averaged weights apart."""
+    from metamixer.config import ConfigError
+    from metamixer.recipes import IMAGENET
+    from sweeps.single import print_scores
+
+    changes = {"data.root": data, **_changes(set)} if data else _changes(set)
+    foreign = [key for key in changes if not key.startswith("data.")]
+    if foreign:
+        raise ConfigError(f"--set {foreign[0]}: an evaluation has keys of data only, e.g. data.image_size=384")
+    of_data = {key.removeprefix("data."): value for key, value in changes.items()}
+    print_scores(checkpoint, IMAGENET, of_data, model, device, workers)
+
+
+@app.command()
+def profile(
+    name: RunName,
+    set: Changes = None,
+    runs: Runs = Path("runs"),
+    workers: DataWorkers = None,
+    device: Device = "auto",
+) -> None:
+    """Where the time of a training step goes, and how much memory it takes."""
+    from sweeps.single import configured_run, profile_one
+
+    profile_one(configured_run(name, _changes(set), runs), device, workers)
 
 
 @app.command()
@@ -116,6 +291,29 @@ def check(
         load_module(source)
     if not report(name, dim=width):
         raise typer.Exit(1)
+
+
+@app.command()
+def cost(
+    name: Annotated[str, typer.Argument(help="A timm model, a recipe, a mixer of the catalogue, or a run's folder.")],
+    resolution: Annotated[Optional[int], typer.Option(help="Pixels of the images; the network's own if not given.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="A row for every layer too.")] = False,
+    module: Modules = None,
+) -> None:
+    """What a network costs, folded: parameters, multiply-adds, activations, bytes moved, by stage and by slot."""
+    from metamixer.cost_table import print_costs
+    from metamixer.modules import load_module
+    from metamixer.networks import find_network
+
+    for source in module or []:
+        load_module(source)
+    print_costs(find_network(name, resolution), layers)
+
+
+def _changes(assignments: Optional[list[str]]) -> dict[str, Any]:
+    from metamixer.config import parse_assignment
+
+    return dict(parse_assignment(text) for text in assignments or [])
 
 
 def _plan(grid, data, set, seeds, only, runs, match, modules):  # type: ignore[no-untyped-def]
@@ -139,6 +337,13 @@ def _plan(grid, data, set, seeds, only, runs, match, modules):  # type: ignore[n
     )
 
 
+def _profile(name, file, resources):  # type: ignore[no-untyped-def]
+    from metamixer.config import parse_assignment
+    from sweeps.profiles import load_profile
+
+    return load_profile(name or "default", file, dict(parse_assignment(text) for text in resources or []))
+
+
 def _collect(root: Path, grid: str, setting: Optional[str]) -> None:
     from rich.console import Console
 
@@ -159,6 +364,8 @@ def _collect(root: Path, grid: str, setting: Optional[str]) -> None:
 
 def main() -> None:
     """Run the command line; what a user got wrong is one line on stderr and exit code 2."""
+    # OpenMP's threads otherwise spin while another process has the core, at a tenth of the speed and less
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app()
     except ValueError as error:

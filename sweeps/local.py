@@ -7,15 +7,18 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metamixer.config import ConfigError, parse
+from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
 
 from .grid import PlannedRun
-from .plan import State
+from .states import State
 
 POLL_SECONDS = 0.2
 
@@ -70,7 +73,7 @@ def run_all(
                 run = waiting.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(
-                    target=_run_one, args=(run.config.to_dict(), str(root / run.hash), device, sender)
+                    target=_run_one, args=(run.config.to_dict(), str(root / run.hash), device, workers, sender)
                 )
                 process.start()
                 sender.close()
@@ -95,14 +98,35 @@ def _outcome(run: PlannedRun, root: Path, receiver: Any, exitcode: int | None) -
         return Outcome(run, State.INTERRUPTED, f"its process ended by {name}; see {root / run.hash / 'log.txt'}")
 
 
-def _run_one(values: dict[str, Any], path: str, device: str, sender: Any) -> None:
-    """Body of a run's process; sends its final state and a line about it."""
-    import torch
+def run_here(runs: list[PlannedRun], root: Path, device: str) -> list[Outcome]:
+    """Run everything in this process, one after another, its output and any debugger in the terminal."""
+    return [Outcome(run, *attempt(run.config, str(root / run.hash), device)) for run in runs]
 
-    from metamixer.config import ConfigError, parse
-    from metamixer.training.config import RunConfig
+
+def attempt(config: RunConfig, path: str, device: str, beside: int = 1) -> tuple[State, str]:
+    """Train a run as far as it goes, one of `beside` on this machine.
+
+    Returns how it ended and a line about that. An error prints its traceback.
+    """
+    from metamixer.training.data import default_workers
     from metamixer.training.folder import RunBusy
     from metamixer.training.train import Interrupted, train
+
+    try:
+        result = train(config, path, device, default_workers(config.data, device, beside))
+        return State(result["state"]), result.get("error", "")
+    except (Interrupted, ConfigError, RunBusy) as error:
+        return State.INTERRUPTED, str(error)
+    except OSError as error:
+        return State.INTERRUPTED, f"{path}: {error.strerror or error}; launch again to go on from its checkpoint"
+    except Exception as error:
+        traceback.print_exc()
+        return State.FAILED, f"{type(error).__name__}: {error}; see {path}/log.txt"
+
+
+def _run_one(values: dict[str, Any], path: str, device: str, beside: int, sender: Any) -> None:
+    """Body of a run's process; sends its final state and a line about it."""
+    import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     # Ctrl-C reaches the whole group; the parent passes it on as SIGTERM, once
@@ -112,18 +136,9 @@ def _run_one(values: dict[str, Any], path: str, device: str, sender: Any) -> Non
         folder = RunFolder(path)
         folder.create(config)
         log = os.open(folder.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(log, sys.stdout.fileno())
-        os.dup2(log, sys.stderr.fileno())
-        result = train(config, path, device)
-        sender.send((result["state"], result.get("error", "")))
-    except Interrupted as error:
+    except (ConfigError, OSError) as error:
         sender.send((State.INTERRUPTED, str(error)))
-    except (ConfigError, RunBusy) as error:
-        sender.send((State.INTERRUPTED, str(error)))
-    except OSError as error:
-        sender.send(
-            (State.INTERRUPTED, f"{path}: {error.strerror or error}; launch again to go on from its checkpoint")
-        )
-    except BaseException as error:
-        sender.send((State.FAILED, f"{type(error).__name__}: {error}; see {path}/log.txt"))
-        raise
+        return
+    os.dup2(log, sys.stdout.fileno())
+    os.dup2(log, sys.stderr.fileno())
+    sender.send(attempt(config, path, device, beside))

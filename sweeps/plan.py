@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,28 +13,7 @@ from metamixer.training.folder import RunFolder
 
 from .grid import LoadedGrid, PlannedRun, setting_label
 from .match import Measure
-
-
-class State(StrEnum):
-    """Where a run stands."""
-
-    NEW = "new"  # nothing there
-    RUNNING = "running"  # a process on this machine holds it
-    INTERRUPTED = "interrupted"  # begun; it goes on from its checkpoint
-    FAILED = "failed"  # ended with an error or diverged
-    DONE = "done"
-
-
-def state_of(folder: RunFolder) -> State:
-    """State of a run from its own files."""
-    result = folder.result()
-    if result is not None:
-        return State(result["state"])
-    if not folder.path.is_dir():
-        return State.NEW
-    if folder.is_locked():
-        return State.RUNNING
-    return State.INTERRUPTED if (folder.path / "progress.json").exists() else State.NEW
+from .states import State, find_states
 
 
 @dataclass(frozen=True)
@@ -105,5 +83,4 @@ def make_plan(
     runs = loaded.grid.runs(data, overrides, seeds, only, match)
     changed = {**(overrides or {}), **({"match": match} if match and match != (loaded.grid.match or "none") else {})}
     setting = setting_label(data or next(iter(loaded.grid.bases)), changed)
-    states = {run.hash: state_of(RunFolder(root / run.hash)) for run in runs}
-    return Plan(loaded, setting, root, runs, states)
+    return Plan(loaded, setting, root, runs, find_states(root, {run.hash for run in runs}))

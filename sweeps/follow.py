@@ -1,0 +1,206 @@
+"""Following runs from nothing but their folder: by grid, by hash or by variant name. Reading writes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from metamixer.config import ConfigError
+from metamixer.training.folder import RunFolder
+
+from . import scheduler
+from .states import Standing, Standings, State, find_standings
+from .submissions import jobs_folder
+
+ROWS = 60  # a longer table shows what needs a look, and counts the rest
+STYLES = {State.DONE: "green", State.FAILED: "red", State.INTERRUPTED: "yellow", State.RUNNING: "cyan"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run as a manifest lists it."""
+
+    hash: str
+    variant: str
+    seed: int
+    grid: str
+    setting: str
+
+
+def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[Entry]:
+    """The runs that the targets name, each once; every run of the folder without targets.
+
+    Args:
+        targets: names of grids, beginnings of hashes (8 digits or more) or names of variants.
+        data: one of a grid's settings; all that were launched if None.
+
+    Raises:
+        ConfigError: nothing of this name was launched.
+    """
+    entries = []
+    for path in sorted((root / "grids").glob("*.json")):
+        manifest = RunFolder(path.parent).read(path.name) or {}
+        if data is None or manifest.get("data") == data:
+            head = str(manifest.get("grid")), str(manifest.get("data"))
+            entries += [Entry(run["hash"], run["variant"], run["seed"], *head) for run in manifest.get("runs", [])]
+    chosen = dict[str, Entry]()
+    for target in targets or [""]:
+        name = Path(target).stem if target.endswith(".py") else target
+        found = [
+            entry
+            for entry in entries
+            if name in ("", entry.grid, entry.variant) or (len(name) >= 8 and entry.hash.startswith(name))
+        ]
+        if not found:
+            there = ", ".join(sorted({f"{entry.grid}@{entry.setting}" for entry in entries})) or "none"
+            what = f"grid, run or variant {name!r}" if name else "grid"
+            raise ConfigError(f"no {what}{f' on {data}' if data else ''} was launched in {root}; grids there: {there}")
+        for entry in found:
+            chosen.setdefault(entry.hash, entry)
+    return list(chosen.values())
+
+
+def standings(root: Path, entries: Sequence[Entry]) -> Standings:
+    return find_standings(root, [entry.hash for entry in entries])
+
+
+def show_status(root: Path, targets: Sequence[str], data: str | None, every: bool, watch: float | None) -> None:
+    """Print the table of the runs; with `watch`, again and again, that many seconds apart, until all have ended."""
+    console = Console()
+    entries = select(root, targets, data)
+    if watch is None:
+        console.print(_status(root, entries, standings(root, entries), every))
+        return
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        try:
+            while True:
+                now = standings(root, entries)
+                live.update(_status(root, entries, now, every), refresh=True)
+                if not {State.QUEUED, State.RUNNING} & {each.state for each in now.runs.values()}:
+                    return
+                time.sleep(watch)
+        except KeyboardInterrupt:
+            return
+
+
+def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -> RenderableType:
+    counts = Counter(now.runs[entry.hash].state for entry in entries)
+    lines: list[RenderableType] = []
+    shown = list(entries)
+    if not every and len(entries) > ROWS:
+        urgent = (State.RUNNING, State.FAILED, State.INTERRUPTED)
+        shown = [entry for entry in entries if now.runs[entry.hash].state in urgent][:ROWS]
+    several = len({(entry.grid, entry.setting) for entry in entries}) > 1
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    headings = ("variant", "seed", "state", "epoch", "top-1", "node", "time", "log")
+    for heading in ("grid", *headings) if several else headings:
+        right = heading in ("seed", "epoch", "top-1", "time")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis",
+                         min_width=24 if heading == "log" else None)  # fmt: skip
+    notes = []
+    for entry in shown:
+        standing = now.runs[entry.hash]
+        folder = RunFolder(root / entry.hash)
+        progress = folder.read("progress.json") or {}
+        epoch = f"{progress.get('epoch', 0)}/{progress['epochs']}" if "epochs" in progress else ""
+        cells = [f"{entry.grid}@{entry.setting}"] if several else []
+        cells += [entry.variant, str(entry.seed)]
+        table.add_row(
+            *cells,
+            Text(standing.state, STYLES.get(standing.state, "")),
+            epoch,
+            _top1(standing, progress),
+            _node(standing, progress),
+            _time(standing, progress),
+            f"{entry.hash}/log.txt" if (folder.path / "log.txt").exists() else entry.hash,
+        )
+        note = (standing.result or {}).get("error") if standing.state == State.FAILED else standing.note
+        note = note or standing.note
+        if note:
+            notes.append((f"{entry.variant} seed {entry.seed}", note))
+    lines.append(table)
+    for note, number in Counter(note for _, note in notes).items():
+        first = next(who for who, each in notes if each == note)
+        lines.append(Text(f"{first}{f' (and {number - 1} more)' if number > 1 else ''}: {note}", "yellow"))
+    if len(shown) < len(entries):
+        lines.append(Text(f"{len(entries) - len(shown)} more runs are in the counts only; --all shows them"))
+    if now.problem:
+        lines.append(Text(f"{now.problem}; states are from the runs' own files", "yellow"))
+    by_state = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+    lines.append(Text(f"{len(entries)} runs: {by_state}"))
+    return Group(*lines)
+
+
+def _top1(standing: Standing, progress: dict[str, Any]) -> str:
+    """Of the test split once it is done, before that of the held-out images."""
+    top1 = (standing.result or {}).get("top1") if standing.state == State.DONE else progress.get("top1")
+    return f"{top1:.2f}" if top1 is not None else ""
+
+
+def _node(standing: Standing, progress: dict[str, Any]) -> str:
+    if standing.job is not None and standing.state in (State.RUNNING, State.QUEUED):
+        return standing.job.node if standing.state == State.RUNNING else ""
+    return str(progress.get("host", "")) if standing.state != State.QUEUED else ""
+
+
+def _time(standing: Standing, progress: dict[str, Any]) -> str:
+    if standing.state == State.RUNNING and standing.job is not None:
+        return standing.job.elapsed
+    seconds = (standing.result or {}).get("seconds")
+    return _clock(seconds) if seconds is not None else ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def show_logs(root: Path, targets: Sequence[str], data: str | None, lines: int) -> None:
+    """Print the end of each run's log; of a run that never got so far, what SLURM caught of its job."""
+    console = Console(highlight=False, markup=False)
+    entries = select(root, targets, data)
+    now = standings(root, entries)
+    for entry in entries:
+        path = _log(root, entry.hash, now.runs[entry.hash])
+        console.print(f"{entry.variant} seed {entry.seed}, {now.runs[entry.hash].state}: {path or 'no log yet'}",
+                      style="bold", soft_wrap=True)  # fmt: skip
+        if path:
+            for line in path.read_text(errors="replace").splitlines()[-lines:]:
+                console.print(line, soft_wrap=True)
+
+
+def _log(root: Path, hash: str, standing: Standing) -> Path | None:
+    path = root / hash / "log.txt"
+    if not path.exists() and standing.submission is not None:
+        path = jobs_folder(root) / standing.submission.id / f"{standing.number}_0_log.out"
+    return path if path.exists() else None
+
+
+def cancel(root: Path, targets: Sequence[str], data: str | None) -> list[str]:
+    """Cancel the jobs of those runs that wait or run, and return lines about it.
+
+    Raises:
+        ConfigError: SLURM can't be asked, or refuses.
+    """
+    entries = select(root, targets, data)
+    now = standings(root, entries)
+    if now.problem:
+        raise ConfigError(f"{now.problem}; nothing was cancelled")
+    active = [entry for entry in entries if now.runs[entry.hash].state in (State.QUEUED, State.RUNNING)]
+    numbers = [number for entry in active if (number := now.runs[entry.hash].number) is not None]
+    scheduler.cancel(numbers)
+    lines = [f"cancelled {len(numbers)} jobs"]
+    if len(active) > len(numbers):
+        lines.append(f"{len(active) - len(numbers)} runs are trained outside SLURM; stop their launch where it runs")
+    return lines
+

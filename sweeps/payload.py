@@ -1,0 +1,239 @@
+"""What a job of a cluster does: train its run in the run's folder, or go on with it, and leave word of how it ended.
+
+A time limit or a preemption announces itself by SIGUSR2: the checkpoint is written and the job requeued, within
+its limits. SIGTERM alone (scancel, a shutdown) leaves a checkpoint and an interrupted run. After SIGKILL or a lost
+node SLURM itself starts the job again, and it goes on from the newest whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+IDLE_STARTS = 5  # a run that starts so often without writing a checkpoint is broken, not preempted
+SIGNAL_SECONDS = 90  # how long before its time limit a job is told
+SLACK = 75  # SLURM keeps a minute's time, and tells early rather than late
+
+
+class Stopped(BaseException):
+    """A signal came while nothing was being trained. No `Exception`, so that nothing takes it for a run's error."""
+
+
+def signal_delay(minutes: int) -> int:
+    """Seconds before the time limit at which SIGUSR2 comes: 90, less in a very short job."""
+    return min(SIGNAL_SECONDS, minutes * 60 // 4)
+
+
+def timed_out(ran: float, minutes: int) -> bool:
+    """Whether SIGUSR2 after `ran` seconds meant the time limit; sooner it is a preemption."""
+    limit = minutes * 60
+    return ran >= max(limit - signal_delay(minutes) - SLACK, limit / 2)
+
+
+@dataclass(frozen=True)
+class Payload:
+    """One run as a job; all that it needs besides this is in the runs' folder."""
+
+    root: str
+    hash: str
+    submission: str
+    snapshot: str
+
+    def __call__(self) -> str:
+        signals = _Signals()
+        from metamixer.training.folder import RunFolder
+        from sweeps.snapshot import verify
+        from sweeps.submissions import newest, read_submissions
+
+        root = Path(self.root)
+        latest = newest(submissions := read_submissions(root)).get(self.hash)
+        mine = next(each for each in submissions if each.id == self.submission)
+        if latest is not None and latest[0].id != self.submission:
+            return f"left to the newer submission {latest[0].id}"
+        folder = RunFolder(root / self.hash)
+        rank = int(os.environ.get("SLURM_PROCID", "0"))
+        if rank == 0:
+            _log_to(folder.path / "log.txt")
+        elif int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            _log_to(folder.path / f"log-{rank}.txt")
+        history = History(folder, self.submission, rank)
+        try:
+            verify(root / "snapshots" / self.snapshot)
+            history.start(self.snapshot)
+            state = self._train(folder, mine.profile.cpus_per_task)
+        except BaseException as error:
+            from metamixer.training.folder import RunBusy
+            from metamixer.training.train import Interrupted
+
+            if isinstance(error, Stopped | Interrupted):
+                return self._stop(history, signals, mine.profile)
+            if not isinstance(error, RunBusy):  # a run that another process trains has not failed
+                history.fail(error)
+            raise
+        history.stop(state)
+        return state
+
+    def checkpoint(self) -> Any:  # submitit requeues what can be asked for this
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def _train(self, folder: Any, cores: int) -> str:
+        from metamixer.config import parse
+        from metamixer.training.config import RunConfig
+        from metamixer.training.train import train
+        from sweeps.snapshot import module_source
+
+        values = (folder.read("config.json") or {})["config"]
+        snapshot = folder.path.parent / "snapshots" / self.snapshot
+        for module in values["modules"]:
+            module["source"] = module_source(snapshot, module["source"], module["digest"])
+        result = train(parse(RunConfig, values), folder.path, workers=cores - 1)
+        if result["state"] != "done":
+            raise RuntimeError(result.get("error", "the run failed"))  # SLURM is to call it FAILED too
+        return str(result["state"])
+
+    def _stop(self, history: History, signals: _Signals, profile: Any) -> str:
+        signals.ignore()
+        reason = "stopped"
+        if signals.first == signal.SIGUSR2:
+            started = float(os.environ.get("METAMIXER_JOB_START", signals.began))
+            reason = "time limit" if timed_out(time.time() - started, profile.minutes) else "preempted"
+        refusal = ""
+        if reason == "time limit" and history.count("time limit") >= profile.continuations:
+            refusal = f"after its {profile.continuations} continuations"
+        requeue = reason != "stopped" and not refusal
+        history.stop(reason, requeue=requeue)
+        if requeue and history.rank == 0:
+            refusal = _requeue()
+            if refusal:
+                history.stop(reason, refused=refusal)
+        if requeue and not refusal:
+            sys.exit(0)  # SLURM ends this job and queues it again
+        # SLURM must not call this COMPLETED
+        raise RuntimeError(f"interrupted ({reason}{'; ' + refusal if refusal else ''}); `launch.py retry` goes on")
+
+
+class _Signals:
+    """Which of SIGUSR2 and SIGTERM came first; until training handles them itself they end the payload."""
+
+    def __init__(self) -> None:
+        self.began = time.time()
+        self._reader, writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(writer, False)
+        # the number of every signal is written here, whoever handles it
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})  # blocked since the process began
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.ignore()
+        raise Stopped(signal.Signals(number).name)
+
+    @staticmethod
+    def ignore() -> None:
+        """Once is enough: what follows takes its time, and SLURM ends what it requeues by SIGTERM."""
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+    @property
+    def first(self) -> int | None:
+        try:
+            numbers = os.read(self._reader, 4096)
+        except BlockingIOError:
+            return None
+        return next((n for n in numbers if n in (signal.SIGUSR2, signal.SIGTERM)), None)
+
+
+class History:
+    """`attempts.jsonl` of a run's folder: each start and each end that was still able to say so."""
+
+    def __init__(self, folder: Any, submission: str, rank: int = 0) -> None:
+        self.folder, self.submission, self.rank = folder, submission, rank
+        self.path = folder.path / "attempts.jsonl"
+
+    def start(self, snapshot: str) -> None:
+        """Note a start.
+
+        Raises:
+            RuntimeError: the last `IDLE_STARTS` starts of this submission wrote no checkpoint.
+        """
+        saved = self.folder.path / "last.pt"
+        checkpoint = saved.stat().st_mtime_ns if saved.exists() else 0
+        starts = [row["checkpoint"] for row in self.rows() if row["event"] == "start"][-IDLE_STARTS:]
+        if self.rank:
+            return
+        if len(starts) == IDLE_STARTS and set(starts) == {checkpoint}:
+            raise RuntimeError(f"{IDLE_STARTS} starts in a row wrote no checkpoint")
+        if self._failed():  # and is tried again
+            (self.folder.path / "result.json").unlink()
+        self._append(event="start", job=_job(), snapshot=snapshot, checkpoint=checkpoint)
+
+    def stop(self, reason: str, **more: Any) -> None:
+        if not self.rank:
+            self._append(event="stop", reason=reason, **more)
+
+    def fail(self, error: BaseException) -> None:
+        """Record an error that training did not record itself, e.g. missing data."""
+        if self.rank:
+            return
+        if not self._failed():
+            line = (str(error).splitlines() or [""])[0]
+            epoch = (self.folder.read("progress.json") or {}).get("epoch", 0) + 1
+            self.folder.fail(f"{type(error).__name__}: {line}", epoch)
+        self.stop("failed")
+
+    def count(self, reason: str) -> int:
+        return sum(row.get("reason") == reason and bool(row.get("requeue")) for row in self.rows())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What was noted for this submission; a line torn by a kill is passed over."""
+        rows = []
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if row.get("submission") == self.submission:
+                rows.append(row)
+        return rows
+
+    def _failed(self) -> bool:
+        return (self.folder.result() or {}).get("state") == "failed"
+
+    def _append(self, **row: Any) -> None:
+        row = {"time": time.time(), "host": socket.gethostname(), "submission": self.submission, **row}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _requeue() -> str:
+    """Ask SLURM to queue this job again; returns why it could not."""
+    try:
+        done = subprocess.run(["scontrol", "requeue", _job()], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"scontrol: {error}"
+    return " ".join(done.stderr.split()) if done.returncode else ""
+
+
+def _job() -> str:
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
+
+
+def _log_to(path: Path) -> None:
+    """From here on this process writes to the run's own log, one for all its attempts."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(log, stream.fileno())

@@ -1,0 +1,75 @@
+"""Profiles: what a job asks of a cluster, by name, in a small TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from metamixer.config import Config, ConfigError, override, parse
+
+PROFILES = Path(__file__).resolve().parent.parent / "slurm.toml"
+
+
+class Profile(Config):
+    """What each run asks of SLURM.
+
+    Attributes:
+        minutes: time limit of a job. A run that reaches it goes on in a new job, up to `continuations` times.
+        gpus_per_node: with several GPUs or nodes a run is trained by one process a GPU (a node without GPUs: one).
+        cpus_per_task: cores for each process; beyond the first they load images.
+        memory_gb: memory of each node.
+        parallel: runs of one launch that may run at a time.
+        setup: shell lines in front of the run, e.g. `module load cuda`.
+        environment: variables to set for the run.
+    """
+
+    minutes: int = Field(gt=0)
+    continuations: int = Field(default=3, ge=0)
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: int = Field(default=1, gt=0)
+    gpus_per_node: int = Field(default=0, ge=0)
+    cpus_per_task: int = Field(default=1, gt=0)
+    memory_gb: float | None = Field(default=None, gt=0)
+    parallel: int = Field(default=64, gt=0)
+    setup: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
+
+    @property
+    def processes(self) -> int:
+        return self.nodes * max(1, self.gpus_per_node)
+
+    @property
+    def worst_hours(self) -> float:
+        """Hours that one run can take: every job up to its time limit."""
+        return self.minutes / 60 * (1 + self.continuations)
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+def load_profile(name: str, file: Path | None = None, changes: dict[str, Any] | None = None) -> Profile:
+    """A profile by name, with `changes` on top.
+
+    Args:
+        file: a TOML file with a table for each profile; the project's `slurm.toml` if None.
+
+    Raises:
+        ConfigError: no such file or profile, or a key or value that does not fit.
+    """
+    file = file or PROFILES
+    try:
+        tables = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot read the profiles ({error.strerror or error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    if name not in tables:
+        raise ConfigError(f"{file}: no profile {name!r}; there are {', '.join(tables)}")
+    return override(parse(Profile, tables[name], f"{file}: {name}"), changes or {})

@@ -1,0 +1,166 @@
+"""Submitting runs to SLURM: as few job arrays as its limit on their size allows."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from metamixer.config import ConfigError
+
+from . import scheduler
+from .payload import Payload, signal_delay
+from .profiles import Profile
+from .submissions import Submission, jobs_folder, new_submission, record
+
+# USR2 ends a process that has no handler yet; blocked, it waits until the payload has one, seconds of imports later
+BLOCK = "import os,signal,sys; signal.pthread_sigmask(signal.SIG_BLOCK,{signal.SIGUSR2}); "
+BLOCK += "os.execv(sys.executable,[sys.executable,*sys.argv[1:]])"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Runs of one array, how many of them run at a time, and the chunk that has to end first."""
+
+    hashes: tuple[str, ...]
+    parallel: int
+    after: int | None
+
+
+def chunks(hashes: Sequence[str], size: int, parallel: int) -> list[Chunk]:
+    """Arrays of at most `size` runs that together run at most `parallel` at a time."""
+    parts = [tuple(hashes[start : start + size]) for start in range(0, len(hashes), size)]
+    lanes = min(parallel, len(parts))
+    # more arrays than runs at a time: some wait for another to end
+    shares = [parallel // lanes + (lane < parallel % lanes) for lane in range(lanes)] if lanes else []
+    return [
+        Chunk(part, shares[index % lanes], index - lanes if index >= lanes else None)
+        for index, part in enumerate(parts)
+    ]
+
+
+def submit(
+    root: Path, hashes: Sequence[str], grid: str, setting: str, profile: Profile, snapshot: str
+) -> list[Submission]:
+    """Submit runs, whose folders exist; the launch lock is held.
+
+    Returns:
+        The records, one for each call of sbatch. If the last one has an error, SLURM refused it and what
+        would have followed was not tried.
+    """
+    submitted = list[Submission]()
+    for chunk in chunks(hashes, scheduler.max_array_size(), profile.parallel):
+        submission = new_submission(
+            grid=grid, setting=setting, snapshot=snapshot, profile=profile, hashes=chunk.hashes
+        )
+        record(root, submission)
+        after = submitted[chunk.after].job if chunk.after is not None else None
+        try:
+            job, error = _sbatch(root, submission, chunk.parallel, after), None
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as failure:
+            job, error = None, " ".join(str(failure).split())
+        if error is not None:
+            # a busy controller may have taken the job and not said so; if it can't be asked, the record stays open
+            try:
+                job = scheduler.find(submission.id, submission.time)
+            except ConfigError as unreachable:
+                raise ConfigError(f"sbatch: {_refusal(error)}; and {unreachable}. Launch again later") from None
+            if job is None:
+                _remove_pickles(root, submission)
+        submission = submission.model_copy(update={"job": job, "error": _refusal(error) if error and not job else None})
+        record(root, submission)
+        submitted.append(submission)
+        if submission.error:
+            break
+    return submitted
+
+
+def settle(root: Path, submissions: list[Submission]) -> list[Submission]:
+    """Complete the records of launches that died during sbatch; the launch lock is held.
+
+    Raises:
+        ConfigError: SLURM can't be asked whether it took them.
+    """
+    settled = []
+    for submission in submissions:
+        if submission.job is None and submission.error is None:
+            job = scheduler.find(submission.id, submission.time)
+            changes = {"job": job} if job else {"error": "the launch ended before SLURM took it"}
+            submission = submission.model_copy(update=changes)
+            record(root, submission)
+        settled.append(submission)
+    return settled
+
+
+def _sbatch(root: Path, submission: Submission, parallel: int, after: str | None) -> str:
+    profile, folder = submission.profile, jobs_folder(root) / submission.id
+    snapshot = (root / "snapshots" / submission.snapshot).resolve()
+    python = " ".join(map(shlex.quote, (sys.executable, "-c", BLOCK)))
+    try:
+        executor = submitit.SlurmExecutor(folder=folder.resolve(), python=python)
+    except RuntimeError:
+        raise ConfigError("no srun on this machine: --cluster slurm needs SLURM's commands") from None
+    optional: dict[str, Any] = {
+        key: getattr(profile, key) for key in ("partition", "account", "qos", "constraint") if getattr(profile, key)
+    }
+    if profile.memory_gb:
+        optional["mem"] = f"{round(profile.memory_gb * 1024)}MB"
+    if profile.gpus_per_node:
+        optional["gpus_per_node"] = profile.gpus_per_node
+    if after:
+        optional["dependency"] = f"afterany:{after}"
+    executor.update_parameters(
+        job_name=submission.id,
+        time=profile.minutes,
+        nodes=profile.nodes,
+        ntasks_per_node=profile.processes // profile.nodes,
+        cpus_per_task=profile.cpus_per_task,
+        signal_delay_s=signal_delay(profile.minutes),
+        array_parallelism=parallel,
+        stderr_to_stdout=True,
+        additional_parameters={"requeue": True},  # whatever the cluster's default: after a lost node it starts again
+        setup=[
+            "export METAMIXER_JOB_START=$(date +%s)",
+            f"export OMP_NUM_THREADS={profile.cpus_per_task}",
+            *(f"export {key}={shlex.quote(value)}" for key, value in profile.environment.items()),
+            *profile.setup,
+            # last: the code is the snapshot's, not that of the current folder or an editable installation
+            f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        ],
+        **optional,
+    )
+    payloads = [Payload(str(root.resolve()), hash, submission.id, submission.snapshot) for hash in submission.hashes]
+    # submitit also prints the error that it raises; what is submitted inside `batch` becomes one array
+    with _outside_any_job(), redirect_stderr(io.StringIO()), executor.batch():
+        jobs = [executor.submit(payload) for payload in payloads]
+    return str(jobs[0].job_id).split("_")[0]
+
+
+@contextmanager
+def _outside_any_job() -> Iterator[None]:
+    """Where a launch is itself part of a job, that job's variables must not reach the new one."""
+    conf = os.environ.get("SLURM_CONF")
+    with submitit.helpers.clean_env():
+        if conf is not None:
+            os.environ["SLURM_CONF"] = conf
+        yield
+
+
+def _refusal(error: str) -> str:
+    """sbatch's own words out of submitit's report of them."""
+    return error.split("sbatch: error: ")[-1] if "sbatch: error: " in error else error
+
+
+def _remove_pickles(root: Path, submission: Submission) -> None:
+    for path in (jobs_folder(root) / submission.id).iterdir():
+        if path.name != "submission.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,76 @@
+"""Snapshots: a copy of the code for what waits in a queue, so that editing the tree changes nothing there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+import metamixer
+from metamixer.config import ConfigError
+from metamixer.training.folder import RunFolder, source_version
+
+PROJECT = Path(metamixer.__file__).resolve().parent.parent
+PACKAGES = ("metamixer", "sweeps")
+MODULES = "modules"  # users' files, each in a folder named by its digest
+
+
+def take(root: Path, modules: Iterable[tuple[str, str]]) -> str:
+    """Copy the code as it is now to `snapshots/` of the runs' folder, once for each content.
+
+    Args:
+        modules: source and digest of users' modules (`RunConfig.modules`); those that are files come along.
+
+    Returns:
+        16 hexadecimal digits of all that was copied; the snapshot's name.
+    """
+    aside = root / "snapshots" / f".{uuid.uuid4().hex}"
+    try:
+        for package in PACKAGES:
+            shutil.copytree(PROJECT / package, aside / package, ignore=shutil.ignore_patterns("__pycache__"))
+        for source, digest in modules:
+            if source.endswith(".py"):
+                (aside / MODULES / digest).mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, aside / MODULES / digest)
+        name = content_hash(aside)
+        RunFolder(aside).write("snapshot.json", {"snapshot": name, **source_version()})
+        try:
+            os.rename(aside, root / "snapshots" / name)
+        except OSError:
+            if not (root / "snapshots" / name).is_dir():
+                raise
+    except OSError as error:
+        raise ConfigError(f"{root / 'snapshots'}: cannot copy the code: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return name
+
+
+def content_hash(folder: Path) -> str:
+    """16 hexadecimal digits of the Python files under a snapshot's packages and modules, names included."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (*PACKAGES, MODULES):
+        for path in sorted((folder / part).rglob("*.py")):
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def verify(folder: Path) -> None:
+    """Make sure that this process runs the snapshot in `folder`, and that nobody edited it.
+
+    Raises:
+        ConfigError: the code came from somewhere else, or has changed.
+    """
+    if folder.resolve() != PROJECT:
+        raise ConfigError(f"the job runs the code in {PROJECT}, not its snapshot {folder}")
+    if (found := content_hash(folder)) != folder.name:
+        raise ConfigError(f"{folder}: the snapshot was edited; it now holds {found}")
+
+
+def module_source(folder: Path, source: str, digest: str) -> str:
+    """Where a user's module lies in the snapshot; a dotted name stays as it is."""
+    return str(folder / MODULES / digest / Path(source).name) if source.endswith(".py") else source

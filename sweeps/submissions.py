@@ -1,0 +1,101 @@
+"""What was submitted to a cluster: one small file for each job array in `jobs/` of the runs' folder.
+
+A record is written before sbatch is called and completed after it, so that no job can exist unrecorded; the
+job's name is the record's, which finds a job whose number was never written down.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from metamixer.config import Config, ConfigError, parse
+from metamixer.training.folder import RunFolder
+
+from .profiles import Profile
+
+
+class Submission(Config):
+    """One call of sbatch: a job for one run, or an array for several."""
+
+    id: str
+    time: float
+    grid: str
+    setting: str
+    snapshot: str
+    profile: Profile
+    hashes: tuple[str, ...]
+    job: str | None = None  # SLURM's number, once sbatch has given it
+    error: str | None = None  # why nothing was submitted
+
+    def job_of(self, index: int) -> str | None:
+        """SLURM's number of the run at `index`, e.g. 123_4."""
+        if self.job is None:
+            return None
+        return self.job if len(self.hashes) == 1 else f"{self.job}_{index}"
+
+
+def jobs_folder(root: Path) -> Path:
+    return root / "jobs"
+
+
+def new_submission(**values: Any) -> Submission:
+    return Submission(id=f"mm-{uuid.uuid4().hex[:8]}", time=time.time(), **values)
+
+
+def record(root: Path, submission: Submission) -> None:
+    """Write or replace a record.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    folder = jobs_folder(root) / submission.id
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        RunFolder(folder).write("submission.json", submission.to_dict())
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot write here ({error.strerror or error})") from None
+
+
+def read_submissions(root: Path) -> list[Submission]:
+    """All records, the oldest first; one that is half-written by a machine that died is passed over."""
+    contents = [RunFolder(path.parent).read(path.name) for path in jobs_folder(root).glob("*/submission.json")]
+    return sorted((parse(Submission, content) for content in contents if content), key=lambda each: each.time)
+
+
+def newest(submissions: list[Submission]) -> dict[str, tuple[Submission, int]]:
+    """For each run its last submission that was not refused, and the run's index there."""
+    return {
+        hash: (submission, index)
+        for submission in submissions
+        if submission.error is None
+        for index, hash in enumerate(submission.hashes)
+    }
+
+
+def attempts(submissions: list[Submission]) -> Counter[str]:
+    """How often each run was submitted."""
+    return Counter(hash for submission in submissions if submission.error is None for hash in submission.hashes)
+
+
+@contextmanager
+def launch_lock(root: Path) -> Iterator[None]:
+    """One launch at a time decides what to submit; the others wait for it.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    try:
+        jobs_folder(root).mkdir(parents=True, exist_ok=True)
+        file = (jobs_folder(root) / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"{root}: cannot write here ({error.strerror or error})") from None
+    with file:
+        fcntl.lockf(file, fcntl.LOCK_EX)  # POSIX locks hold across the machines of an NFS; the kernel frees them
+        yield

@@ -1,0 +1,351 @@
+"""Grids on a real SLURM of two nodes; `.ci/slurm start` makes one on a Debian machine."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from metamixer.training.datasets import FASHION_MNIST
+from sweeps import State
+from sweeps.follow import select, standings
+from sweeps.profiles import Profile
+from sweeps.snapshot import content_hash
+from sweeps.submissions import read_submissions
+
+ROOT = Path(__file__).parent.parent
+CONF = Path(os.environ.get("SLURM_CONF", "/nowhere"))
+IS_OURS = CONF.is_file() and "ClusterName=metamixer\n" in CONF.read_text()
+pytestmark = [
+    pytest.mark.skipif(not IS_OURS, reason='no SLURM of .ci/slurm: eval "$(.ci/slurm start)" starts one'),
+    pytest.mark.xdist_group("slurm"),
+]
+GRID = """
+'''Does the activation matter?'''
+import sys
+sys.path.insert(0, "TESTS")
+from small import RUN
+from sweeps import Grid, Variant
+KEY = "model.stages.*.token_mixer.activation"
+GRID = Grid(bases={"tiny": RUN}, base="gelu", seeds=(0, 1),
+            variants={"gelu": Variant(), "relu": Variant(changes={KEY: "relu"}),
+                      "diverging": Variant(changes={"recipe.lr": 1e30})})
+"""
+FASHION = """
+'''Does the activation matter?'''
+import sys
+sys.path.insert(0, "TESTS")
+from small import RUN
+from metamixer import override
+from metamixer.recipes import FASHION_MNIST
+from sweeps import Grid, Variant
+BASE = override(RUN, {"data": {**FASHION_MNIST.to_dict(), "train_samples": 420, "val_samples": 100},
+                      "model.stem_stride": 2, "recipe.epochs": 40})
+KEY = "model.stages.*.token_mixer.activation"
+GRID = Grid(bases={"fashion": BASE}, base="gelu", seeds=(0, 1),
+            variants={name: Variant(changes={KEY: name}) for name in ("gelu", "relu", "silu")})
+"""
+LONG = ("--only", "gelu", "--seeds", "0", "--set", "recipe.epochs=60")  # long enough to be met while it trains
+PROFILE = ("--cluster", "slurm", "--profile", "cpu", "--resource", "cpus_per_task=1", "--resource", "memory_gb=2",
+           "--resource", "minutes=5")  # fmt: skip
+
+
+@pytest.fixture
+def grid(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(textwrap.dedent(GRID).replace("TESTS", str(ROOT / "tests")))
+    return path
+
+
+@pytest.fixture
+def root(tmp_path):
+    yield tmp_path / "runs"
+    numbers = [each.job for each in read_submissions(tmp_path / "runs") if each.job]
+    if numbers:
+        subprocess.run(["scancel", *numbers], check=True)
+
+
+def launch(*arguments, code=0, tree=ROOT, **kwargs):
+    done = subprocess.run(
+        [sys.executable, tree / "launch.py", *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, **kwargs,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stdout
+
+
+def slurm(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def until(condition, seconds=240):
+    """Wait for a condition; a requeued job, which SLURM holds back for two minutes, is let go at once."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, slurm("squeue", "-a", "-t", "all")
+        for row in slurm("squeue", "-h", "-r", "-t", "PD", "-o", "%i|%r").splitlines():
+            number, reason = row.split("|")
+            if reason == "BeginTime":
+                subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], capture_output=True)
+        time.sleep(0.3)
+    return found
+
+
+def states(root):
+    entries = select(root, [])
+    now = standings(root, entries)
+    return {(e.variant, e.seed): now.runs[e.hash].state for e in entries}
+
+
+def all_done(root):
+    return lambda: set(states(root).values()) == {State.DONE}
+
+
+def run_folder(root):
+    (path,) = root.glob("*/config.json")
+    return path.parent
+
+
+def rows(folder, *dropped):
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def history(folder):
+    return [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
+
+
+def figures(folder):
+    """All of a run's figures that are not times."""
+    times = ("seconds", "images_per_second")
+    result = json.loads((folder / "result.json").read_text())
+    kept = {key: value for key, value in result.items() if key not in (*times, "time")}
+    return [{key: value for key, value in row.items() if key not in times} for row in rows(folder)], kept
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The figures of the long run, trained here without SLURM."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.py").write_text(textwrap.dedent(GRID).replace("TESTS", str(ROOT / "tests")))
+    launch("run", folder / "tiny.py", *LONG, "--runs", folder / "runs")
+    return figures(run_folder(folder / "runs"))
+
+
+def begun(root, epochs=2):
+    return until(lambda: any(len(rows(path.parent)) >= epochs for path in root.glob("*/config.json")))
+
+
+def test_a_launch_returns_and_the_grid_is_followed_from_its_folder_alone(grid, root):
+    """Situations 10 to 13: a launch that does not wait, a failing variant, its error and log, and its retry."""
+    launch("run", grid, "--runs", root, *PROFILE)
+    grid.unlink()  # from here on there is only the folder
+    assert not any(root.glob("*/result.json")), "the launch waited for its runs"
+    until(lambda: not {State.QUEUED, State.RUNNING} & set(states(root).values()))
+    assert Counter(states(root).values()) == {State.DONE: 4, State.FAILED: 2}
+    (submission,) = read_submissions(root)
+    if accounting():
+        sacct = ("sacct", "-X", "-n", "-P", "-j", submission.job, "-o", "State")
+        until(lambda: Counter(slurm(*sacct).split()) == {"COMPLETED": 4, "FAILED": 2})
+    shown = launch("status", "--runs", root, cwd=root.parent)
+    assert "the loss is not a number in epoch 1" in shown and "2 failed, 4 done" in shown
+    assert "the loss is not a number" in launch("logs", "diverging", "--runs", root)
+    dry = launch("retry", "tiny", "--runs", root, "--dry-run")
+    assert dry.count("diverging") == 2 and len(read_submissions(root)) == 1
+    before = {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")}
+    launch("retry", "tiny", "--runs", root)
+    assert len(read_submissions(root)) == 2
+    until(lambda: Counter(states(root).values()) == {State.DONE: 4, State.FAILED: 2})
+    changed = {path.parent.name for path in root.glob("*/result.json") if before[path] != path.stat().st_mtime_ns}
+    assert changed == set(read_submissions(root)[1].hashes) and len(changed) == 2
+    assert "had their attempts" in launch("retry", "--runs", root, "--max-attempts", "2")
+    assert "gelu" in launch("collect", "tiny", "--runs", root)
+
+
+def accounting():
+    return subprocess.run(["sacct", "-n"], capture_output=True).returncode == 0
+
+
+def test_a_run_that_reaches_its_time_limit_goes_on_so_often_and_no_further(grid, root):
+    """One minute is not enough for 400 epochs; SLURM tells the run before it is over."""
+    launch("run", grid, *LONG, "--set", "recipe.epochs=4000", "--runs", root, *PROFILE, "--resource", "minutes=1",
+           "--resource", "continuations=1")  # fmt: skip
+    until(lambda: len([row for row in history_or_none(root) if row["event"] == "stop"]) == 2, seconds=400)
+    first, second = [row for row in history(run_folder(root)) if row["event"] == "stop"]
+    assert (first["reason"], first["requeue"]) == ("time limit", True)
+    assert (second["reason"], second["requeue"]) == ("time limit", False)
+    until(lambda: set(states(root).values()) == {State.INTERRUPTED})
+    epochs = [row["epoch"] for row in rows(run_folder(root))]
+    assert epochs == list(range(1, len(epochs) + 1))
+
+
+def history_or_none(root):
+    paths = list(root.glob("*/attempts.jsonl"))
+    return history(paths[0].parent) if paths else []
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+def test_a_grid_comes_through_a_preemption_a_kill_and_a_lost_node_bit_for_bit(root, tmp_path):
+    """Situations 5 and 8: of six runs one is told to go, one gets SIGKILL, and a node goes down with two."""
+    grid = tmp_path / "fashion.py"
+    grid.write_text(textwrap.dedent(FASHION).replace("TESTS", str(ROOT / "tests")))
+    launch("run", grid, "--runs", tmp_path / "undisturbed")
+    launch("run", grid, "--runs", root, *PROFILE)
+    (submission,) = read_submissions(root)
+    folder = {submission.job_of(i): root / hash for i, hash in enumerate(submission.hashes)}
+
+    def at_work():
+        listed = [row.split() for row in slurm("squeue", "-h", "-r", "-t", "R", "-o", "%i %N").splitlines()]
+        return {job: node for job, node in listed if job in folder and len(rows(folder[job])) >= 2}
+
+    nodes = until(lambda: len(now := at_work()) == 4 and now)
+    told, killed = (job for job, node in nodes.items() if node == "n1")
+    lost = [job for job, node in nodes.items() if node == "n2"]
+    slurm("scancel", "--signal=USR2", told)
+    os.kill(json.loads((folder[killed] / "progress.json").read_text())["pid"], signal.SIGKILL)
+    slurm("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    try:
+        until(lambda: all(starts(folder[job]) == 2 for job in lost))
+    finally:
+        slurm("scontrol", "update", "NodeName=n2", "State=RESUME")
+    until(lambda: not {State.QUEUED, State.RUNNING} & set(states(root).values()))
+    assert Counter(states(root).values()) == {State.DONE: 5, State.INTERRUPTED: 1}
+    launch("retry", "fashion", "--runs", root)
+    until(all_done(root))
+    assert [row["reason"] for row in history(folder[told]) if row["event"] == "stop"] == ["preempted", "done"]
+    assert {starts(folder[job]) for job in (told, killed, *lost)} == {2}
+    for path in folder.values():
+        assert figures(path) == figures(tmp_path / "undisturbed" / path.name)
+        ours, theirs = (torch.load(p / "last.pt")["model"] for p in (path, tmp_path / "undisturbed" / path.name))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def starts(folder):
+    return sum(row["event"] == "start" for row in history(folder))
+
+
+def test_requeued_without_warning_it_goes_on_from_its_checkpoint(grid, root, undisturbed):
+    """Situation 8: the original payload is started again and goes on, no epoch twice."""
+    launch("run", grid, *LONG, "--runs", root, *PROFILE)
+    begun(root)
+    pid = json.loads((run_folder(root) / "progress.json").read_text())["pid"]
+    os.kill(pid, signal.SIGSTOP)  # it can't answer the signals of the requeue
+    (submission,) = read_submissions(root)
+    slurm("scontrol", "requeue", submission.job)
+    until(all_done(root))
+    assert [row["event"] for row in history(run_folder(root))] == ["start", "start", "stop"]
+    assert figures(run_folder(root)) == undisturbed
+
+
+def test_where_nothing_can_be_requeued_it_is_interrupted_and_retried(grid, root, undisturbed):
+    """Situation 6: no scontrol on the node; attempts are limited."""
+    empty = root.parent / "bin"
+    empty.mkdir()
+    (empty / "scontrol").write_text("#!/bin/sh\necho 'scontrol: error: no requeue here' >&2\nexit 1\n")
+    (empty / "scontrol").chmod(0o755)
+    launch("run", grid, *LONG, "--runs", root, *PROFILE, "--resource", f'setup=["export PATH={empty}:$PATH"]')
+    begun(root)
+    slurm("scancel", "--signal=USR2", read_submissions(root)[0].job)
+    until(lambda: set(states(root).values()) == {State.INTERRUPTED})
+    assert "no requeue here" in history(run_folder(root))[-1]["refused"]
+    assert "had their attempts" in launch("retry", "gelu", "--runs", root, "--max-attempts", "1")
+    launch("retry", "gelu", "--runs", root)
+    until(all_done(root))
+    assert figures(run_folder(root)) == undisturbed
+
+
+def test_a_partition_that_cancels_what_it_preempts_leaves_an_interrupted_run(grid, root, undisturbed):
+    """Situation 6 with PreemptMode=CANCEL: another job takes both nodes."""
+    launch("run", grid, *LONG, "--runs", root, *PROFILE, "--resource", "partition=scavenge")
+    begun(root)
+    urgent = slurm("sbatch", "--parsable", "-p", "urgent", "-N", "2", "--exclusive", "-t", "5", "-o", "/dev/null",
+                   "--wrap", "sleep 300").strip()  # fmt: skip
+    try:
+        until(lambda: set(states(root).values()) == {State.INTERRUPTED})
+    finally:
+        slurm("scancel", urgent)
+    launch("retry", "gelu", "--runs", root)
+    until(all_done(root))
+    assert figures(run_folder(root)) == undisturbed
+
+
+def test_a_signal_to_everything_in_the_job_leaves_a_whole_checkpoint(grid, root, undisturbed):
+    """Situation 7: batch script, srun and the run's own processes all get SIGTERM."""
+    launch("run", grid, *LONG, "--runs", root, *PROFILE)
+    begun(root)
+    slurm("scancel", "--full", "--signal=TERM", read_submissions(root)[0].job)
+    until(lambda: set(states(root).values()) == {State.INTERRUPTED})
+    with (run_folder(root) / "last.pt").open("r+b") as file:  # and the newest one half-written
+        file.truncate(1000)
+    launch("run", grid, *LONG, "--runs", root, *PROFILE)
+    until(all_done(root))
+    assert figures(run_folder(root)) == undisturbed
+
+
+def test_a_job_runs_the_code_it_was_launched_with(grid, root):
+    """Situation 9: the tree is edited while the job waits in a partition that is closed."""
+    tree = root.parent / "tree"
+    for part in ("metamixer", "sweeps", "ablations"):
+        shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("launch.py", "slurm.toml"):
+        shutil.copy(ROOT / file, tree)
+    launch("run", grid, "--only", "gelu", "--seeds", "0", "--runs", root, *PROFILE, "--resource", "partition=closed",
+           tree=tree, cwd=tree)  # fmt: skip
+    expected = content_hash(tree)
+    for path in (tree / "metamixer").rglob("*.py"):
+        path.write_text("raise RuntimeError('edited')\n")
+    (submission,) = read_submissions(root)
+    assert states(root) == {("gelu", 0): State.QUEUED}
+    slurm("scontrol", "update", f"JobId={submission.job}", "Partition=main")
+    until(all_done(root))
+    recorded = json.loads((run_folder(root) / "environment.json").read_text())["snapshot"]
+    assert recorded == history(run_folder(root))[0]["snapshot"] == submission.snapshot == expected
+
+
+def test_an_edited_snapshot_is_refused(grid, root):
+    launch("run", grid, "--only", "gelu", "--seeds", "0", "--runs", root, *PROFILE, "--resource", "partition=closed")
+    (submission,) = read_submissions(root)
+    path = root / "snapshots" / submission.snapshot / "metamixer" / "cost.py"
+    path.write_text(path.read_text() + "\n")
+    slurm("scontrol", "update", f"JobId={submission.job}", "Partition=main")
+    until(lambda: set(states(root).values()) == {State.FAILED})
+    assert "the snapshot was edited" in launch("status", "--runs", root)
+
+
+def test_ten_launches_at_once_submit_each_run_once(grid, root):
+    """Situation 3."""
+    command = [sys.executable, ROOT / "launch.py", "run", grid, "--runs", root, *PROFILE]
+    command += ["--resource", "partition=closed"]
+    launches = [subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE) for _ in range(10)]
+    assert [each.wait(timeout=300) for each in launches] == [0] * 10
+    submitted = Counter(hash for each in read_submissions(root) for hash in each.hashes)
+    assert len(submitted) == 6 and set(submitted.values()) == {1}
+    numbers = ",".join(each.job for each in read_submissions(root))
+    assert len(slurm("squeue", "-h", "-r", "-p", "closed", "-j", numbers, "-o", "%i").split()) == 6
+    assert launch("cancel", "tiny", "--runs", root) == "cancelled 6 jobs\n"
+    assert set(states(root).values()) == {State.NEW}
+
+
+def test_2500_runs_are_three_arrays_within_the_cap(root):
+    """Situation 1: MaxArraySize 1001 caps the index, and the arrays share the number that may run at a time."""
+    from sweeps import slurm as submitting
+
+    hashes = [f"{i:016x}" for i in range(2500)]
+    profile = Profile(minutes=5, partition="closed", parallel=10)
+    made = submitting.submit(root, hashes, "many", "none", profile, "0" * 16)
+    assert [len(each.hashes) for each in made] == [1001, 1001, 498]
+    assert [hash for each in made for hash in each.hashes] == hashes
+    listed = slurm("squeue", "-h", "-r", "-p", "closed", "-o", "%i", "-j", ",".join(each.job for each in made)).split()
+    assert sorted(listed) == sorted(each.job_of(i) for each in made for i in range(len(each.hashes)))
+    throttles = [part for each in made for part in slurm("scontrol", "show", "job", each.job).split()
+                 if part.startswith("ArrayTaskThrottle=")]  # fmt: skip
+    assert throttles == ["ArrayTaskThrottle=4", "ArrayTaskThrottle=3", "ArrayTaskThrottle=3"]
