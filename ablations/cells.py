@@ -12,7 +12,7 @@ from itertools import product
 from metamixer.config import ConfigError, override
 from metamixer.ffnet import ffnet
 from metamixer.mixer import build_mixer, resolve_mixer
-from metamixer.operation import KEYED_LAYOUTS, REGISTRY, Site
+from metamixer.operation import KEYED_LAYOUTS, REGISTRY, SLOTS, Site, Slot
 from metamixer.recipes import DIGITS, FASHION_MNIST, SMALL, SMALL_DIGITS
 from metamixer.training.config import RunConfig
 from sweeps import Grid, Variant
@@ -21,7 +21,7 @@ MIXER = "model.stages.*.token_mixer"
 WIDTHS = (16, 32, 64, 128)
 
 
-def slot(kind: str, name: str, keyed: bool = False) -> dict:
+def slot(kind: Slot, name: str, keyed: bool = False) -> dict:
     """An operation with its defaults, as far as they fit a small network."""
     fields = REGISTRY[kind][name].Config.model_fields
     fitting = {"expansion": 1.0, "head_dim": WIDTHS[0]} if kind == "query_key" and name != "token_linear" else {}
@@ -33,9 +33,7 @@ def slot(kind: str, name: str, keyed: bool = False) -> dict:
 def cells() -> dict[str, dict]:
     """Mixers by the names of their operations; those whose operations do not fit are left out."""
     found = {}
-    for key, activation, value in product(
-        *(REGISTRY[kind] for kind in ("query_key", "activation", "coefficient_value"))
-    ):
+    for key, activation, value in product(*(REGISTRY[kind] for kind in SLOTS[1:])):
         keyed = REGISTRY["query_key"][key].makes in KEYED_LAYOUTS  # type: ignore[attr-defined]
         mixer = {
             "query": "linear",
