@@ -50,6 +50,9 @@ DataWorkers = Annotated[
     Optional[int], typer.Option("--workers", min=0, help="Data workers of each process; by the cores if not given.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
+Resolution = Annotated[
+    Optional[int], typer.Option(help="Width of the images in pixels; the network's own if not given.")
+]
 MaxAttempts = Annotated[int, typer.Option(min=1, help="Submissions that one run may have.")]
 MaxHours = Annotated[Optional[float], typer.Option(help="Refuse to submit what may take more GPU-hours than this.")]
 
@@ -144,6 +147,9 @@ def collect(
     """The table and the picture of a grid's finished runs."""
     from sweeps.follow import select
 
+    if any((runs / "grids").glob(f"{Path(grid).stem}@*.json")):
+        _collect(runs, Path(grid).stem, data)
+        return
     for name, setting in dict.fromkeys((entry.grid, entry.setting) for entry in select(runs, [grid], data)):
         _collect(runs, name, setting)
 
@@ -225,11 +231,14 @@ def train(
     runs: Runs = Path("runs"),
     workers: DataWorkers = None,
     device: Device = "auto",
+    teacher_cache: Annotated[
+        Optional[Path], typer.Option(help="Folder where runs that show a teacher the same images share its answers.")
+    ] = None,
 ) -> None:
     """Train one run, or go on with it; under torchrun or srun on several GPUs."""
     from sweeps.single import configured_run, train_one
 
-    if not train_one(configured_run(name, _changes(set), runs), runs, device, workers):
+    if not train_one(configured_run(name, _changes(set), runs), runs, device, workers, teacher_cache):
         raise typer.Exit(1)
 
 
@@ -296,7 +305,7 @@ def check(
 @app.command()
 def cost(
     name: Annotated[str, typer.Argument(help="A timm model, a recipe, a mixer of the catalogue, or a run's folder.")],
-    resolution: Annotated[Optional[int], typer.Option(help="Pixels of the images; the network's own if not given.")] = None,
+    resolution: Resolution = None,
     layers: Annotated[bool, typer.Option("--layers", help="A row for every layer too.")] = False,
     module: Modules = None,
 ) -> None:
@@ -308,6 +317,36 @@ def cost(
     for source in module or []:
         load_module(source)
     print_costs(find_network(name, resolution), layers)
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="A timm model, a recipe, or a run's folder (then its reported weights).")],
+    format: Annotated[str, typer.Option(help="coreml, executorch or onnx.")],
+    resolution: Resolution = None,
+    out: Annotated[Optional[Path], typer.Option(help="The file; named after the network if not given.")] = None,
+    quantize: Annotated[
+        Optional[str], typer.Option(help="Core ML's weights: int8, palette8, palette6 or palette4.")
+    ] = None,
+    labels: Annotated[Optional[Path], typer.Option(help="Names of the classes for Core ML, one a line.")] = None,
+    weights: Annotated[
+        Optional[str], typer.Option(help="A timm model's checkpoint, or `pretrained`; its initial values if not given.")
+    ] = None,
+    module: Modules = None,
+) -> None:
+    """Fold a network, write it for a phone or another runtime, and check what was written."""
+    from metamixer.deploy.export import export as write
+    from metamixer.deploy.export import read_labels
+    from metamixer.modules import load_module
+    from metamixer.networks import find_network
+
+    for source in module or []:
+        load_module(source)
+    network = find_network(name, resolution, trained=True, source=weights)
+    written = write(network, format, out, quantize, read_labels(labels) if labels else None)
+    print(f"{written.path}: {written.size / 1e6:.2f} MB")
+    for line in written.checks:
+        print(line)
 
 
 def _changes(assignments: Optional[list[str]]) -> dict[str, Any]:

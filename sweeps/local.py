@@ -113,7 +113,9 @@ def attempt(config: RunConfig, path: str, device: str, beside: int = 1) -> tuple
     from metamixer.training.train import Interrupted, train
 
     try:
-        result = train(config, path, device, default_workers(config.data, device, beside))
+        workers = default_workers(config.data, device, beside)
+        # what a teacher says of the same images is the same for all students of a grid
+        result = train(config, path, device, workers, teacher_cache=Path(path).parent / "teachers")
         return State(result["state"]), result.get("error", "")
     except (Interrupted, ConfigError, RunBusy) as error:
         return State.INTERRUPTED, str(error)

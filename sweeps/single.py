@@ -51,7 +51,9 @@ def configured_run(name: str, overrides: dict[str, Any], runs: Path) -> RunConfi
     return override(parse(RunConfig, values, name), overrides)
 
 
-def train_one(config: RunConfig, runs: Path, device: str, workers: int | None) -> bool:
+def train_one(
+    config: RunConfig, runs: Path, device: str, workers: int | None, teacher_cache: Path | None = None
+) -> bool:
     """Train a run in `runs`, show how it goes, then its scores; returns whether it is done.
 
     Started by torchrun or srun, the first process alone shows anything.
@@ -71,7 +73,7 @@ def train_one(config: RunConfig, runs: Path, device: str, workers: int | None) -
         console.print(f"note: {warning}", style="yellow", highlight=False)
     try:
         with _progress(folder, console):
-            result = train(config, folder.path, device, workers)
+            result = train(config, folder.path, device, workers, teacher_cache)
     except Interrupted as error:
         console.print(f"{error}; the same command goes on from here", style="yellow", highlight=False, soft_wrap=True)
         return False

@@ -259,3 +259,10 @@ def test_damaged_and_foreign_checkpoints_are_one_line(released, folder, tmp_path
     assert "not a whole checkpoint" in launch("evaluate", torn, *arguments, code=2).stderr
     classes = launch("evaluate", released[0], "--data", folder, code=2).stderr
     assert "are for 2 classes, data.num_classes is 1000" in classes and len(classes.strip().splitlines()) == 1
+
+
+def test_profile_shows_the_parts_of_a_step_and_writes_nothing(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = launch("profile", trained[0] / "run.json", "--device", "cpu").stdout
+    assert all(part in shown for part in ("data", "forward", "backward", "optimizer", "MiB"))
+    assert not list(tmp_path.iterdir())

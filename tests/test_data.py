@@ -15,11 +15,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from small import RUN
 from timm.data import create_transform
+from timm.data.readers.reader_image_folder import find_images_and_targets
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from metamixer import ConfigError, override
 from metamixer.draws import derive
-from metamixer.training.data import Data
+from metamixer.training.data import Data, default_workers
 from metamixer.training.datasets import FASHION_MNIST, Images, read_image
 
 
@@ -455,6 +456,14 @@ def test_splits_whose_classes_have_other_names_are_refused(folder, tmp_path):
     refused(streamed(tmp_path / "copy"), "class 'class2' is in one of its splits only")
 
 
+def test_paths_and_classes_are_those_that_timm_lists(folder, tmp_path):
+    shutil.copytree(folder / "train", tmp_path / "train")
+    os.rename(tmp_path / "train" / "class1", tmp_path / "train" / "größe 10")
+    shutil.copytree(tmp_path / "train", tmp_path / "validation")
+    found = data(streamed(tmp_path))
+    assert list(found.train.reader.samples) == find_images_and_targets(str(tmp_path / "train"))[0]
+
+
 def test_a_test_folder_is_the_test_split(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     os.rename(tmp_path / "copy" / "validation", tmp_path / "copy" / "test")
@@ -474,3 +483,15 @@ def test_too_many_small_images_for_memory_are_streamed(folder, monkeypatch):
     monkeypatch.setattr(module, "IN_MEMORY_BYTES", 24 * 3 * 32 * 32 - 1)
     found = data(streamed(folder, **{"data.image_size": 32}), workers=1)
     assert not isinstance(found.train, Images) and next(found.batches(0))[0].shape == (8, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "cores, gpu, size, processes, expected",
+    [(16, True, 28, 1, 0), (16, True, 256, 1, 16), (16, True, 256, 4, 4), (64, True, 256, 1, 16), (2, True, 256, 8, 1),
+     (16, False, 256, 1, 4), (2, False, 256, 1, 0)],
+)  # fmt: skip
+def test_data_workers_by_the_cores(monkeypatch, cores, gpu, size, processes, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    config = override(RUN, {"data.image_size": size}).data
+    assert default_workers(config, "auto", processes) == expected

@@ -213,6 +213,13 @@ def test_students_share_a_cache_and_other_images_do_not(finished, tmp_path, aske
         assert len(asked) == (i + 1) * 2 * 2 * 5, changes
 
 
+def test_answers_that_would_fill_the_disk_are_not_kept(finished):
+    """ImageNet for 320 epochs: 2 bytes an image for classes, 4000 for logits."""
+    changes = {"recipe.epochs": 300, "recipe.cooldown_epochs": 20, "recipe.batch_size": 1024, "data.num_classes": 1000}
+    hard, soft = (override(distilled(finished, kind=kind), changes) for kind in ("hard", "soft"))
+    assert distill.TeacherCache.worth(hard, 1251) and not distill.TeacherCache.worth(soft, 1251)
+
+
 def test_a_torn_cache_is_written_again(finished, tmp_path, asked):
     train(distilled(finished), tmp_path / "first", "cpu", teacher_cache=tmp_path / "cache")
     file = next((tmp_path / "cache").rglob("1.npy"))

@@ -179,3 +179,8 @@ def test_bfloat16_trains_in_bfloat16_and_keeps_float32_weights():
     assert seen == [torch.bfloat16]
     assert {p.dtype for p in learner.model.parameters()} == {torch.float32}
     assert math.isfinite(learner.mean_loss())
+
+
+def test_float16_is_refused_where_gradients_would_not_be_scaled():
+    with pytest.raises(ConfigError, match="'float16' is for GPUs; on a CPU take float32 or bfloat16"):
+        Learner(override(RUN, {"recipe.precision": "float16"}), CPU, STEPS)

@@ -250,13 +250,9 @@ class _Stream(torch.utils.data.Dataset):
 
     def _read(self, split: str, index: int, broken: dict[str, str]) -> Any:
         """An image and its class; for a broken one the next whole training image, or None in evaluation."""
-        candidates = [index]
-        if self.config.skip_broken and split == "train":
-            position = int(np.searchsorted(self.train_indices, index))
-            candidates = np.roll(self.train_indices, -position)  # type: ignore[assignment]
-        for candidate in candidates:
+        for candidate in self._candidates(split, index):
             try:
-                return read_image(self.sources[split], int(candidate), self.config.channels)
+                return read_image(self.sources[split], candidate, self.config.channels)
             except BrokenImage as error:
                 if not self.config.skip_broken:
                     raise
@@ -264,6 +260,13 @@ class _Stream(torch.utils.data.Dataset):
         if split == "train":
             raise ConfigError(f"data {self.config.name!r} at {self.config.root!r}: every training image is broken")
         return None
+
+    def _candidates(self, split: str, index: int) -> Iterator[int]:
+        yield index
+        if split == "train":
+            position, count = int(np.searchsorted(self.train_indices, index)), len(self.train_indices)
+            for offset in range(1, count):
+                yield int(self.train_indices[(position + offset) % count])
 
 
 # Ctrl-C and a scheduler's signals reach every process of a job; the main one saves and then ends its workers.

@@ -233,7 +233,24 @@ def _folder(config: DataConfig, split: str) -> ImageDataset:
         raise ConfigError(f"data.root {config.root!r}: no folder {' or '.join(ALIASES[split])} in it")
     if path.is_file() or any(entry.suffix == ".tar" for entry in path.iterdir()):
         return ImageDataset(str(path), reader=_tar_reader(path))
-    return ImageDataset(str(path), reader=ReaderImageFolder(str(path)))
+    reader = ReaderImageFolder(str(path))
+    reader.samples = _Samples(reader.samples)
+    return ImageDataset(str(path), reader=reader)
+
+
+class _Samples:
+    """timm's list of paths and classes as two arrays, which forked workers share; of a list of millions of Python
+    objects each would come to own a copy, by their reference counts."""
+
+    def __init__(self, samples: list[tuple[str, int]]) -> None:
+        self.paths = np.array([os.fsencode(path) for path, _ in samples])
+        self.classes = np.array([label for _, label in samples])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return os.fsdecode(self.paths[index]), int(self.classes[index])
 
 
 def _tar_reader(path: Path) -> ReaderImageInTar:
@@ -246,7 +263,7 @@ def _tar_reader(path: Path) -> ReaderImageInTar:
         distributed.barrier()
     try:
         return ReaderImageInTar(str(path))
-    except PermissionError:  # no index can be left here
+    except OSError:  # no index can be left on a disk that is not ours to write
         return ReaderImageInTar(str(path), cache_tarinfo=False)
     finally:
         if together and first:

@@ -112,9 +112,19 @@ class TeacherCache:
     """A teacher's outputs on disk, an epoch in a file, for all runs that show it the same images.
 
     The images of a pass are a pure function of seed, data and augmentation, so their key and the pass's number
-    identify what the teacher says. A class an image takes 8 bytes (hard), logits 4 bytes a class (soft: 51 MB an
-    epoch of 12,800 images and 1000 classes), which are held in memory for an epoch.
+    identify what the teacher says. An image takes 2 bytes in an epoch (hard) or 4 for each class (soft). A run whose
+    answers would take more than `LIMIT` bytes does without a cache.
     """
+
+    LIMIT = 4 * 2**30
+
+    @staticmethod
+    def worth(config: RunConfig, steps: int) -> bool:
+        """Whether a distilled run of `steps` in an epoch has answers few enough to keep."""
+        recipe = config.recipe
+        hard = recipe.distillation is not None and recipe.distillation.kind == "hard"
+        an_image = 2 if hard else 4 * config.data.num_classes
+        return recipe.total_epochs * steps * recipe.batch_size * an_image <= TeacherCache.LIMIT
 
     def __init__(self, root: Path | str, config: RunConfig, steps: int, world: World, device: torch.device) -> None:
         distillation = config.recipe.distillation
@@ -140,7 +150,8 @@ class TeacherCache:
         if epoch != self.epoch:
             self.epoch, self.fresh, self.stored = epoch, [], self._read(epoch)
         if self.stored is not None:
-            return torch.from_numpy(self.stored[index].copy()).to(device, non_blocking=True)
+            taught = torch.from_numpy(self.stored[index].copy()).to(device)
+            return taught if taught.is_floating_point() else taught.long()
         taught = compute()
         if index == len(self.fresh):  # else the run went on from the middle of an epoch: no whole file comes of it
             self.fresh.append(taught.cpu() if taught.is_floating_point() else taught)
@@ -163,7 +174,8 @@ class TeacherCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = self.folder / f".{epoch}.{os.getpid()}.npy"
         try:
-            np.save(aside, torch.stack(self.fresh).cpu().numpy())
+            answers = torch.stack(self.fresh).cpu()
+            np.save(aside, answers.numpy() if answers.is_floating_point() else answers.numpy().astype(np.int16))
             os.replace(aside, self._path(epoch))
         finally:
             aside.unlink(missing_ok=True)

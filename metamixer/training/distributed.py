@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 from ..config import ConfigError
 
 # for slow starts of a node, not for steps: a process that dies closes its connections, which the others see at once
-TIMEOUT = timedelta(minutes=30)
+TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Learner:
         section: called with the name of each part of a step and entered around it; profiling puts a clock here.
 
     Raises:
-        ConfigError: weights that do not fit, or passes that the processes can't share.
+        ConfigError: weights or a precision that do not fit, or passes that the processes can't share.
     """
 
     def __init__(
@@ -55,6 +55,8 @@ class Learner:
         self.config, self.device, self.steps, self.world = config, device, steps, world
         recipe = config.recipe
         self.share = _share(recipe, world, device)
+        if recipe.precision == "float16" and device.type == "cpu":
+            raise ConfigError("recipe.precision 'float16' is for GPUs; on a CPU take float32 or bfloat16")
         self.section: Callable[[str], AbstractContextManager[Any]] = nullcontext
         model: Any = config.build()
         if state is None and config.initial is not None:
@@ -85,7 +87,7 @@ class Learner:
         self.teacher = Teacher(recipe.distillation, config.data, device) if recipe.distillation else None
         self.cache = (
             TeacherCache(teacher_cache, config, steps, world, device)
-            if self.teacher is not None and teacher_cache is not None
+            if self.teacher is not None and teacher_cache is not None and TeacherCache.worth(config, steps)
             else None
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16" and device.type == "cuda")

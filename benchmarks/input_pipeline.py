@@ -1,0 +1,78 @@
+"""What an image costs before it reaches the network: CPU time on one core, by the recipe of ffnet_1.
+
+    python benchmarks/input_pipeline.py             # a minute
+
+JPEGs are generated at 500×400 px, about ImageNet's mean size, and go through a data worker's whole work at 256 px.
+Small images are Fashion-MNIST's at 32 px: augmented a batch at a time as a run does, and one by one by timm.
+CPU time, not wall time, so that other processes on the machine count little.
+"""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+from PIL import Image
+
+from metamixer import override
+from metamixer.recipes import FASHION_MNIST, named_run
+from metamixer.training.data import Data, _Stream, _train_transform
+from metamixer.training.datasets import read_image
+
+IMAGES, ROUNDS = 64, 3
+
+
+def write_jpegs(root: Path) -> float:
+    """Two classes of smooth noise; returns the mean size in KB."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        for c in range(2):
+            (root / split / f"class{c}").mkdir(parents=True)
+            for i in range(IMAGES // 2):
+                smooth = Image.fromarray(rng.integers(0, 256, (48, 60, 3), dtype=np.uint8)).resize((500, 400))
+                noisy = np.asarray(smooth) + rng.normal(0, 8, (400, 500, 3))
+                picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+                picture.save(root / split / f"class{c}" / f"{i}.jpeg", quality=90)
+    return float(np.mean([path.stat().st_size for path in root.rglob("*.jpeg")])) / 1024
+
+
+def cost(name: str, action) -> None:
+    """CPU milliseconds an image, the range over rounds; `action` takes the epoch and handles IMAGES images."""
+    action(0)
+    spent = []
+    for epoch in range(1, ROUNDS + 1):
+        started = time.process_time()
+        action(epoch)
+        spent.append(1000 * (time.process_time() - started) / IMAGES)
+    low, high = min(spent), max(spent)
+    print(f"{name:48} {low:6.3f} - {high:6.3f} ms   {1000 / high:6.0f} - {1000 / low:6.0f} images/s a core")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    indices = np.arange(IMAGES)
+    with tempfile.TemporaryDirectory() as root:
+        size = write_jpegs(Path(root))
+        run = named_run("ffnet_1", {"data.root": root, "data.num_classes": 2, "recipe.batch_size": IMAGES,
+                                    "recipe.micro_batch": IMAGES})  # fmt: skip
+        data = Data(run.data, run.recipe)
+        stream = _Stream(data)
+        print(f"JPEGs of 500×400 px, {size:.0f} KB")
+        cost("decoded", lambda _: [read_image(data.train, i, 3) for i in range(IMAGES)])
+        cost("for training, 256 px", lambda epoch: stream[("train", epoch, indices)])
+        cost("for evaluation, 256 px", lambda epoch: stream[("test", epoch, indices)])
+    small = override(run, {"data": FASHION_MNIST, "data.image_size": 32})
+    data = Data(small.data, small.recipe)
+    transform = _train_transform(small.data, small.recipe)
+    pictures = [Image.fromarray(image.numpy()) for image in data.train.images[:IMAGES, 0]]
+    print("images of 32 px in memory")
+    cost("for training, a batch at a time", lambda epoch: data.augment(data.train.images[:IMAGES], epoch, indices))
+    cost("the same by timm's transforms, one by one", lambda _: torch.stack([transform(p) for p in pictures]))
+
+
+if __name__ == "__main__":
+    main()
