@@ -387,7 +387,7 @@ def _collect(root: Path, grid: str, setting: Optional[str]) -> None:
     from rich.console import Console
 
     from analysis.frame import describe, load
-    from analysis.plots import accuracy_vs_macs, save
+    from analysis.plots import picture, save
     from analysis.statistics import compare
     from analysis.tables import render, to_csv
 
@@ -397,7 +397,7 @@ def _collect(root: Path, grid: str, setting: Optional[str]) -> None:
     console.print(render(comparison, meta))
     stem = root / "grids" / f"{grid}@{meta.data}"
     to_csv(comparison, meta, f"{stem}.csv")
-    save(accuracy_vs_macs(comparison, meta), f"{stem}.png")
+    save(picture(comparison, meta), f"{stem}.png")
     console.print(f"picture: {stem}.png   table: {stem}.csv", soft_wrap=True, highlight=False)
 
 

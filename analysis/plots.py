@@ -65,6 +65,41 @@ def accuracy_vs_macs(comparison: pd.DataFrame, meta: Meta, axes: Axes | None = N
     return axes
 
 
+def accuracy_by_variant(comparison: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes:
+    """The metric's mean over seeds, a row a variant from best to worst; points and bars as in `accuracy_vs_macs`."""
+    meta = about(comparison, meta)
+    shown = comparison.dropna(subset=["mean"]).sort_values("mean")
+    if axes is None:
+        figure, axes = plt.subplots(figsize=(8, 1.6 + 0.24 * max(len(shown), 6)))
+        figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
+    axes.set_title(textwrap.fill(_title(comparison, meta), 96), loc="left", fontsize=10)
+    unit = " (%)" if value(0, meta).endswith("%") else ""
+    macs = shown["macs"].dropna()
+    cost = f", at {count(macs.median())} multiply-adds" if len(macs) and same_cost(comparison) else ""
+    axes.set_xlabel(f"{metric_name(meta)} on {meta.data}{unit}, mean over seeds{cost}")
+    axes.spines[["top", "right"]].set_visible(False)
+    for place, row in enumerate(each(shown)):
+        axes.errorbar(row.mean, place, xerr=0 if math.isnan(row.sd) else row.sd, **_style(row.verdict))
+        if row.base:
+            axes.axvline(row.mean, color=_BASE, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.7, zorder=1)
+    axes.set_yticks(range(len(shown)), shown["variant"])
+    axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    _legend(axes, shown, meta, below=-0.6 / (1.6 + 0.24 * max(len(shown), 6)), bar="_")
+    return axes
+
+
+def same_cost(comparison: pd.DataFrame) -> bool:
+    """Whether all variants have the same multiply-adds, within 5 %."""
+    macs = comparison["macs"].dropna()
+    return len(macs) > 1 and bool(macs.max() <= 1.05 * macs.min())
+
+
+def picture(comparison: pd.DataFrame, meta: Meta) -> Axes:
+    """The metric against multiply-adds, or by variant where these are all the same."""
+    return (accuracy_by_variant if same_cost(comparison) else accuracy_vs_macs)(comparison, meta)
+
+
 def save(picture: Axes | Figure, path: str | Path) -> Path:
     """Write a picture's whole figure as a PNG of 150 dots per inch, and give its path."""
     figure = picture if isinstance(picture, Figure) else picture.get_figure(root=True)
@@ -90,7 +125,7 @@ def _style(verdict: str) -> dict[str, Any]:
     return style | {"fmt": "o", "color": _VARIANT, "markerfacecolor": fill}
 
 
-def _legend(axes: Axes, shown: pd.DataFrame, meta: Meta) -> None:
+def _legend(axes: Axes, shown: pd.DataFrame, meta: Meta, below: float = -0.13, bar: str = "|") -> None:
     verdicts = set(shown["verdict"])
     unjudged = bool(verdicts & {"no spread", "too few pairs"})
     hollow = ["inside the noise: no winner"] * ("inside noise" in verdicts)
@@ -109,9 +144,9 @@ def _legend(axes: Axes, shown: pd.DataFrame, meta: Meta) -> None:
         if words:
             handles.append(Line2D([], [], label=words, **look))
     if shown["sd"].notna().any():
-        look = {"color": _INK, "marker": "|", "markersize": 9, "linestyle": ""}
+        look = {"color": _INK, "marker": bar, "markersize": 9, "linestyle": ""}
         handles.append(Line2D([], [], label="± 1 standard deviation over seeds", **look))
-    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, below)}
     axes.legend(handles=handles, ncol=2, frameon=False, fontsize=9, **place)
 
 

@@ -388,6 +388,17 @@ def test_the_picture_labels_every_variant_without_overlap(runs):
     plots.plt.close(figure)
 
 
+def test_variants_of_equal_cost_are_shown_in_the_order_of_their_accuracy(runs):
+    comparison, meta = compared(runs)
+    assert "multiply-adds per image" in plots.picture(comparison, meta).get_xlabel()
+    axes = plots.picture(comparison.assign(macs=[4.02e6 * (1 + 0.001 * i) for i in range(len(comparison))]), meta)
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    means = comparison.set_index("variant")["mean"]
+    assert set(names) == set(LADDER) and list(means[names]) == sorted(means)
+    assert axes.get_xlabel().endswith("at 4.04 M multiply-adds")  # the middle of nine
+    plots.plt.close("all")
+
+
 @pytest.mark.parametrize("ladder", [None, {}, {"attention": ([None, None], 1)}, {"gelu": ([95.0], 0)}])
 def test_nothing_to_show_is_shown_as_nothing(tmp_path, ladder):
     if ladder is not None:
@@ -397,4 +408,5 @@ def test_nothing_to_show_is_shown_as_nothing(tmp_path, ladder):
     assert tables.conclusion(comparison, meta).startswith("No conclusion")
     axes = plots.accuracy_vs_macs(comparison, meta)
     plots.save(axes, tmp_path / "empty.png")
-    plots.plt.close(axes.get_figure())
+    plots.save(plots.accuracy_by_variant(comparison, meta), tmp_path / "empty.png")
+    plots.plt.close("all")
