@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from .config import ConfigError
 from .cost import Cost, count
+from .deploy import coreml
 from .mixer import MetaMixer, MetaMixerConfig, accepts, build_mixer, makes, resolve_mixer
 from .operation import REGISTRY, SLOTS, OperationConfig, Site, Slot, operation_class, resolve
 from .presets import BASELINES, PRESETS
@@ -274,14 +274,7 @@ def _layouts(subject: Subject) -> str:
 def _coreml(subject: Subject) -> str:
     if importlib.util.find_spec("coremltools") is None:
         raise _NotApplicable("not checked: install the deploy extra")
-    mixer, x = subject.build(), subject.input()[:1]
-    logging.getLogger("coremltools").setLevel(logging.CRITICAL)
-    with torch.no_grad():
-        traced = torch.jit.trace(mixer, x)
-    import coremltools
-
-    kinds = dict(convert_to="mlprogram", skip_model_load=True)
-    coremltools.convert(traced, inputs=[coremltools.TensorType(shape=x.shape)], **kinds)
+    coreml.convert(subject.build(), subject.input()[:1])
     return f"converts to an ML program at {_by(SIZE)}"
 
 

@@ -1,0 +1,129 @@
+"""What a network costs as a table for the terminal: by stage, by slot, and by layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from .cost import Cost, by_layer, total
+from .mixer import MetaMixer
+from .networks import Network
+from .operation import SLOTS
+
+BITS = 16
+# what a mixer computes outside its slots
+AT_ONCE = "slots at once"
+_BLOCK = re.compile(r"stages\.\d+\.blocks\.\d+")
+_MIXER = re.compile(rf"(?:{_BLOCK.pattern}\.)?(token_mixer|channel_mixer)(?:\.({'|'.join(SLOTS)}))?(?:\.|$)")
+
+
+def by_stage(costs: dict[str, Cost], model: nn.Module) -> dict[str, Cost]:
+    """Costs by stage: of FFNet's kind stem, downsampling, stages, head; of others their modules of the first level.
+
+    A container of the first level gives a row for each of its children, e.g. `blocks.3`.
+    """
+    containers = {name for name, child in model.named_children() if isinstance(child, nn.Sequential | nn.ModuleList)}
+
+    def stage(name: str) -> str:
+        if re.match(r"stages\.\d+\.downsample(\.|$)", name):
+            return "downsampling"
+        first, _, rest = name.partition(".")
+        if first not in containers or not rest or first == "stem":
+            return first or "between"
+        return f"{first}.{rest.partition('.')[0]}"
+
+    return _grouped(costs, stage)
+
+
+def by_slot(costs: dict[str, Cost]) -> dict[str, Cost]:
+    """Costs of a network of MetaMixers by what a part is for, over all stages; names are those of `by_layer`.
+
+    What a fast path computes for several slots in one operation is a row of its own, for it can't be divided. So is
+    a mixer without slots. The rest of a block is its residual sums, scales and norms.
+    """
+    return _grouped(costs, _part)
+
+
+def _part(name: str) -> str:
+    found = _MIXER.match(name)
+    if found:
+        mixer, slot = found.groups()
+        return f"{mixer.removesuffix('_mixer')}: {slot.replace('_', '-') if slot else AT_ONCE}"
+    if _BLOCK.match(name):
+        return "residuals, scales, norms"
+    if ".downsample." in name:
+        return "downsampling"
+    return "stem" if name.startswith("stem.") else "head"
+
+
+def _grouped(costs: dict[str, Cost], key: Callable[[str], str]) -> dict[str, Cost]:
+    groups: dict[str, list[Cost]] = {}
+    for name, cost in costs.items():
+        groups.setdefault(key(name), []).append(cost)
+    return {name: total(members) for name, members in groups.items()}
+
+
+def print_costs(network: Network, layers: bool = False, console: Console | None = None) -> None:
+    """Print what one image costs: by stage, by slot where there are slots, with `layers` by module.
+
+    Raises:
+        ValueError: an operation that nothing counts.
+    """
+    console = console or Console()
+    model = nn.ModuleDict({"token_mixer": network.model}) if _is_mixer(network) else network.model
+    costs = _named(by_layer(network.model, network.input_size), "token_mixer" if _is_mixer(network) else "")
+    whole = total(costs.values())
+    size = "×".join(map(str, network.input_size))
+    console.print(f"{network.name} at {size}, folded", highlight=False)
+    if not _is_mixer(network):
+        console.print(_table("stage", by_stage(costs, model), whole))
+    if any(isinstance(module, MetaMixer) for module in model.modules()):
+        console.print(_table("part", by_slot(costs), whole))
+    if layers:
+        console.print(_table("layer", costs, whole))
+    console.print(
+        "Activations: elements written by convolutions, linear layers and matrix products. MB: what each operation "
+        f"alone reads and writes, weights included, at {BITS} bits a number; a runtime that fuses them moves less.",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _is_mixer(network: Network) -> bool:
+    return not hasattr(network.model, "get_classifier")
+
+
+def _named(costs: dict[str, Cost], prefix: str) -> dict[str, Cost]:
+    return {f"{prefix}.{name}".strip("."): cost for name, cost in costs.items()} if prefix else costs
+
+
+def _table(heading: str, rows: dict[str, Cost], whole: Cost) -> Table:
+    table = Table(heading, box=None, pad_edge=False)
+    table.columns[0].overflow = "fold"
+    for name in ("params", "MACs", "MACs %", "activations", "MB", "MACs/byte"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, cost in (*rows.items(), ("total", whole)):
+        table.add_row(name or "between", *_cells(cost, whole), style="bold" if cost is whole else "")
+    return table
+
+
+def _cells(cost: Cost, whole: Cost) -> list[str]:
+    return [
+        _number(cost.parameters),
+        _number(cost.macs),
+        f"{100 * cost.macs / max(whole.macs, 1):.1f}",
+        _number(cost.activations),
+        f"{cost.bytes(BITS) / 1e6:.2f}",
+        f"{cost.intensity(BITS):.1f}",
+    ]
+
+
+def _number(value: float) -> str:
+    for scale, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= scale:
+            return f"{value / scale:#.4g}{letter}"
+    return f"{value:g}"

@@ -1,0 +1,94 @@
+"""A table for docs/deployment.md: every mixer of the catalogue in every format, or what stands in its way.
+
+    python -m metamixer.deploy.catalogue docs/deployment.md    # writes it between the file's marks
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ConfigError
+from ..mixer import build_mixer, resolve_mixer
+from ..operation import Site
+from ..presets import BASELINES, PRESETS
+from . import coreml, executorch, onnx
+from ._common import fold
+
+DIM, SIZE = 64, 8
+BEGIN, END = "<!-- catalogue -->", "<!-- end -->"
+INTRODUCTION = f"""## The catalogue
+
+Each mixer alone, {DIM} channels on a {SIZE}×{SIZE} map, folded; ExecuTorch and ONNX Runtime run it, and the difference
+to eager PyTorch is relative (of L2 norms). What XNNPACK does not cover runs on portable kernels, which are slow. Made
+by `python -m metamixer.deploy.catalogue docs/deployment.md`.
+"""
+
+
+def row(name: str) -> list[str]:
+    """A mixer's cells: its name, then for each format what came of its conversion."""
+    torch.manual_seed(0)
+    mixer = fold(build_mixer(resolve_mixer(name), Site(DIM, SIZE, SIZE)))
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)  # nothing is zero or one by luck
+        image = torch.randn(1, DIM, SIZE, SIZE)
+        expected = mixer(image)
+    cells = [f"`{name}`"]
+    for convert in (_coreml, _executorch, _onnx):
+        try:
+            cells.append(convert(mixer, image, expected))
+        except ConfigError as error:
+            cells.append(str(error).replace("|", "\\|"))
+    return cells
+
+
+def _coreml(mixer: nn.Module, image: Tensor, expected: Tensor) -> str:
+    converted = coreml.operations(coreml.convert(mixer, image))
+    return f"converts, {sum(converted.values())} operations"
+
+
+def _executorch(mixer: nn.Module, image: Tensor, expected: Tensor) -> str:
+    content, rest = executorch.convert(mixer, image)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mixer.pte"
+        path.write_bytes(content)
+        difference = _relative(executorch.run(path, image), expected)
+    left = ", ".join(sorted(rest))
+    return f"runs, off by {difference:.0e}" + (f"; not XNNPACK's: {left}" if left else "")
+
+
+def _onnx(mixer: nn.Module, image: Tensor, expected: Tensor) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mixer.onnx"
+        path.write_bytes(onnx.convert(mixer, image))
+        return f"runs, off by {_relative(onnx.run(path, image), expected):.0e}"
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def table(names: list[str]) -> str:
+    """The rows of `names` in Markdown."""
+    lines = ["| mixer | Core ML | ExecuTorch | ONNX |", "|---|---|---|---|"]
+    for name in names:
+        lines.append("| " + " | ".join(row(name)) + " |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
+
+
+def main(path: Path) -> None:
+    """Write the table into the file, between its marks."""
+    head, _, rest = path.read_text().partition(BEGIN)
+    _, mark, tail = rest.partition(END)
+    if not mark:
+        raise ConfigError(f"{path}: no {BEGIN} and {END} to write between")
+    made = table([*PRESETS, *BASELINES])
+    path.write_text(f"{head}{BEGIN}\n{INTRODUCTION}\n{made}\n{END}{tail}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,49 @@
+"""ExecuTorch programs (.pte): XNNPACK's kernels for what they cover, portable ones for the rest."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ._common import exported, not_convertible, quiet, require
+
+
+def convert(model: nn.Module, image: Tensor) -> tuple[bytes, Counter[str]]:
+    """`model` as an ExecuTorch program for inputs of the shape of `image`, fp32.
+
+    Returns:
+        The content of a .pte file, and the operations that XNNPACK leaves to portable kernels, with their number.
+
+    Raises:
+        ConfigError: executorch is missing.
+        NotConvertible: an operation that it does not take.
+    """
+    require(["executorch"], "executorch")
+    with quiet():
+        logging.getLogger("root").setLevel(logging.ERROR)
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        program = exported(model, (image,), "ExecuTorch")
+        try:
+            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            rest = _portable(lowered.exported_program().graph)
+            return lowered.to_executorch().buffer, rest
+        except Exception as error:  # exir raises many kinds
+            raise not_convertible("ExecuTorch", program, error) from None
+
+
+def run(path: Path, image: Tensor) -> Tensor:
+    """The first output of a written program."""
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(path).load_method("forward")
+    return method.execute([image.contiguous()])[0].clone()
+
+
+def _portable(graph: torch.fx.Graph) -> Counter[str]:
+    names = (str(node.target) for node in graph.nodes if node.op == "call_function")
+    plain = (name.rpartition("aten.")[2] for name in names if "aten." in name)
+    return Counter(name.rstrip("'>").partition(".")[0] for name in plain)

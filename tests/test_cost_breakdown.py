@@ -1,0 +1,183 @@
+"""Activations, traffic, and costs by stage and slot: against fvcore, torch's counter, and closed forms."""
+
+import io
+
+import pytest
+import timm
+import torch
+from fvcore.nn import ActivationCountAnalysis
+from rich.console import Console
+from timm.layers import set_fused_attn
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from metamixer import MetaMixerConfig, Site, build_mixer, resolve_mixer
+from metamixer.config import ConfigError
+from metamixer.cost import Cost, by_layer, count, total
+from metamixer.cost_table import AT_ONCE, by_slot, by_stage, print_costs
+from metamixer.ffnet import CONFIGS
+from metamixer.mixer import MetaMixer
+from metamixer.networks import Network, find_network
+
+C = 16
+SIZE = (C, 8, 8)
+N = 64
+
+
+@pytest.fixture
+def unfused():
+    set_fused_attn(False)
+    yield
+    set_fused_attn(True)
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        ("vit_tiny_patch16_224", 224),
+        ("caformer_s18", 64),
+        ("poolformerv2_s12", 64),
+        ("convnext_atto", 64),
+        ("fastvit_t8", 64),
+        ("repvit_m1", 64),
+        ("efficientformerv2_s0", 224),
+    ],
+)
+def test_timms_models_cost_what_torchs_counter_says(name, size, unfused):
+    """Equal, not only within a percent: neither counts norms, activations and pools."""
+    model = timm.create_model(name).eval()
+    cost = count(model, (3, size, size))
+    folded = timm.models.reparameterize_model(model, inplace=True).to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        folded(torch.zeros(1, 3, size, size, device="meta"))
+    assert cost.macs == counter.get_total_flops() / 2
+    assert cost.parameters == sum(parameter.numel() for parameter in folded.parameters())
+
+
+@pytest.mark.parametrize("name, published", [("ffnet_3", 22.8), ("ffnet_4", 43.1)])
+def test_published_counts_at_384(name, published):
+    """All but the head grows with the area, so small images tell; the counts at 256 px are in test_ffnet.py."""
+    model = timm.models.reparameterize_model(timm.create_model(name).eval(), inplace=True)
+    at_32, at_64 = (count(model, (3, size, size), inplace=True).macs for size in (32, 64))
+    head = 1000 * model.num_features
+    assert at_64 - head == 4 * (at_32 - head)
+    assert ((384 // 32) ** 2 * (at_32 - head) + head) / 1e9 == pytest.approx(published, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["attention", "xca", "ffnified_attention", "convnext", "mlp_mixer", "van"])
+def test_activations_are_fvcores(name):
+    config = resolve_mixer(name)
+    assert isinstance(config, MetaMixerConfig)
+    mixer = build_mixer(config, Site(32, 8, 8)).eval()
+    slots = timm.models.reparameterize_model(MetaMixer(config, Site(32, 8, 8)).eval())
+    expected = ActivationCountAnalysis(slots, torch.zeros(1, 32, 8, 8)).unsupported_ops_warnings(False)
+    assert count(mixer, (32, 8, 8)).activations == expected.total()
+
+
+@pytest.mark.parametrize(
+    "module, size, moved",
+    [
+        (nn.Conv2d(C, 2 * C, 3, padding=1), SIZE, N * C + 9 * C * 2 * C + 2 * C + N * 2 * C),
+        (nn.Conv2d(C, C, 3, 2, 1, groups=C, bias=False), SIZE, N * C + 9 * C + N // 4 * C),
+        (nn.GELU(), SIZE, 2 * N * C),
+        (nn.Sequential(nn.Flatten(2), nn.Linear(N, 3)), SIZE, N * C + 3 * N + 3 + 3 * C),
+        (nn.AvgPool2d(2), SIZE, N * C + N // 4 * C),
+        (nn.Flatten(), SIZE, 0),
+    ],
+)
+def test_traffic_of_single_layers(module, size, moved):
+    cost = count(module, size)
+    assert cost.moved == moved and cost.bytes(16) == 2 * moved and cost.bytes(32) == 4 * moved
+
+
+def test_the_fused_kernel_does_not_move_its_scores():
+    class Attention(nn.Module):
+        def forward(self, x):
+            q = x.flatten(2).transpose(1, 2)[:, None]  # (B, 1, N, C)
+            return nn.functional.scaled_dot_product_attention(q, q + 1, q * 2)
+
+    cost = count(Attention(), SIZE)
+    made = 2 * N * C  # q + 1, and q * 2
+    assert cost.moved == 2 * made + 4 * N * C
+    assert (cost.macs, cost.activations) == (2 * N * N * C, N * N + N * C)
+
+
+def test_matrix_products_broadcast():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left = nn.Parameter(torch.zeros(3, 8))
+
+        def forward(self, x):
+            return self.left @ x  # (3, 8) @ (B, C, 8, 8)
+
+    assert count(Product(), SIZE).macs == C * 3 * 8 * 8
+
+
+def test_intensity_is_multiply_adds_a_byte():
+    assert Cost(macs=600, moved=100).intensity(16) == 3
+    assert Cost().intensity() == 0
+
+
+SLOTS = {
+    # by a fast path: 2 N·C·N of the kernel; the query's, the keys', the values' and the output projection
+    "attention": {AT_ONCE: 2 * N * N * 32, "query": N * 32 * 32, "query-key": N * 32 * 32},
+    "ffnified_attention": {"query": N * 32 * 32, "query-key": 49 * N * 32, "coefficient-value": 49 * N * 32},
+    "convnext_ffn": {"query": 49 * N * 32, "query-key": 3 * N * 32**2, "coefficient-value": 3 * N * 32**2},
+}
+
+
+@pytest.mark.parametrize("name", SLOTS)
+def test_slots(name):
+    layers = by_layer(build_mixer(resolve_mixer(name), Site(32, 8, 8)), (32, 8, 8))
+    slots = by_slot({f"token_mixer.{layer}".rstrip("."): cost for layer, cost in layers.items()})
+    for slot, macs in SLOTS[name].items():
+        assert slots[f"token: {slot}"].macs == macs
+    assert total(slots.values()) == total(layers.values())
+
+
+@pytest.fixture(scope="module")
+def mini():
+    model = timm.create_model("ffnet_mini", num_classes=10)
+    return model, by_layer(model, (3, 16, 16))
+
+
+def test_stages_and_slots_sum_to_the_network(mini):
+    model, layers = mini
+    whole = count(model, (3, 16, 16))
+    assert whole.parameters == sum(p.numel() for p in timm.models.reparameterize_model(model).parameters())
+    for groups in (by_stage(layers, model), by_slot(layers)):
+        assert total(groups.values()) == whole
+    stages = by_stage(layers, model)
+    assert list(stages) == ["stem", "stages.0", "downsampling", "stages.1", "stages.2", "stages.3", "norm", "head"]
+    width = CONFIGS["ffnet_mini"].stages[0].width
+    # one block on a map of 16×16: 1×1, two depthwise 3×3; depthwise 7×7, two 1×1 of three times the width
+    assert stages["stages.0"].macs == 256 * width * (width + 2 * 9 + 49 + 2 * 3 * width)
+    assert stages["head"].macs == 10 * CONFIGS["ffnet_mini"].stages[3].width
+
+
+def test_foreign_networks_go_by_their_first_modules():
+    network = nn.Sequential()
+    network.add_module("embed", nn.Conv2d(3, 4, 1))
+    network.add_module("blocks", nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 8, 1)))
+    stages = by_stage(by_layer(network, (3, 2, 2)), network)
+    assert {name: cost.macs for name, cost in stages.items()} == {"embed": 48, "blocks.0": 64, "blocks.1": 128}
+
+
+def test_the_table_says_what_is_counted(mini):
+    console = Console(record=True, width=160, file=io.StringIO())
+    print_costs(Network("ffnet_mini", mini[0], (3, 16, 16)), layers=True, console=console)
+    text = console.export_text()
+    for word in ("stages.2", "token: coefficient-value", "stages.0.blocks.0.channel_mixer.query_key.key", "16 bits"):
+        assert word in text
+
+
+def test_names():
+    assert find_network("ffnet_mini", 16).input_size == (3, 16, 16)
+    assert find_network("xca").input_size == (64, 28, 28)
+    with pytest.raises(ConfigError, match="did you mean 'ffnet_1'"):
+        find_network("fnet_1")
+    with pytest.raises(ConfigError, match="at least 8 px"):
+        find_network("xca", 4)
+    with pytest.raises(ConfigError, match="no timm model"):
+        find_network("xca", source="weights.pt")

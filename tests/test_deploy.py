@@ -1,0 +1,196 @@
+"""What is written for other runtimes: run against eager where it can be, read back where it can't; and refusals."""
+
+from collections import OrderedDict
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import MODEL, RUN
+from torch import nn
+
+from metamixer import Backbone, digest
+from metamixer.config import ConfigError
+from metamixer.deploy import coreml, executorch, onnx
+from metamixer.deploy._common import NotConvertible
+from metamixer.deploy.catalogue import BEGIN, END, main, row
+from metamixer.deploy.export import SUFFIXES, class_labels, export, read_labels
+from metamixer.networks import Network, find_network
+from metamixer.presets import BASELINES, PRESETS
+from metamixer.training import checkpoint
+from metamixer.training.folder import RunFolder
+
+CLASSES = 5
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+
+
+def needs(package, extra):
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"needs the {extra} extra")
+
+
+@pytest.fixture
+def network():
+    model = Backbone(MODEL, num_classes=CLASSES, img_size=16).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):  # so that folding has something to do
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+    return Network("tiny", model, (3, 16, 16), MEAN, STD)
+
+
+def scores(network, images):
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    with torch.no_grad():
+        return network.model((images - mean) / std)
+
+
+@pytest.mark.parametrize(
+    "format, module",
+    [
+        pytest.param("executorch", executorch, marks=needs("executorch", "executorch")),
+        pytest.param("onnx", onnx, marks=needs("onnxruntime", "onnx")),
+    ],
+)
+def test_what_runs_here_equals_eager(network, tmp_path, format, module):
+    images = torch.rand(1, 3, 16, 16)
+    written = export(network, format, tmp_path / f"net{SUFFIXES[format]}")
+    torch.testing.assert_close(module.run(written.path, images), scores(network, images), rtol=1e-4, atol=1e-5)
+    assert written.size == written.path.stat().st_size
+    assert "top-1 agrees on 8" in written.checks[0]
+
+
+@needs("coremltools", "deploy")
+def test_core_ml_takes_images_and_gives_classes(network, tmp_path):
+    names = ["ankle", "boot", "coat", "dress", "elbow"]
+    written = export(network, "coreml", tmp_path / "net.mlpackage", labels=names)
+    spec = coreml.read(written.path).get_spec()
+    (pixels,) = spec.description.input
+    assert (pixels.name, pixels.type.imageType.width, pixels.type.imageType.height) == ("images", 16, 16)
+    kinds = {output.type.WhichOneof("Type") for output in spec.description.output}
+    assert kinds == {"stringType", "dictionaryType"} and spec.description.predictedFeatureName == "classLabel"
+    assert all(name.encode() in spec.SerializeToString() for name in names)
+    assert "33 of 33 weights read back" in written.checks[2]  # and the head
+    assert written.checks[-1] == "not run: only macOS runs Core ML"
+    # one convolution for each of the folded network: 2 in the stem, 6 a block, 2 a downsampling
+    assert coreml.operations(coreml.read(written.path))["conv"] == 2 + 4 * 6 + 3 * 2
+    folded = nn.Sequential(OrderedDict(conv=network.model.stem[0].fuse()))
+    program = coreml.convert(folded, torch.rand(1, 3, 16, 16))
+    compared, of, off = coreml.largest_weight_difference(program, folded)
+    assert (compared, of) == (1, 1) and 0 < off <= 2**-11  # rounded to fp16
+    with torch.no_grad():
+        folded.conv.weight[0, 0, 0, 0] += 1
+    assert coreml.largest_weight_difference(program, folded)[2] > 0.1
+
+
+@needs("coremltools", "deploy")
+def test_compressed_weights():
+    layer = nn.Sequential(nn.Conv2d(64, 64, 1, bias=False))
+    program = coreml.convert(layer, torch.rand(1, 64, 4, 4))
+    weight = layer[0].weight.detach().numpy().reshape(64, 64)
+    (linear,) = coreml.weights(coreml.compress(program, "int8")).values()
+    # symmetric, a scale for each channel: off by half a step at most (and fp16's rounding)
+    steps = np.abs(weight).max(1, keepdims=True) / 127
+    assert (np.abs(linear.reshape(64, 64) - weight) <= 0.51 * steps + 1e-4).all()
+    (palette,) = coreml.weights(coreml.compress(program, "palette4")).values()
+    assert len(np.unique(palette)) == 16
+    with pytest.raises(ConfigError, match="compression 'int3': one of int8, palette4"):
+        coreml.compress(program, "int3")
+
+
+class Bessel(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(coreml, marks=needs("coremltools", "deploy")),
+        pytest.param(executorch, marks=needs("executorch", "executorch")),
+        pytest.param(onnx, marks=needs("onnx", "onnx")),
+    ],
+)
+def test_what_does_not_convert_names_operation_and_layer(module):
+    network = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 3, 1), waves=Bessel()))
+    with pytest.raises(NotConvertible) as error:
+        module.convert(network, torch.rand(1, 3, 8, 8))
+    assert "bessel_j0" in error.value.operation and error.value.layer == "waves"
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("format, extra", [("coreml", "deploy"), ("executorch", "executorch"), ("onnx", "onnx")])
+def test_a_missing_package_names_its_extra(network, tmp_path, monkeypatch, format, extra):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=rf"is not installed: uv pip install -e '\.\[{extra}\]'"):
+        export(network, format, tmp_path / f"net{SUFFIXES[format]}")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"format": "tflite"}, "format 'tflite': one of coreml, executorch, onnx"),
+        ({"format": "onnx", "quantize": "int8"}, "quantize: only Core ML"),
+        ({"format": "onnx", "out": Path("net.pte")}, r"ends in \.onnx"),
+        ({"format": "onnx", "out": Path("nowhere/net.onnx")}, "no folder nowhere"),
+    ],
+)
+def test_refusals(network, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        export(network, **arguments)
+
+
+def test_mixers_alone_are_not_exported():
+    with pytest.raises(ConfigError, match="'xca' is a mixer"):
+        export(find_network("xca", 8), "onnx")
+
+
+def test_labels(network, tmp_path):
+    assert class_labels(network, None) == ["0", "1", "2", "3", "4"]
+    with pytest.raises(ConfigError, match="2 labels for 5 classes"):
+        class_labels(network, ["a", "b"])
+    with pytest.raises(ConfigError, match="a name of its own"):
+        class_labels(network, ["a", "a", "b", "c", "d"])
+    imagenet = class_labels(Network("n", Backbone(MODEL, num_classes=1000), (3, 16, 16)), None)
+    assert len(set(imagenet)) == 1000 and "n01440764 tench" in imagenet[0]
+    with pytest.raises(ConfigError, match="no_such"):
+        read_labels(tmp_path / "no_such")
+
+
+def test_a_runs_reported_weights(tmp_path):
+    raw, average = RUN.build(), RUN.build()
+    folder = RunFolder(tmp_path / digest(RUN))
+    folder.create(RUN)
+    checkpoint.save(folder, {"model": raw.state_dict(), "ema": average.state_dict()})
+    with pytest.raises(ConfigError, match="has not finished"):
+        find_network(str(folder.path), trained=True)
+    for reported, model in (("raw", raw), ("ema", average)):
+        folder.write("result.json", {"state": "done", "weights": reported})
+        found = find_network(str(folder.path), trained=True)
+        assert torch.equal(found.model.head.fc.weight, model.head.fc.weight)
+    assert (found.input_size, found.mean) == ((1, 12, 12), RUN.data.mean)
+
+
+@needs("coremltools", "deploy")
+@needs("executorch", "executorch")
+@needs("onnxruntime", "onnx")
+def test_a_row_of_the_catalogue():
+    name, core_ml, on_executorch, on_onnx = row("ffnified_attention")
+    # three convolutions, a GELU, and a cast at either end
+    assert (name, core_ml) == ("`ffnified_attention`", "converts, 6 operations")
+    for cell in (on_executorch, on_onnx):
+        assert float(cell.removeprefix("runs, off by ")) < 1e-5
+
+
+def test_the_table_is_written_between_its_marks(tmp_path, monkeypatch):
+    monkeypatch.setattr("metamixer.deploy.catalogue.row", lambda name: [name, "a", "b", "c"])
+    page = tmp_path / "page.md"
+    page.write_text(f"head\n{BEGIN}\nstale\n{END}\ntail\n")
+    main(page)
+    text = page.read_text()
+    assert text.startswith("head\n") and text.endswith("tail\n") and "stale" not in text
+    assert all(f"| {name} | a | b | c |" in text for name in (*PRESETS, *BASELINES))
+    page.write_text("no marks")
+    with pytest.raises(ConfigError, match="to write between"):
+        main(page)
