@@ -3,13 +3,14 @@
     python benchmarks/launching_scale.py [--runs 10000] [--json FILE]
 
 The runs are made up: 2,000 variants of a small network's learning rate and activation, five seeds each; nine of
-ten are done, the others wait in the queue of a stand-in for SLURM (`tests/fake_slurm.py`). Each figure is the
-wall time of one `launch.py` command, imports included, with its output thrown away.
+ten are done, a quarter of the others wait in the queue of a stand-in for SLURM (`tests/fake_slurm.py`). Figures are
+seconds of a whole `launch.py` command with its output thrown away; `import` is the part that torch's import takes.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -33,15 +34,18 @@ GRID = Grid(bases={{"tiny": RUN}}, base="gelu0", seeds=tuple(range({seeds})), va
 """
 
 
-def seconds(*arguments: object) -> float:
-    """Wall time of a command of launch.py, the better of two."""
-    best = float("inf")
+def measure(figures: dict[str, float], name: str, *command: object) -> None:
+    """Wall and processor seconds of a Python command, the better of two; the second tells on a busy machine."""
     for _ in range(2):
-        began = time.perf_counter()
-        command = [sys.executable, ROOT / "launch.py", *map(str, arguments)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        best = min(best, time.perf_counter() - began)
-    return best
+        began, spent = time.perf_counter(), processor()
+        subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        for key, value in (("wall", time.perf_counter() - began), ("cpu", processor() - spent)):
+            figures[f"{name}_{key}"] = min(value, figures.get(f"{name}_{key}", value))
+
+
+def processor() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def finish(folder: Path, index: int) -> None:
@@ -90,9 +94,11 @@ def main() -> None:
             if index % 10:
                 finish(plan.folder(run).path, index)
         plan.write_manifest()
-        figures["plan_seconds"] = seconds("plan", grid, "--runs", runs)
-        figures["status_seconds"] = seconds("status", "--runs", runs)
-        figures["collect_seconds"] = seconds("collect", "rates", "--runs", runs)
+        # what every command below begins with
+        measure(figures, "import", "-c", "import sweeps.follow")
+        measure(figures, "plan", "launch.py", "plan", grid, "--runs", runs)
+        measure(figures, "status", "launch.py", "status", "--runs", runs)
+        measure(figures, "collect", "launch.py", "collect", "rates", "--runs", runs)
     for name, value in figures.items():
         print(f"{name:16} {value:8.2f}" if isinstance(value, float) else f"{name:16} {value:8}")
     if arguments.json:

@@ -14,7 +14,7 @@ from metamixer.config import ConfigError, override
 from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
 
-from . import follow, slurm, snapshot
+from . import follow, scheduler, slurm, snapshot
 from .grid import PlannedRun, Variant
 from .plan import Plan
 from .profiles import Profile
@@ -67,6 +67,7 @@ def launch(
     setting: str,
     profile: Profile,
     max_attempts: int,
+    array_size: int,
 ) -> Launch:
     """Submit those of `configs` (by hash) that are in a wanted state, and return.
 
@@ -89,15 +90,13 @@ def launch(
                 RunFolder(root / hash).create(configs[hash])
             modules = {(module.source, module.digest) for hash in todo for module in configs[hash].modules}
             code = snapshot.take(root, modules)
-            result.submissions = slurm.submit(root, todo, grid, setting, profile, code)
+            result.submissions = slurm.submit(root, todo, grid, setting, profile, code, array_size)
     return result
 
 
-
-
 def estimate_gpu_hours(root: Path, hashes: Sequence[str], todo: int, profile: Profile) -> float | None:
-    """GPU-hours of `todo` runs, from the mean time of those of `hashes` that are done; None before any is."""
-    results = (RunFolder(root / hash).result() for hash in hashes)
+    """GPU-hours of `todo` runs, from the mean time of those of the first 1,000 `hashes` that are done, if any is."""
+    results = (RunFolder(root / hash).result() for hash in hashes[:1000])
     seconds = [result["seconds"] for result in results if result and result["state"] == "done"]
     return todo * profile.gpus * sum(seconds) / len(seconds) / 3600 if seconds else None
 
@@ -107,12 +106,13 @@ def show_hours(plan: Plan, profile: Profile) -> None:
     counts = plan.count()
     todo = len(plan.missing())
     worst = worst_gpu_hours(profile, todo)
-    guess = estimate_gpu_hours(plan.root, list(plan.states), todo, profile)
+    done = [hash for hash, state in plan.states.items() if state == State.DONE]
+    guess = estimate_gpu_hours(plan.root, done, todo, profile)
     estimate = "no estimate before a run is done" if guess is None else f"about {guess:,.1f} by the runs done so far"
     Console(highlight=False, soft_wrap=True).print(
         f"{len(plan.states)} runs: {', '.join(f'{counts[state]} {state}' for state in State if counts[state])}. "
         f"On a cluster the {todo} missing ones take {worst:,.0f} GPU-hours at worst "
-        f"({profile.gpus} GPUs, {1 + profile.continuations} × {profile.minutes} min each); {estimate}"
+        f"(GPUs {profile.gpus}, {1 + profile.continuations} × {profile.minutes} min each); {estimate}"
     )
 
 
@@ -121,10 +121,11 @@ def launch_plan(
 ) -> bool:
     """Submit what a plan misses and say so; returns whether SLURM took all of it."""
     check_budget(profile, len(plan.missing(retry)), max_gpu_hours)
+    size = scheduler.max_array_size()  # fails where there is no SLURM, before anything is written
     plan.write_manifest()
     wanted = {State.NEW, State.INTERRUPTED} | ({State.FAILED} if retry else set())
     configs = {run.hash: run.config for run in plan.runs}
-    return report(launch(plan.root, configs, wanted, plan.loaded.name, plan.setting, profile, max_attempts))
+    return report(launch(plan.root, configs, wanted, plan.loaded.name, plan.setting, profile, max_attempts, size))
 
 
 def report(launched: Launch) -> bool:
@@ -184,7 +185,8 @@ def retry(
         configs = {entry.hash: RunFolder(root / entry.hash).config() for entry in group}
         if described:
             chosen = Profile.model_validate_json(described)
-            complete &= report(launch(root, configs, RETRIED, grid, setting, chosen, max_attempts))
+            size = scheduler.max_array_size()
+            complete &= report(launch(root, configs, RETRIED, grid, setting, chosen, max_attempts, size))
         else:
             runs = [PlannedRun(each.variant, each.seed, configs[each.hash], Variant(), each.hash) for each in group]
             complete &= train_here(runs, root, None, "auto")

@@ -154,7 +154,7 @@ def _node(standing: Standing, progress: dict[str, Any]) -> str:
 
 def _time(standing: Standing, progress: dict[str, Any]) -> str:
     if standing.state == State.RUNNING and standing.job is not None:
-        return standing.job.elapsed
+        return standing.job.elapsed.removeprefix("00:")
     seconds = (standing.result or {}).get("seconds")
     return _clock(seconds) if seconds is not None else ""
 

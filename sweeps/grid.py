@@ -22,10 +22,14 @@ GRIDS = Path(__file__).resolve().parent.parent / "ablations"
 
 
 class Variant(Config):
-    """What a variant changes, by dotted key (`metamixer.config.override`), on top of the base or of variant `on`."""
+    """What a variant changes, by dotted key (`metamixer.config.override`), on top of the base or of variant `on`.
+
+    Where `settings` are named, it belongs to those of the grid's settings only.
+    """
 
     changes: dict[str, Any] = {}
     on: str | None = None
+    settings: tuple[str, ...] | None = None
 
 
 class Grid(Config):
@@ -95,7 +99,11 @@ class Grid(Config):
         measure = None if match == "none" else match or self.match
         reference = self._resolve(self.base, base) if measure else base
         planned = []
-        wanted = [name for name in self.variants if not only or name in only]
+        wanted = [
+            name
+            for name, variant in self.variants.items()
+            if (not only or name in only) and (variant.settings is None or setting in variant.settings)
+        ]
         # a second or so each
         for name in track(wanted, f"matching {measure}", transient=True, disable=measure is None or len(wanted) < 5):
             variant = self.variants[name]

@@ -66,6 +66,7 @@ class Payload:
             _log_to(folder.path / f"log-{rank}.txt")
         history = History(folder, self.submission, rank)
         try:
+            signals.listen()
             verify(root / "snapshots" / self.snapshot)
             history.start(self.snapshot)
             state = self._train(folder, mine.profile.cpus_per_task)
@@ -103,6 +104,8 @@ class Payload:
 
     def _stop(self, history: History, signals: _Signals, profile: Any) -> str:
         signals.ignore()
+        if history.rank:
+            sys.exit(0)  # the first process speaks for all
         reason = "stopped"
         if signals.first == signal.SIGUSR2:
             started = float(os.environ.get("METAMIXER_JOB_START", signals.began))
@@ -112,7 +115,7 @@ class Payload:
             refusal = f"after its {profile.continuations} continuations"
         requeue = reason != "stopped" and not refusal
         history.stop(reason, requeue=requeue)
-        if requeue and history.rank == 0:
+        if requeue:
             refusal = _requeue()
             if refusal:
                 history.stop(reason, refused=refusal)
@@ -123,7 +126,7 @@ class Payload:
 
 
 class _Signals:
-    """Which of SIGUSR2 and SIGTERM came first; until training handles them itself they end the payload."""
+    """Which of SIGUSR2 and SIGTERM came first; while training does not handle them itself they end the payload."""
 
     def __init__(self) -> None:
         self.began = time.time()
@@ -132,9 +135,12 @@ class _Signals:
         os.set_blocking(writer, False)
         # the number of every signal is written here, whoever handles it
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def listen(self) -> None:
+        """From here on a signal raises `Stopped`: at once, if SIGUSR2 came while it was blocked."""
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, self._handle)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})  # blocked since the process began
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 
     def _handle(self, number: int, frame: Any) -> None:
         self.ignore()

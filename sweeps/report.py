@@ -50,8 +50,8 @@ def print_plan(plan: Plan) -> None:
                 _macs(spent.macs),
                 " ".join(f"{number} {state}" for state, number in states.items()),
             )
-        for warning in config.warnings():
-            warned.setdefault(warning, name)
+            for warning in config.warnings():
+                warned.setdefault(warning, name)
     console.print(table)
     if len(variants) > ROWS:
         console.print(f"and {len(variants) - ROWS} more variants")

@@ -49,16 +49,16 @@ def chunks(hashes: Sequence[str], size: int, parallel: int) -> list[Chunk]:
 
 
 def submit(
-    root: Path, hashes: Sequence[str], grid: str, setting: str, profile: Profile, snapshot: str
+    root: Path, hashes: Sequence[str], grid: str, setting: str, profile: Profile, snapshot: str, array_size: int
 ) -> list[Submission]:
-    """Submit runs, whose folders exist; the launch lock is held.
+    """Submit runs, whose folders exist, `array_size` to an array at most; the launch lock is held.
 
     Returns:
         The records, one for each call of sbatch. If the last one has an error, SLURM refused it and what
         would have followed was not tried.
     """
     submitted = list[Submission]()
-    for chunk in chunks(hashes, scheduler.max_array_size(), profile.parallel):
+    for chunk in chunks(hashes, array_size, profile.parallel):
         submission = new_submission(
             grid=grid, setting=setting, snapshot=snapshot, profile=profile, hashes=chunk.hashes
         )

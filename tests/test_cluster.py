@@ -9,7 +9,9 @@ from collections import Counter
 import fake_slurm
 import pytest
 from small import RUN
+from typer.testing import CliRunner
 
+from launch import app
 from metamixer import ConfigError
 from metamixer.training.folder import RunFolder
 from sweeps import Grid, State, Variant, make_plan, scheduler
@@ -157,6 +159,8 @@ def test_status_never_hangs_and_never_writes(slurm, root, monkeypatch, capsys):
         assert ("runs' own files" in shown) == ("mute" in told or "broken" in told)
         assert content(root) == before
     assert "91.50" in shown and "1:01" in shown and "4/9" in shown
+    show_status(root, [], None, every=False, watch=0.01)  # ends, as nothing waits or runs
+    assert "1 done" in capsys.readouterr().out
 
 
 def test_status_reads_well_in_100_columns(slurm, root, monkeypatch, capsys):
@@ -239,6 +243,27 @@ def test_the_estimate_comes_from_finished_runs(root):
         (root / hash).mkdir(parents=True)
         RunFolder(root / hash).write("result.json", {"state": "done", "seconds": seconds})
     assert estimate_gpu_hours(root, hashes, 4, PROFILE) == 4 * 2 * 1.0
+
+
+def test_without_slurm_nothing_is_written(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="no scontrol on this machine"):
+        launch(root)
+    assert not root.exists()
+
+
+def test_debug_trains_in_this_process_and_other_clusters_are_refused(root, tmp_path):
+    (tmp_path / "tiny.py").write_text(
+        "'''Why?'''\nfrom small import RUN\nfrom sweeps import Grid, Variant\n"
+        "GRID = Grid(bases={'tiny': RUN}, base='gelu', variants={'gelu': Variant()}, seeds=(0,))\n"
+    )
+    arguments = ["run", str(tmp_path / "tiny.py"), "--runs", str(root), "--cluster"]
+    refused = CliRunner().invoke(app, [*arguments, "pbs"]).exception
+    assert isinstance(refused, ConfigError) and "local, debug or slurm" in str(refused) and not root.exists()
+    done = CliRunner().invoke(app, [*arguments, "debug"])
+    assert done.exception is None and "gelu" in done.output
+    result = json.loads(next(root.glob("*/result.json")).read_text())
+    assert result["state"] == "done" and not (root / "jobs").exists()
 
 
 @pytest.mark.parametrize(
