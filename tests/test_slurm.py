@@ -225,7 +225,8 @@ def test_a_grid_comes_through_a_preemption_a_kill_and_a_lost_node_bit_for_bit(ro
     try:
         until(lambda: all(starts(folder[job]) == 2 for job in lost))
     finally:
-        slurm("scontrol", "update", "NodeName=n2", "State=RESUME")
+        # it may have come back by itself, which this refuses
+        subprocess.run(["scontrol", "update", "NodeName=n2", "State=RESUME"], capture_output=True)
     until(lambda: not {State.QUEUED, State.RUNNING} & set(states(root).values()))
     assert Counter(states(root).values()) == {State.DONE: 5, State.INTERRUPTED: 1}
     launch("retry", "fashion", "--runs", root)
@@ -247,7 +248,8 @@ def test_requeued_without_warning_it_goes_on_from_its_checkpoint(grid, root, und
     launch("run", grid, *LONG, "--runs", root, *PROFILE)
     begun(root)
     pid = json.loads((run_folder(root) / "progress.json").read_text())["pid"]
-    os.kill(pid, signal.SIGSTOP)  # it can't answer the signals of the requeue
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: set(states(root).values()) == {State.INTERRUPTED})
     (submission,) = read_submissions(root)
     slurm("scontrol", "requeue", submission.job)
     until(all_done(root))

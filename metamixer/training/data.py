@@ -59,13 +59,15 @@ class Data:
         self.config, self.workers = config, workers
         self.seed = derive(seed, "data")
         self.broken: dict[str, str] = {}
-        self.test, whole = self._open("test")
-        self.test_indices = np.flatnonzero(whole)
         self.train: Any = None
         self.train_indices = self.val_indices = np.arange(0)
         self.steps = 0
         if recipe is not None:
-            self._open_train(recipe)
+            self.train, whole_train = self._open("train")
+        self.test, whole = self._open("test")
+        self.test_indices = np.flatnonzero(whole)
+        if recipe is not None:
+            self._split_train(recipe, whole_train)
         self._loader: _Loader | None = None
 
     def _open(self, split: str) -> tuple[Any, np.ndarray]:
@@ -80,9 +82,9 @@ class Data:
             raise ConfigError(f"data.eval_crop {config.eval_crop}: small images are evaluated whole, set it to 1.0")
         return found, whole
 
-    def _open_train(self, recipe: Recipe) -> None:
+    def _split_train(self, recipe: Recipe, whole: np.ndarray) -> None:
+        """Choose what is trained on and what is held out, of images of which `whole` can be decoded, (N,)."""
         config, self.recipe = self.config, recipe
-        self.train, whole = self._open("train")
         names, others = class_names(self.train), class_names(self.test)
         if names is not None and others is not None and names != others:
             name = sorted(set(names) ^ set(others))[0]
