@@ -323,7 +323,7 @@ def test_broken_images_in_memory_are_skipped_alike(folder, tmp_path):
     shutil.copytree(folder, root)
     break_images(root, *BROKEN)
     changes = streamed(root, **{"data.image_size": 32, "data.val_samples": 0})
-    with pytest.raises(ConfigError, match=r"validation/class1/1\.png: broken image .*skip_broken"):
+    with pytest.raises(ConfigError, match=r"train/class0/2\.png: broken image .*skip_broken"):
         data(changes)
     found = data({**changes, "data.skip_broken": True})
     whole = data({**changes, "data.root": str(folder)})
