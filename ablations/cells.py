@@ -1,7 +1,7 @@
 """Which cells of query-key × activation × coefficient-value work at all?
 
-Every combination of registered operations that fit each other, as the token mixer of one small network; a first
-screening with one seed, to be followed by a grid of the best with more. Operations of your own take part with
+Every combination of registered operations that fit each other, as the token mixer of the catalogue's network; a
+first screening with one seed, to be followed by a grid of the best with more. Operations of your own take part with
 `--module FILE`, where their parameters have defaults. The base is self-attention.
 
     python launch.py run cells
@@ -9,22 +9,20 @@ screening with one seed, to be followed by a grid of the best with more. Operati
 
 from itertools import product
 
-from metamixer.config import ConfigError, override
-from metamixer.ffnet import ffnet
+from ablations.catalogue import GRID as CATALOGUE
+from ablations.catalogue import MIXER
+from metamixer.config import ConfigError
 from metamixer.mixer import build_mixer, resolve_mixer
 from metamixer.operation import KEYED_LAYOUTS, REGISTRY, SLOTS, Site, Slot
-from metamixer.recipes import DIGITS, FASHION_MNIST, SMALL, SMALL_DIGITS
-from metamixer.training.config import RunConfig
 from sweeps import Grid, Variant
 
-MIXER = "model.stages.*.token_mixer"
-WIDTHS = (16, 32, 64, 128)
+WIDTH = next(iter(CATALOGUE.bases.values())).model.stages[0].width
 
 
 def slot(kind: Slot, name: str, keyed: bool = False) -> dict:
     """An operation with its defaults, as far as they fit a small network."""
     fields = REGISTRY[kind][name].Config.model_fields
-    fitting = {"expansion": 1.0, "head_dim": WIDTHS[0]} if kind == "query_key" and name != "token_linear" else {}
+    fitting = {"expansion": 1.0, "head_dim": WIDTH} if kind == "query_key" and name != "token_linear" else {}
     # scores of hundreds of keys are averaged, not added up
     fitting |= {"over_keys": True} if keyed else {}
     return {"name": name, **{key: value for key, value in fitting.items() if key in fields}}
@@ -42,7 +40,7 @@ def cells() -> dict[str, dict]:
             "coefficient_value": slot("coefficient_value", value),
         }
         try:
-            build_mixer(resolve_mixer(mixer), Site(WIDTHS[0], 4, 4))
+            build_mixer(resolve_mixer(mixer), Site(WIDTH, 4, 4))
             found[f"{key}-{activation}-{value}"] = mixer
         except ValueError as error:
             if isinstance(error, ConfigError) and "missing parameter" in str(error):
@@ -50,17 +48,8 @@ def cells() -> dict[str, dict]:
     return found
 
 
-MODEL = {"model.norm": "batch", "model.stages.*.channel_mixer": "ffn"}
-SHORT = {"data.train_samples": 2000, "recipe.ema": None}
-
-small = ffnet((1, 1, 2, 1), WIDTHS, stem_width=16, stem_stride=1)
-half = override(small, {"stem_stride": 2})
-
 GRID = Grid(
-    bases={
-        "digits": override(RunConfig(model=small, data=DIGITS, recipe=SMALL_DIGITS), MODEL),
-        "fashion-mnist": override(RunConfig(model=half, data=FASHION_MNIST, recipe=SMALL), MODEL | SHORT),
-    },
+    bases=CATALOGUE.bases,
     base="scaled_dot-softmax-matmul",
     variants={name: Variant(changes={MIXER: mixer}) for name, mixer in cells().items()},
     seeds=(0,),

@@ -22,7 +22,7 @@ from timm.models import reparameterize_model
 from torch import Tensor, nn
 
 from .config import ConfigError
-from .cost import Cost, count
+from .cost import Cost, count, readable
 from .deploy import coreml
 from .mixer import MetaMixer, MetaMixerConfig, accepts, build_mixer, makes, resolve_mixer
 from .operation import REGISTRY, SLOTS, OperationConfig, Site, Slot, operation_class, resolve
@@ -246,7 +246,7 @@ def _meta(subject: Subject) -> str:
 
 def _macs(subject: Subject) -> str:
     cost = cost_of(subject.config, subject.dim)
-    return f"{_number(cost.macs)} at {_by(COST_SIZE)}, {_number(cost.parameters)} parameters, folded"
+    return f"{readable(cost.macs)} at {_by(COST_SIZE)}, {readable(cost.parameters)} parameters, folded"
 
 
 def _layouts(subject: Subject) -> str:
@@ -342,7 +342,7 @@ def _cost_table(subject: Subject, name: str) -> Table:
     costs = compare(subject.dim) | {name: cost_of(subject.config, subject.dim)}
     for other, cost in sorted(costs.items(), key=lambda item: item[1].macs):
         style = "bold" if other == name else ""
-        table.add_row(f"→ {other}" if style else other, _number(cost.parameters), _number(cost.macs), style=style)
+        table.add_row(f"→ {other}" if style else other, readable(cost.parameters), readable(cost.macs), style=style)
     return table
 
 
@@ -399,13 +399,6 @@ def _holds(preset: str, slot: Slot, name: str) -> bool:
 
 def _by(shape: Any) -> str:
     return "×".join(str(side) for side in shape)
-
-
-def _number(value: float) -> str:
-    for scale, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= scale:
-            return f"{value / scale:.3g}{letter}" if value < 100 * scale else f"{value / scale:.0f}{letter}"
-    return f"{value:g}"
 
 
 def _escaped(text: str) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from .cost import Cost, by_layer, total
+from .cost import Cost, by_layer, readable, total
 from .mixer import MetaMixer
 from .networks import Network
 from .operation import SLOTS
@@ -113,17 +113,10 @@ def _table(heading: str, rows: dict[str, Cost], whole: Cost) -> Table:
 
 def _cells(cost: Cost, whole: Cost) -> list[str]:
     return [
-        _number(cost.parameters),
-        _number(cost.macs),
+        readable(cost.parameters, 4),
+        readable(cost.macs, 4),
         f"{100 * cost.macs / max(whole.macs, 1):.1f}",
-        _number(cost.activations),
+        readable(cost.activations, 4),
         f"{cost.bytes(BITS) / 1e6:.2f}",
         f"{cost.intensity(BITS):.1f}",
     ]
-
-
-def _number(value: float) -> str:
-    for scale, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= scale:
-            return f"{value / scale:#.4g}{letter}"
-    return f"{value:g}"

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from rich.progress import track
 
 from metamixer.config import Config, ConfigError, digest_of, override
+from metamixer.modules import load_module
 from metamixer.training.config import RunConfig, UserModule
 
 from .match import Measure, matched
@@ -158,7 +159,8 @@ def grid_questions() -> dict[str, str]:
 def load_grid(name: str, more_modules: Sequence[str] = ()) -> LoadedGrid:
     """A grid by the name of its file in `ablations`, or by the path of a file anywhere.
 
-    `more_modules` are added to the grid's own; a relative path is taken from the grid's folder.
+    `more_modules`, absolute paths or dotted names, are loaded first and added to the grid's own, whose relative paths
+    are taken from the grid's folder.
 
     Raises:
         ConfigError: no such grid, or a file that does not make one; the line says where.
@@ -166,6 +168,8 @@ def load_grid(name: str, more_modules: Sequence[str] = ()) -> LoadedGrid:
     path = Path(name) if name.endswith(".py") else GRIDS / f"{name}.py"
     if not path.is_file() or path.stem == "__init__":
         raise ConfigError(f"no grid {name!r}; there are {', '.join(grid_questions())}, or give a file's path")
+    for source in more_modules:
+        load_module(source)  # before the grid's file, which may be made from what is registered
     try:
         grid = runpy.run_path(str(path)).get("GRID")
     except Exception as error:

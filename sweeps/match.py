@@ -55,7 +55,7 @@ def matched(config: RunConfig, base: RunConfig, measure: Measure) -> RunConfig:
     if abs(off) > TOLERANCE:
         raise ConfigError(
             f"no width brings its {measure} within {TOLERANCE:.0%} of the base's: the nearest is "
-            f"{width} channels in stage 1, {off:+.1%}; take a wider base, smaller heads, or match=null"
+            f"{width} channels in stage 1, {off:+.1%}; take a wider base or smaller heads, or do not match"
         )
     return found
 
@@ -83,7 +83,10 @@ def _fitting(config: RunConfig, start: int) -> list[int]:
     step = _step(config)
     for wanted in (start, 0.6 * start, 1.4 * start):
         nearest = sorted(range(step, 3 * start, step), key=lambda width: abs(width - wanted))
-        found += [next(w for w in nearest if w not in found and _builds(_scaled(config, w, 1.0)))]
+        width = next((w for w in nearest if w not in found and _builds(_scaled(config, w, 1.0))), None)
+        if width is None:
+            raise ConfigError(f"too few widths near {start} channels in stage 1 can be built: take a wider base")
+        found.append(width)
     return found
 
 

@@ -1,5 +1,7 @@
 """A run so small that it trains in a second, with every ingredient of the full recipe switched on."""
 
+from pathlib import Path
+
 from metamixer import override
 from metamixer.ffnet import ffnet
 from metamixer.recipes import DIGITS, SMALL_DIGITS
@@ -23,4 +25,32 @@ RUN = override(
         "recipe.ema": 0.9,
     },
 )
+# changes for a folder of images in three classes, read one at a time
+FOLDER = {
+    "data.name": "folder",
+    "data.channels": 3,
+    "data.mean": [0.5, 0.4, 0.3],
+    "data.std": [0.2, 0.3, 0.4],
+    "data.num_classes": 3,
+    "data.train_samples": None,
+    "recipe.batch_size": 8,
+}
 STEPS = 3 * 160 // 32
+GRID = """
+'''Does the activation matter?'''
+import sys
+sys.path.insert(0, "TESTS")
+from small import RUN
+from sweeps import Grid, Variant
+KEY = "model.stages.*.token_mixer.activation"
+GRID = Grid(bases={"tiny": RUN}, base="gelu", seeds=(0, 1),
+            variants={"gelu": Variant(), "relu": Variant(changes={KEY: "relu"}),
+                      "diverging": Variant(changes={"recipe.lr": 1e30})})
+"""
+
+
+def write_grid(folder: Path) -> Path:
+    """A grid's file: two activations, and a run that diverges."""
+    path = folder / "tiny.py"
+    path.write_text(GRID.replace("TESTS", str(Path(__file__).parent)))
+    return path

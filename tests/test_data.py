@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from small import RUN
+from small import FOLDER, RUN
 from timm.data import create_transform
 from timm.data.readers.reader_image_folder import find_images_and_targets
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
@@ -45,16 +45,10 @@ def folder(tmp_path_factory):
 
 def streamed(folder, **changes):
     return {
-        "data.name": "folder",
+        **FOLDER,
         "data.root": str(folder),
         "data.image_size": 80,
-        "data.channels": 3,
-        "data.mean": [0.5, 0.4, 0.3],
-        "data.std": [0.2, 0.3, 0.4],
-        "data.num_classes": 3,
-        "data.train_samples": None,
         "data.val_samples": 4,
-        "recipe.batch_size": 8,
         **changes,
     }
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -13,24 +12,6 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-GRID = '''
-"""Does the activation matter?"""
-import sys
-sys.path.insert(0, "TESTS")
-from small import RUN
-from sweeps import Grid, Variant
-KEY = "model.stages.*.token_mixer.activation"
-GRID = Grid(bases={"tiny": RUN}, base="gelu", seeds=(0, 1),
-            variants={"gelu": Variant(), "relu": Variant(changes={KEY: "relu"}),
-                      "diverging": Variant(changes={"recipe.lr": 1e30})})
-'''
-
-
-@pytest.fixture
-def grid(tmp_path):
-    path = tmp_path / "tiny.py"
-    path.write_text(textwrap.dedent(GRID).replace("TESTS", str(ROOT / "tests")))
-    return path
 
 
 def launch(*arguments, code=0, **kwargs):
@@ -123,13 +104,12 @@ def test_a_killed_worker_is_reported_and_the_others_go_on(grid, tmp_path):
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 4
 
 
-def test_an_operation_of_ones_own_runs_from_its_file(tmp_path):
+def test_an_operation_of_ones_own_runs_from_its_file(grid, tmp_path):
     (tmp_path / "my_op.py").write_text(
         "from metamixer import Activation, register\n\n@register\nclass Sine(Activation):\n"
         "    name = 'sine'\n    def forward(self, scores):\n        return scores.sin()\n"
     )
-    text = textwrap.dedent(GRID).replace("TESTS", str(ROOT / "tests")).replace('KEY: "relu"', 'KEY: "sine"')
-    (tmp_path / "mine.py").write_text(text)
+    (tmp_path / "mine.py").write_text(grid.read_text().replace('KEY: "relu"', 'KEY: "sine"'))
     arguments = ["run", tmp_path / "mine.py", "--only", "relu", "--seeds", "0", "--runs", tmp_path / "runs"]
     assert "no activation operation 'sine'" in launch(*arguments, code=2).stderr
     assert "top-1" in launch(*arguments, "--module", tmp_path / "my_op.py").stdout

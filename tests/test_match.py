@@ -1,6 +1,7 @@
 """Iso-cost: matched variants cost what the base costs and differ in nothing but widths; the grid of open cells."""
 
 import runpy
+import textwrap
 
 import pytest
 import torch
@@ -9,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metamixer import ConfigError, differences, override
 from metamixer.mixer import build_mixer, resolve_mixer
-from metamixer.operation import REGISTRY, Activation, Site, register
+from metamixer.operation import REGISTRY, Site
 from metamixer.presets import preset
 from sweeps import Grid, Variant, make_plan
-from sweeps.grid import LoadedGrid
+from sweeps.grid import LoadedGrid, load_grid
 from sweeps.match import matched
 
 MIXER = "model.stages.*.token_mixer"
@@ -82,6 +83,12 @@ def test_a_match_that_cannot_be_had_says_how_near_it_came():
         matched(coarse, RUN, "macs")
 
 
+def test_a_network_too_narrow_to_be_scaled_is_refused():
+    narrow = override(RUN, {"model.stages.*.width": 1, MIXER: "identity"})
+    with pytest.raises(ConfigError, match="too few widths near 1 channels"):
+        matched(narrow, RUN, "macs")
+
+
 def test_matching_is_an_option_of_every_grid(tmp_path):
     variants = {"ffnified": Variant(), "mambaout": Variant(changes={MIXER: "mambaout"})}
     plain = Grid(bases={"tiny": RUN}, base="ffnified", variants=variants)
@@ -123,18 +130,22 @@ def test_the_grid_of_cells_holds_whatever_fits_and_all_of_it_works():
         assert y.shape == x.shape and torch.isfinite(x.grad).all(), name
 
 
-def test_an_operation_of_the_users_own_takes_part_in_the_cells():
+def test_an_operation_of_the_users_own_takes_part_in_the_cells(tmp_path):
     before = cells()
+    (tmp_path / "my_op.py").write_text(
+        textwrap.dedent("""
+        from metamixer import Activation, register
 
-    @register
-    class Cube(Activation):
-        name = "cube_for_cells"
+        @register
+        class Cube(Activation):
+            name = "cube_for_cells"
 
-        def forward(self, scores):
-            return scores**3
-
+            def forward(self, scores):
+                return scores**3
+        """)
+    )
     try:
-        added = cells().keys() - before.keys()
+        added = load_grid("cells", [str(tmp_path / "my_op.py")]).grid.variants.keys() - before.keys()
     finally:
         del REGISTRY["activation"]["cube_for_cells"]
     assert "depthwise-cube_for_cells-depthwise" in added and all("-cube_for_cells-" in name for name in added)

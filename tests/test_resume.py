@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from small import RUN
+from small import FOLDER, RUN
 from test_training import Killed, at_steps, outcome, same
 
 from metamixer import ConfigError, override
@@ -41,16 +41,10 @@ def config(tmp_path_factory):
         RUN,
         {
             "model.stem_stride": 4,
-            "data.name": "folder",
+            **FOLDER,
             "data.root": str(root),
             "data.image_size": 72,
-            "data.channels": 3,
-            "data.mean": [0.5, 0.4, 0.3],
-            "data.std": [0.2, 0.3, 0.4],
-            "data.num_classes": 3,
-            "data.train_samples": None,
             "data.val_samples": 9,
-            "recipe.batch_size": 8,
             "recipe.micro_batch": 4,
             "recipe.weight_decay_end": 0.005,
         },

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import write_grid
 from typer.testing import CliRunner
 
 from launch import app
@@ -31,17 +32,6 @@ pytestmark = [
     pytest.mark.skipif(not IS_OURS, reason='no SLURM of .ci/slurm: eval "$(.ci/slurm start)" starts one'),
     pytest.mark.timeout(1800),  # minutes where it has two cores to itself
 ]
-GRID = """
-'''Does the activation matter?'''
-import sys
-sys.path.insert(0, "TESTS")
-from small import RUN
-from sweeps import Grid, Variant
-KEY = "model.stages.*.token_mixer.activation"
-GRID = Grid(bases={"tiny": RUN}, base="gelu", seeds=(0, 1),
-            variants={"gelu": Variant(), "relu": Variant(changes={KEY: "relu"}),
-                      "diverging": Variant(changes={"recipe.lr": 1e30})})
-"""
 FASHION = """
 '''Does the activation matter?'''
 import sys
@@ -59,13 +49,6 @@ GRID = Grid(bases={"fashion": BASE}, base="gelu", seeds=(0, 1),
 LONG = ("--only", "gelu", "--seeds", "0", "--set", "recipe.epochs=60")  # long enough to be met while it trains
 PROFILE = ("--cluster", "slurm", "--profile", "cpu", "--resource", "cpus_per_task=1", "--resource", "memory_gb=2",
            "--resource", "minutes=60")  # fmt: skip
-
-
-@pytest.fixture
-def grid(tmp_path):
-    path = tmp_path / "tiny.py"
-    path.write_text(textwrap.dedent(GRID).replace("TESTS", str(ROOT / "tests")))
-    return path
 
 
 @pytest.fixture
@@ -136,8 +119,7 @@ def figures(folder):
 def undisturbed(tmp_path_factory):
     """The figures of the long run, trained here without SLURM."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "tiny.py").write_text(textwrap.dedent(GRID).replace("TESTS", str(ROOT / "tests")))
-    launch("run", folder / "tiny.py", *LONG, "--runs", folder / "runs")
+    launch("run", write_grid(folder), *LONG, "--runs", folder / "runs")
     return figures(run_folder(folder / "runs"))
 
 
