@@ -4,94 +4,34 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
-app = typer.Typer(
-    help="Swap a slot of a MetaMixer, train the variants, see what it bought.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+from sweeps.commands import (
+    Changes,
+    DataName,
+    DataWorkers,
+    Device,
+    GridName,
+    Match,
+    MaxAttempts,
+    MaxHours,
+    Modules,
+    Only,
+    Overrides,
+    ProfileFile,
+    ProfileName,
+    Resolution,
+    Resources,
+    RunName,
+    Runs,
+    Seeds,
+    app,
+    changes_of,
+    plan_of,
+    profile_of,
 )
-
-GridName = Annotated[str, typer.Argument(help="A grid in ablations/, or the path of a grid's file.")]
-DataName = Annotated[
-    Optional[str], typer.Option("--data", help="Which of the grid's settings; its first one if not given.")
-]
-Overrides = Annotated[
-    Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the base of the grid, e.g. recipe.epochs=3.")
-]
-Seeds = Annotated[Optional[str], typer.Option(help="Seeds, separated by commas; the grid's own if not given.")]
-Only = Annotated[Optional[str], typer.Option(help="These variants alone, separated by commas.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
-Match = Annotated[
-    Optional[str],
-    typer.Option(help="Scale the variants' widths until they have the base's macs or params; none: leave them alone."),
-]
-Modules = Annotated[
-    Optional[list[str]], typer.Option("--module", help="File or dotted module that registers operations of your own.")
-]
-
-Targets = Annotated[
-    Optional[list[str]], typer.Argument(help="Grids, beginnings of run hashes, or variants; everything if not given.")
-]
-ProfileName = Annotated[Optional[str], typer.Option("--profile", help="Profile of the jobs; `default` if not given.")]
-ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of profiles; slurm.toml if not given.")]
-Resources = Annotated[
-    Optional[list[str]], typer.Option("--resource", help="KEY=VALUE changed in the profile, e.g. minutes=600.")
-]
-RunName = Annotated[str, typer.Argument(help="A recipe (`launch.py recipes`), or the config.json of a run.")]
-Changes = Annotated[
-    Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the run, e.g. data.root=/data/imagenet.")
-]
-DataWorkers = Annotated[
-    Optional[int], typer.Option("--workers", min=0, help="Data workers of each process; by the cores if not given.")
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
-Resolution = Annotated[
-    Optional[int], typer.Option(help="Width of the images in pixels; the network's own if not given.")
-]
-MaxAttempts = Annotated[int, typer.Option(min=1, help="Submissions that one run may have.")]
-MaxHours = Annotated[Optional[float], typer.Option(help="Refuse to submit what may take more GPU-hours than this.")]
-
-
-@app.command("list")
-def list_grids() -> None:
-    """The grids and the questions that they ask."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from sweeps.grid import grid_questions
-
-    table = Table("grid", "question", box=None, pad_edge=False)
-    for name, question in grid_questions().items():
-        table.add_row(name, question)
-    Console().print(table)
-
-
-@app.command()
-def plan(
-    grid: GridName,
-    data: DataName = None,
-    set: Overrides = None,
-    seeds: Seeds = None,
-    only: Only = None,
-    runs: Runs = Path("runs"),
-    match: Match = None,
-    module: Modules = None,
-    profile: ProfileName = None,
-    profiles: ProfileFile = None,
-    resource: Resources = None,
-) -> None:
-    """What a grid would run: its variants, what differs, what they cost, what is done. Writes nothing."""
-    from sweeps.cluster import show_hours
-    from sweeps.report import print_plan
-
-    planned = _plan(grid, data, set, seeds, only, runs, match, module)
-    print_plan(planned)
-    show_hours(planned, _profile(profile, profiles, resource))
 
 
 @app.command()
@@ -124,12 +64,12 @@ def run(
 
     if cluster not in ("local", "debug", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")
-    planned = _plan(grid, data, set, seeds, only, runs, match, module)
+    planned = plan_of(grid, data, set, seeds, only, runs, match, module)
     print_plan(planned)
     if cluster == "slurm":
         from sweeps.cluster import launch_plan
 
-        if not launch_plan(planned, _profile(profile, profiles, resource), retry, max_attempts, max_gpu_hours):
+        if not launch_plan(planned, profile_of(profile, profiles, resource), retry, max_attempts, max_gpu_hours):
             raise typer.Exit(1)
         return
     complete = run_with_progress(planned, workers, device, retry, debug=cluster == "debug")
@@ -155,68 +95,6 @@ def collect(
 
 
 @app.command()
-def status(
-    targets: Targets = None,
-    data: DataName = None,
-    runs: Runs = Path("runs"),
-    every: Annotated[bool, typer.Option("--all", help="A row for every run, however many.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay, and show it anew every few seconds.")] = False,
-) -> None:
-    """Where runs stand: state, epoch, top-1 so far, node, time, log. Writes nothing."""
-    from sweeps.follow import show_status
-
-    show_status(runs, targets or [], data, every, watch=5.0 if watch else None)
-
-
-@app.command()
-def logs(
-    targets: Annotated[list[str], typer.Argument(help="Grids, beginnings of run hashes, or variants.")],
-    data: DataName = None,
-    runs: Runs = Path("runs"),
-    lines: Annotated[int, typer.Option(min=1, help="Lines of each log, counted from its end.")] = 30,
-) -> None:
-    """The end of each run's log."""
-    from sweeps.follow import show_logs
-
-    show_logs(runs, targets, data, lines)
-
-
-@app.command()
-def cancel(
-    targets: Annotated[list[str], typer.Argument(help="Grids, beginnings of run hashes, or variants.")],
-    data: DataName = None,
-    runs: Runs = Path("runs"),
-) -> None:
-    """Cancel the SLURM jobs of runs that wait or run; what they have trained stays."""
-    from sweeps.follow import cancel as cancel_runs
-
-    for line in cancel_runs(runs, targets, data):
-        print(line)
-
-
-@app.command()
-def retry(
-    targets: Targets = None,
-    data: DataName = None,
-    runs: Runs = Path("runs"),
-    profile: ProfileName = None,
-    profiles: ProfileFile = None,
-    resource: Resources = None,
-    max_attempts: MaxAttempts = 3,
-    max_gpu_hours: MaxHours = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
-) -> None:
-    """Submit failed and interrupted runs again, as they were submitted last unless a profile is given."""
-    from metamixer.config import parse_assignment
-    from sweeps.cluster import retry as retry_runs
-
-    chosen = _profile(profile, profiles, resource) if profile or profiles else None
-    changes = {} if chosen else dict(parse_assignment(text) for text in resource or [])
-    if not retry_runs(runs, targets or [], data, chosen, changes, max_attempts, max_gpu_hours, dry_run):
-        raise typer.Exit(1)
-
-
-@app.command()
 def recipes() -> None:
     """Runs by name: what each trains, the accuracy to expect, and its source."""
     from sweeps.single import print_recipes
@@ -238,7 +116,7 @@ def train(
     """Train one run, or go on with it; under torchrun or srun on several GPUs."""
     from sweeps.single import configured_run, train_one
 
-    if not train_one(configured_run(name, _changes(set), runs), runs, device, workers, teacher_cache):
+    if not train_one(configured_run(name, changes_of(set), runs), runs, device, workers, teacher_cache):
         raise typer.Exit(1)
 
 
@@ -264,7 +142,7 @@ def evaluate(
     from metamixer.recipes import IMAGENET
     from sweeps.single import print_scores
 
-    changes = {"data.root": data, **_changes(set)} if data else _changes(set)
+    changes = {"data.root": data, **changes_of(set)} if data else changes_of(set)
     foreign = [key for key in changes if not key.startswith("data.")]
     if foreign:
         raise ConfigError(f"--set {foreign[0]}: an evaluation has keys of data only, e.g. data.image_size=384")
@@ -283,7 +161,7 @@ def profile(
     """Where the time of a training step goes, and how much memory it takes."""
     from sweeps.single import configured_run, profile_one
 
-    profile_one(configured_run(name, _changes(set), runs), device, workers)
+    profile_one(configured_run(name, changes_of(set), runs), device, workers)
 
 
 @app.command()
@@ -347,40 +225,6 @@ def export(
     print(f"{written.path}: {written.size / 1e6:.2f} MB")
     for line in written.checks:
         print(line)
-
-
-def _changes(assignments: Optional[list[str]]) -> dict[str, Any]:
-    from metamixer.config import parse_assignment
-
-    return dict(parse_assignment(text) for text in assignments or [])
-
-
-def _plan(grid, data, set, seeds, only, runs, match, modules):  # type: ignore[no-untyped-def]
-    from metamixer.config import ConfigError, parse_assignment
-    from sweeps import load_grid, make_plan
-
-    try:
-        numbers = [int(seed) for seed in seeds.split(",")] if seeds else None
-    except ValueError:
-        raise ConfigError(f"--seeds {seeds!r}: give whole numbers separated by commas, e.g. 0,1,2") from None
-    if match not in (None, "none", "macs", "params"):
-        raise ConfigError(f"--match {match!r}: macs, params or none")
-    return make_plan(
-        load_grid(grid, [str(Path(m).resolve()) if m.endswith(".py") else m for m in modules or []]),
-        runs,
-        data,
-        dict(parse_assignment(text) for text in set or []),
-        numbers,
-        only.split(",") if only else None,
-        match,
-    )
-
-
-def _profile(name, file, resources):  # type: ignore[no-untyped-def]
-    from metamixer.config import parse_assignment
-    from sweeps.profiles import load_profile
-
-    return load_profile(name or "default", file, dict(parse_assignment(text) for text in resources or []))
 
 
 def _collect(root: Path, grid: str, setting: Optional[str]) -> None:

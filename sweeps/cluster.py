@@ -116,9 +116,7 @@ def show_hours(plan: Plan, profile: Profile) -> None:
     )
 
 
-def launch_plan(
-    plan: Plan, profile: Profile, retry: bool, max_attempts: int, max_gpu_hours: float | None
-) -> bool:
+def launch_plan(plan: Plan, profile: Profile, retry: bool, max_attempts: int, max_gpu_hours: float | None) -> bool:
     """Submit what a plan misses and say so; returns whether SLURM took all of it."""
     check_budget(profile, len(plan.missing(retry)), max_gpu_hours)
     size = scheduler.max_array_size()  # fails where there is no SLURM, before anything is written

@@ -203,4 +203,3 @@ def cancel(root: Path, targets: Sequence[str], data: str | None) -> list[str]:
     if len(active) > len(numbers):
         lines.append(f"{len(active) - len(numbers)} runs are trained outside SLURM; stop their launch where it runs")
     return lines
-

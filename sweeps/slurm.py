@@ -59,9 +59,7 @@ def submit(
     """
     submitted = list[Submission]()
     for chunk in chunks(hashes, array_size, profile.parallel):
-        submission = new_submission(
-            grid=grid, setting=setting, snapshot=snapshot, profile=profile, hashes=chunk.hashes
-        )
+        submission = new_submission(grid=grid, setting=setting, snapshot=snapshot, profile=profile, hashes=chunk.hashes)
         record(root, submission)
         after = submitted[chunk.after].job if chunk.after is not None else None
         try:

@@ -86,9 +86,7 @@ def _with_jobs(submissions: list[Submission]) -> tuple[list[Submission], str]:
     for submission in submissions:
         if submission.job is None and submission.error is None:
             try:
-                submission = submission.model_copy(
-                    update={"job": scheduler.find(submission.id, submission.time)}
-                )
+                submission = submission.model_copy(update={"job": scheduler.find(submission.id, submission.time)})
             except ConfigError as error:
                 problem = str(error)
         found.append(submission)

@@ -102,9 +102,7 @@ def test_op_equals_timm(kind: str, name: str, function: Callable, limits: Any, s
     arguments = (draw.integers if isinstance(low, int) else draw.uniform)(low, high, len(images))
     kwargs = {"fillcolor": fill, "resample": Image.Resampling.BICUBIC}
     pairs = zip(images, arguments.tolist(), strict=True)
-    expected = torch.stack(
-        [from_pillow(function(to_pillow(x), *([a] if limits else []), **kwargs)) for x, a in pairs]
-    )
+    expected = torch.stack([from_pillow(function(to_pillow(x), *([a] if limits else []), **kwargs)) for x, a in pairs])
     result = images.clone()
     ops = np.full(len(images), OP_NAMES.index(name))
     apply_ops(result, ops, arguments.astype(np.float64), torch.tensor(fill, dtype=torch.uint8))
@@ -123,9 +121,7 @@ def test_op_handles_constant_and_two_level_images(name: str) -> None:
     expected = torch.stack(
         [from_pillow(function(to_pillow(x), *([argument] if limits else []), **kwargs)) for x in images]
     )
-    apply_ops(
-        images, np.full(4, OP_NAMES.index(name)), np.full(4, float(argument)), torch.full((3,), 9).byte()
-    )
+    apply_ops(images, np.full(4, OP_NAMES.index(name)), np.full(4, float(argument)), torch.full((3,), 9).byte())
     assert (images.int() - expected.int()).abs().max() <= 1
     torch.testing.assert_close(images[:2], expected[:2], rtol=0, atol=0)  # flat areas are exact
 
@@ -324,9 +320,7 @@ def test_pipeline_has_the_moments_of_timm(kind: str, changes: dict[str, object])
     for epoch in range(repeats):
         ours = batch_augment(images, epoch, np.arange(len(images)))
         theirs = torch.stack([transform(to_pillow(image)) for image in images])
-        pair = [
-            (x.mean((1, 2, 3)), x.var((1, 2, 3)), x.diff(dim=3).abs().mean((1, 2, 3))) for x in (ours, theirs)
-        ]
+        pair = [(x.mean((1, 2, 3)), x.var((1, 2, 3)), x.diff(dim=3).abs().mean((1, 2, 3))) for x in (ours, theirs)]
         moments.append(tuple(a - b for a, b in zip(*pair, strict=True)))
     for difference in zip(*moments, strict=True):  # paired by image: mean, variance, roughness
         values = torch.cat(difference).numpy()

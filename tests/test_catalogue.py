@@ -165,9 +165,7 @@ def _(mixer, x):
 
 @reference("linear_attention")
 def _(mixer, x):
-    timm = efficientvit_mit.LiteMLA(
-        DIM, DIM, dim=HEAD, scales=(), use_bias=True, norm_layer=(None, None)
-    ).double()
+    timm = efficientvit_mit.LiteMLA(DIM, DIM, dim=HEAD, scales=(), use_bias=True, norm_layer=(None, None)).double()
     layers = (mixer.query.proj, mixer.query_key.key, mixer.coefficient_value.value)
     # timm keeps q, k and v of a head together
     for what in ("weight", "bias"):
@@ -344,9 +342,7 @@ def _(mixer, x):
 
 @reference("gmlp")
 def _(mixer, x):
-    gate = partial(
-        SpatialGatingUnit, seq_len=x.shape[2] * x.shape[3], norm_layer=partial(nn.LayerNorm, eps=1e-6)
-    )
+    gate = partial(SpatialGatingUnit, seq_len=x.shape[2] * x.shape[3], norm_layer=partial(nn.LayerNorm, eps=1e-6))
     timm = GatedMlp(DIM, 6 * DIM, gate_layer=gate).double()
     copy(timm.fc1, mixer.coefficient_value.value, mixer.query.proj)
     timm.gate.norm.load_state_dict(mixer.query.ending[1].state_dict())

@@ -84,9 +84,7 @@ def shipped(slot):
 
 def fits(key, activation, value):
     layout = makes(resolve("query_key", key))
-    return layout in accepts(resolve("activation", activation)) and layout == takes(
-        resolve("coefficient_value", value)
-    )
+    return layout in accepts(resolve("activation", activation)) and layout == takes(resolve("coefficient_value", value))
 
 
 def triples(**variants):

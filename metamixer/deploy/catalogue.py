@@ -1,6 +1,6 @@
 """A table for docs/deployment.md: every mixer of the catalogue in every format, or what stands in its way.
 
-    python -m metamixer.deploy.catalogue docs/deployment.md    # writes it between the file's marks
+python -m metamixer.deploy.catalogue docs/deployment.md    # writes it between the file's marks
 """
 
 import sys
