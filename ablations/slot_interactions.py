@@ -1,0 +1,54 @@
+"""Is a mixer more than the sum of its slots?
+
+Every cell of query-key × activation × coefficient-value for operations that hand on a map, in three seeds: a full
+factorial, so that what a slot buys on average parts from what it buys only beside certain others. The channel mixer is
+the plain FFN, so that tokens are mixed nowhere else but in the stem and between the stages; a normalisation stands in
+front of every mixer, so that no slot needs one of its own. Widths are scaled until each cell has the multiply-adds of
+the base, FFNified attention's cell.
+
+    python launch.py run slot_interactions --data fashion-mnist   # 108 runs, about 25 s of one core each
+"""
+
+from itertools import product
+
+from ablations.catalogue import MIXER, MODEL, half, small
+from metamixer.config import override
+from metamixer.recipes import DIGITS, FASHION_MNIST, SMALL, SMALL_DIGITS
+from metamixer.training.config import RunConfig
+from sweeps import Grid, Variant
+
+KEYS = {
+    "linear": {"name": "linear", "expansion": 1.0},
+    "depthwise3": {"name": "depthwise", "kernel_size": 3},
+    "depthwise7": {"name": "depthwise", "kernel_size": 7},
+    "token_linear": {"name": "token_linear"},
+}
+ACTIVATIONS = ("identity", "relu", "gelu")
+VALUES = {
+    "linear": {"name": "linear"},
+    "depthwise7": {"name": "depthwise", "kernel_size": 7},
+    "hadamard": {"name": "hadamard"},
+}
+# a screening: as short as the catalogue's, too short for an average of the weights
+SHORT = {"data.train_samples": 5000, "recipe.epochs": 4, "recipe.ema": None}
+
+
+def cell(key: str, activation: str, value: str) -> Variant:
+    mixer = {
+        "query": "linear",
+        "query_key": KEYS[key],
+        "activation": activation,
+        "coefficient_value": VALUES[value],
+    }
+    return Variant(changes={MIXER: mixer})
+
+
+GRID = Grid(
+    bases={
+        "digits": override(RunConfig(model=small, data=DIGITS, recipe=SMALL_DIGITS), MODEL),
+        "fashion-mnist": override(RunConfig(model=half, data=FASHION_MNIST, recipe=SMALL), MODEL | SHORT),
+    },
+    base="depthwise7-gelu-depthwise7",
+    match="macs",
+    variants={"-".join(cells): cell(*cells) for cells in product(KEYS, ACTIVATIONS, VALUES)},
+)
