@@ -227,6 +227,27 @@ def export(
         print(line)
 
 
+@app.command()
+def ship(
+    grids: Annotated[list[str], typer.Argument(help="Grids that have finished runs.")],
+    data: DataName = None,
+    runs: Runs = Path("runs"),
+    out: Annotated[Path, typer.Option(help="The folder for the packs.")] = Path("notebooks/results"),
+    weights: Annotated[
+        Optional[str], typer.Option(help="Variants whose weights go along, separated by commas: for notebook 07.")
+    ] = None,
+) -> None:
+    """Pack the finished runs of grids, without checkpoints, into a file each that the notebooks open."""
+    from analysis.frame import load
+    from analysis.results import pack
+
+    for name in grids:
+        grid = Path(name).stem
+        for setting in dict.fromkeys(load(runs, grid, data)["data"]):
+            path = pack(runs, grid, setting, out, weights.split(",") if weights else ())
+            print(f"{path}: {path.stat().st_size / 1000:.0f} KB")
+
+
 def _collect(root: Path, grid: str, setting: Optional[str]) -> None:
     from rich.console import Console
 

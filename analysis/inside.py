@@ -1,0 +1,211 @@
+"""What a mixer looks at, and how far: receptive fields, coefficients and costs of the networks of finished runs.
+
+The only module of the package that builds networks, and so loads torch; `plots.inside` shows what it finds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from metamixer.config import ConfigError
+from metamixer.cost import by_layer
+from metamixer.cost_table import by_slot
+from metamixer.mixer import MetaMixer
+from metamixer.networks import Network, find_network
+from metamixer.operation import Layout
+from metamixer.training.checkpoint import LAST, load_weights
+from metamixer.training.data import Data
+
+from .frame import each
+
+WEIGHTS = "weights.npz"  # what a pack of `results` keeps of a checkpoint
+SMALLEST_MAP = 7  # a centre needs some map around it
+
+
+@dataclass(frozen=True)
+class Inside:
+    """The network of a run, in eval mode, and what its weights are: `trained`, or as they were drawn."""
+
+    name: str
+    network: Network
+    trained: bool
+
+    @property
+    def model(self) -> nn.Module:
+        return self.network.model
+
+
+def network(folder: str | Path, name: str = "") -> Inside:
+    """The network of a run's folder with its reported weights; where they are not kept, untrained.
+
+    Raises:
+        ConfigError: no run there, or weights that do not fit.
+    """
+    folder = Path(folder)
+    if (folder / LAST).is_file() and (folder / "result.json").is_file():
+        return Inside(name or folder.name, find_network(str(folder), trained=True), True)
+    found = find_network(str(folder))
+    if not (folder / WEIGHTS).is_file():
+        return Inside(name or folder.name, found, False)
+    state = found.model.state_dict()
+    with np.load(folder / WEIGHTS) as arrays:
+        state |= {key: torch.from_numpy(arrays[key].astype(np.float32)) for key in arrays.files}
+    load_weights(found.model, state, str(folder / WEIGHTS))
+    return Inside(name or folder.name, found, True)
+
+
+def networks(root: str | Path, runs: pd.DataFrame, variants: Iterable[str] = ()) -> list[Inside]:
+    """A network of each variant, or of those named: of a run whose weights are kept, if any, else its first.
+
+    Raises:
+        ValueError: no such variant.
+    """
+    chosen = list(variants) or list(dict.fromkeys(runs["variant"]))
+    found = []
+    for variant in chosen:
+        rows = runs[runs["variant"] == variant]
+        if not len(rows):
+            raise ValueError(
+                f"no variant {variant!r} in these runs; there are {', '.join(dict.fromkeys(runs['variant']))}"
+            )
+        folders = [Path(root) / row.hash for row in each(rows)]
+        there = [folder for folder in folders if (folder / "config.json").is_file()]
+        kept = [folder for folder in there if (folder / WEIGHTS).is_file() or (folder / LAST).is_file()]
+        if there:
+            found.append(network((kept or there)[0], variant))
+    return found
+
+
+def images(inside: Inside, count: int = 64) -> tuple[Tensor, str]:
+    """The first test images of a run's data set, normalised, (B, C, H, W), and what they are.
+
+    Where the data set is not on this machine they are normal noise, as wide as normalised images.
+    """
+    assert inside.network.data is not None
+    try:
+        batches = Data(inside.network.data, None).evaluation("test")
+        found: list[Tensor] = []
+        while sum(map(len, found)) < count and (batch := next(batches, None)) is not None:
+            found.append(batch[0])
+        return torch.cat(found)[:count].contiguous(), f"{count} test images"
+    except ConfigError:
+        noise = torch.randn(count, *inside.network.input_size, generator=torch.Generator().manual_seed(0))
+        return noise, f"{count} images of noise ({inside.network.data.name} is not on this machine)"
+
+
+def receptive_field(inside: Inside, batch: Tensor, stage: int | None = None) -> np.ndarray:
+    """Effective receptive field of the centre of a stage's map, (H, W), summing to 1.
+
+    The gradient of the centre, summed over its channels, with respect to the image: its magnitude, summed over
+    the image's channels and averaged over images. Source: Luo et al., "Understanding the effective receptive field
+    in deep convolutional neural networks", arXiv 1701.04128.
+
+    Args:
+        batch: (B, C, H, W), normalised.
+        stage: from 1; by default the last one whose map is at least 7 wide.
+    """
+    x = batch.clone().requires_grad_()
+    maps = inside.model.forward_intermediates(x, intermediates_only=True)  # type: ignore[operator]
+    at = maps[field_stage(maps) - 1 if stage is None else stage - 1]
+    height, width = at.shape[-2:]
+    at[:, :, height // 2, width // 2].sum().backward()
+    assert x.grad is not None
+    field = x.grad.abs().sum(1).mean(0).double().numpy()
+    return field / max(field.sum(), np.finfo(float).tiny)
+
+
+def field_stage(maps: list[Tensor]) -> int:
+    """The last stage (from 1) whose map is at least 7 wide, else the first."""
+    return max([1, *(i for i, each_map in enumerate(maps, 1) if min(each_map.shape[-2:]) >= SMALLEST_MAP)])
+
+
+def extent(field: np.ndarray, share: float = 0.9) -> int:
+    """Side in pixels of the smallest square around the field's heaviest row and column that holds `share` of it."""
+    centre = [int(np.searchsorted(np.cumsum(field.sum(1 - axis)), 0.5 * field.sum())) for axis in (0, 1)]
+    for reach in range(max(field.shape)):
+        top, left = (max(0, at - reach) for at in centre)
+        if field[top : centre[0] + reach + 1, left : centre[1] + reach + 1].sum() >= share * field.sum():
+            return min(2 * reach + 1, max(field.shape))
+    return max(field.shape)
+
+
+@dataclass(frozen=True)
+class CoefficientMap:
+    """One picture of a mixer's coefficients, and what it shows; `stage` counts from 1."""
+
+    stage: int
+    values: np.ndarray
+    what: str
+
+
+def coefficient_maps(inside: Inside, image: Tensor) -> list[CoefficientMap]:
+    """Coefficients of the last token mixer of each stage for one image (1, C, H, W).
+
+    Token pairs: the weights of the centre's query over all keys, mean over heads, (H, W). Neighbourhoods: the same over
+    the k×k keys around the centre. Maps: root mean square over channels, (H, W). Channel pairs: head 1, (d, d).
+    Token mixers that are no MetaMixer have none.
+    """
+    inputs: dict[int, tuple[MetaMixer, Tensor]] = {}
+    hooks = []
+    for index, stage in enumerate(inside.model.stages, 1):  # type: ignore[arg-type,union-attr]
+        mixer = stage.blocks[-1].token_mixer
+
+        def keep(module: nn.Module, arguments: tuple[Tensor, ...], index: int = index) -> None:
+            assert isinstance(module, MetaMixer)
+            inputs[index] = module, arguments[0]
+
+        if isinstance(mixer, MetaMixer):
+            hooks.append(mixer.register_forward_pre_hook(keep))
+    with torch.no_grad():
+        inside.model(image)
+        for hook in hooks:
+            hook.remove()
+        return [_shown(index, mixer, x) for index, (mixer, x) in sorted(inputs.items())]
+
+
+def _shown(stage: int, mixer: MetaMixer, x: Tensor) -> CoefficientMap:
+    found = mixer.trace(x).coefficients[0].float()
+    height, width = x.shape[-2:]
+    layout = mixer.query_key.coefficients.layout
+    if layout == Layout.PAIRS:
+        row = found[:, height // 2 * width + width // 2].mean(0)
+        return CoefficientMap(stage, row.reshape(height, width).numpy(), "of the centre over keys")
+    if layout == Layout.NEIGHBOURHOOD:
+        window = found[:, :, height // 2, width // 2].mean(0)
+        side = math.isqrt(len(window))
+        return CoefficientMap(stage, window.reshape(side, side).numpy(), "of the centre over its window")
+    if layout == Layout.CHANNELS:
+        return CoefficientMap(stage, found[0].numpy(), "channel by channel, head 1")
+    return CoefficientMap(stage, found.square().mean(0).sqrt().numpy(), "RMS over channels")
+
+
+def slot_costs(root: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
+    """What each part of each variant's folded network costs: `variant`, `part`, `macs`, `parameters`, a row each.
+
+    Variants in the order of the runs; parts as `metamixer.cost_table.by_slot` names them. What no folder is there for
+    is left out, in `frame.attrs["left_out"]`.
+    """
+    rows, left_out = [], []
+    for variant, group in runs.groupby("variant", sort=False):
+        folders = [Path(root) / row.hash for row in each(group)]
+        folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+        try:
+            if folder is None:
+                raise ConfigError("no run of it has a configuration yet")
+            found = find_network(str(folder))
+            costs = by_slot(by_layer(found.model, found.input_size, inplace=True))
+        except ValueError as error:
+            left_out.append(f"{variant}: {error}")
+            continue
+        rows += [(variant, part, cost.macs, cost.parameters) for part, cost in costs.items()]
+    frame = pd.DataFrame(rows, columns=["variant", "part", "macs", "parameters"])
+    frame.attrs["left_out"] = left_out
+    return frame

@@ -1,0 +1,224 @@
+"""Results small enough to ship: a grid's runs in one file, read like the folder that they come from.
+
+A pack, `GRID@DATA.tar.xz`, is a tar of run folders without checkpoints and logs: manifest, configurations, versions,
+metrics, results. The predictions of all runs lie in one array, image by image, as the distance from the label: runs
+err on the same images, so that xz makes little of them. `README.md` beside the packs says what made them.
+
+    python launch.py ship ffnification kernel_size --data fashion-mnist --out notebooks/results
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .frame import each, load
+from .tables import plural
+
+SUFFIX = ".tar.xz"
+_PREDICTIONS = "predictions.npz"
+# of environment.json: what a figure may depend on, but nothing of whose machine it was
+_VERSIONS = ("python", "torch", "timm", "numpy", "pillow", "cpu", "threads", "device", "gpu", "commit", "dirty")
+
+
+def open_runs(folder: str | Path) -> Path:
+    """A folder of runs: `folder` itself, or where it holds packs, a temporary one with their runs.
+
+    Raises:
+        ValueError: a pack that is damaged.
+    """
+    folder = Path(folder)
+    packs = sorted(folder.glob(f"*{SUFFIX}"))
+    return _unpacked(*packs) if packs else folder
+
+
+def _unpacked(*packs: Path) -> Path:
+    return _unpacked_as_of(tuple((path, path.stat().st_mtime_ns) for path in packs))
+
+
+@cache
+def _unpacked_as_of(packs: tuple[tuple[Path, int], ...]) -> Path:
+    root = Path(tempfile.mkdtemp(prefix="metamixer-results-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    for path, _ in packs:
+        try:
+            with tarfile.open(path) as tar:
+                tar.extractall(root, filter="data")
+            _hand_out(root / _PREDICTIONS, root)
+        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+            raise ValueError(f"{path}: no pack of results, or a damaged one ({error}): pack it again") from None
+    return root
+
+
+def _hand_out(packed: Path, root: Path) -> None:
+    """Give each run its predictions."""
+    if not packed.is_file():
+        return
+    with np.load(packed) as arrays:
+        labels = {name.removeprefix("label."): arrays[name] for name in arrays.files if name.startswith("label.")}
+        for which, label in labels.items():
+            runs: dict[str, dict[str, np.ndarray]] = {}
+            off = arrays[f"off.{which}"]
+            for column, name in enumerate(arrays[f"columns.{which}"]):
+                key, kind = str(name).rsplit(".", 1)
+                runs.setdefault(key, {})[kind] = label + off[:, column].astype(label.dtype)
+            for key, predictions in runs.items():
+                np.savez(root / key / _PREDICTIONS, label=label, **predictions)  # type: ignore[arg-type]
+    packed.unlink()
+
+
+def pack(root: str | Path, grid: str, data: str, out: str | Path, weights: Iterable[str] = ()) -> Path:
+    """Pack the finished and failed runs of a grid on one data set, and write the folder's `README.md` anew.
+
+    Args:
+        root: the folder of the runs.
+        data: the data set, as in the manifest's name.
+        out: the folder for the pack.
+        weights: variants whose reported weights go along, for their first finished seed: in half precision,
+            rounded to 6 bits after the point, which moves no picture but is not the network that was scored.
+
+    Raises:
+        ValueError: no such grid, no finished run, or no such variant.
+    """
+    root, out = Path(root), Path(out)
+    runs = load(root, grid, data)
+    ended = runs[runs["state"].isin(["done", "failed"])]
+    if not len(ended):
+        raise ValueError(f"grid {grid} on {data} in {root}: no run has finished, so there is nothing to ship")
+    unknown = [name for name in weights if name not in set(ended.loc[ended["state"] == "done", "variant"])]
+    if unknown:
+        raise ValueError(f"--weights {unknown[0]}: no finished run of this variant in {grid} on {data}")
+    keys = list(dict.fromkeys(ended["hash"]))
+    files: dict[str, bytes] = {f"grids/{grid}@{data}.json": (root / "grids" / f"{grid}@{data}.json").read_bytes()}
+    for key in keys:
+        files |= dict(_text_files(root / key))
+    files |= dict(_predictions(root, keys))
+    for variant in weights:
+        key = ended.loc[(ended["variant"] == variant) & (ended["state"] == "done"), "hash"].iloc[0]
+        files[f"{key}/weights.npz"] = _npz(**_weights(root / key))
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{grid}@{data}{SUFFIX}"
+    with tarfile.open(path, "w:xz", preset=9) as tar:
+        for name in sorted(files, key=lambda name: (Path(name).name, name)):  # like beside like
+            member = tarfile.TarInfo(name)  # with no time and no owner: the same runs make the same bytes
+            member.size = len(files[name])
+            tar.addfile(member, io.BytesIO(files[name]))
+    (out / "README.md").write_text(readme(out))
+    return path
+
+
+def _text_files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for name in ("config.json", "result.json", "metrics.jsonl", "environment.json"):
+        path = folder / name
+        if path.is_file():
+            content = path.read_bytes()
+            if name == "environment.json":
+                found = json.loads(content)
+                content = json.dumps({key: found[key] for key in _VERSIONS if key in found}).encode()
+            yield f"{folder.name}/{name}", content
+
+
+def _predictions(root: Path, keys: list[str]) -> Iterator[tuple[str, bytes]]:
+    """All runs' predictions as one file; those of runs with other test images apart."""
+    labels: list[np.ndarray] = []
+    columns: list[list[tuple[str, np.ndarray]]] = []
+    for key in keys:
+        if not (root / key / _PREDICTIONS).is_file():
+            continue
+        with np.load(root / key / _PREDICTIONS) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+        label = found.pop("label")
+        which = next((i for i, known in enumerate(labels) if np.array_equal(known, label)), len(labels))
+        if which == len(labels):
+            labels.append(label)
+            columns.append([])
+        columns[which] += [(f"{key}.{kind}", predicted - label) for kind, predicted in found.items()]
+    packed: dict[str, np.ndarray] = {}
+    for i, label in enumerate(labels):
+        packed |= {f"label.{i}": label, f"columns.{i}": np.array([name for name, _ in columns[i]])}
+        off = np.stack([values for _, values in columns[i]], 1)
+        packed[f"off.{i}"] = off.astype(np.min_scalar_type(off.max()) if off.dtype.kind == "u" else off.dtype)
+    if packed:
+        yield _PREDICTIONS, _npz(**packed)
+
+
+def _weights(folder: Path) -> dict[str, np.ndarray]:
+    from metamixer.networks import find_network
+
+    state = find_network(str(folder), trained=True).model.state_dict()
+    rounded = {}
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            mantissa, exponent = np.frexp(tensor.float().numpy())
+            rounded[name] = np.ldexp(np.round(mantissa * 64) / 64, exponent).astype(np.float16)
+    return rounded
+
+
+def _npz(**arrays: np.ndarray) -> bytes:
+    """Not compressed: xz does that, over all of them."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def readme(folder: str | Path) -> str:
+    """What lies in a folder of packs: the runs, the commands and the versions that made them, in Markdown."""
+    folder = Path(folder)
+    lines = [
+        "# Results that the notebooks open",
+        "",
+        "Real runs of the project's own grids, packed by `python launch.py ship` (`analysis/results.py`), which writes",
+        "this file too. `tar xf` makes a folder of runs of a pack; `analysis.results.open_runs` reads them all as one.",
+        "",
+        "| grid | data | runs | made by | versions | KB |",
+        "|---|---|---|---|---|---:|",
+    ]
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        root = _unpacked(path)
+        manifest: dict[str, Any] = json.loads((root / "grids" / f"{path.name.removesuffix(SUFFIX)}.json").read_text())
+        runs = load(root, manifest["grid"], manifest["data"])
+        environments = [
+            json.loads(found.read_text())
+            for row in each(runs)
+            if (found := root / row.hash / "environment.json").exists()
+        ]
+        count = [f"{int((runs['state'] == 'done').sum())} of {len(runs)} finished"]
+        failed = int((runs["state"] == "failed").sum())
+        count += [f"{failed} failed"] if failed else []
+        count += [f"{runs['variant'].nunique()} variants, {plural(runs['seed'].nunique(), 'seed')}"]
+        cells = [
+            manifest["grid"],
+            manifest["data"],
+            ", ".join(count),
+            f"`{_command(manifest)}`",
+            _versions(environments),
+        ]
+        lines.append(f"| {' | '.join(cells)} | {path.stat().st_size / 1000:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _command(manifest: dict[str, Any]) -> str:
+    data, _, changes = manifest["data"].partition("+")
+    sets = "".join(f" --set {change}" for change in changes.split(",") if change)
+    seeds = ",".join(map(str, sorted({run["seed"] for run in manifest["runs"]})))
+    return f"python launch.py run {manifest['grid']} --data {data}{sets} --seeds {seeds}"
+
+
+def _versions(environments: list[dict[str, Any]]) -> str:
+    parts = []
+    for key in ("python", "torch", "timm", "cpu", "commit"):
+        found = list(dict.fromkeys(str(environment.get(key) or "unknown")[:10] for environment in environments))
+        parts.append(f"{key} {' and '.join(found) or 'unknown'}")
+    if any(environment.get("dirty") for environment in environments):
+        parts.append("some with changes that were not committed")
+    return ", ".join(parts)

@@ -1,0 +1,125 @@
+"""Shipped results: what comes out of a pack is what went in, without what nobody reads."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small import RUN
+from test_analysis import LADDER, write_grid
+
+from analysis import frame, results
+from metamixer.training.train import train
+
+
+def predict(root, classes=10, images=300):
+    """Give every finished run predictions: right in most cases, wrong mostly where the others are."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(classes, size=images).astype(np.uint8)
+    hard = rng.random(images) < 0.3
+    for folder in root.glob("ffnification*"):
+        if json.loads((folder / "result.json").read_text())["state"] == "done":
+            wrong = hard & (rng.random(images) < 0.5)
+            predicted = np.where(wrong, rng.integers(classes, size=images), label).astype(np.uint8)
+            np.savez_compressed(folder / "predictions.npz", label=label, raw=predicted, ema=predicted[::-1])
+        (folder / "last.pt").write_bytes(b"weights")
+        (folder / "environment.json").write_text(json.dumps({"torch": "2.14.1", "host": "a-name", "commit": "abc"}))
+    return label
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_grid(tmp_path / "runs")
+    predict(tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def test_a_pack_reads_like_the_runs_that_it_was_made_of(root, tmp_path):
+    path = results.pack(root, "ffnification", "digits", tmp_path / "packs")
+    opened = results.open_runs(tmp_path / "packs")
+    loaded, original = frame.load(opened, with_config=True), frame.load(root, with_config=True)
+    pd.testing.assert_frame_equal(loaded, original)
+    pd.testing.assert_frame_equal(
+        frame.curves(opened, loaded["hash"]).drop(columns="hash"),
+        frame.curves(root, original["hash"]).drop(columns="hash"),
+    )
+    done = original.loc[original["state"] == "done", "hash"]
+    assert len(done) == 26
+    for key in done:
+        with np.load(root / key / "predictions.npz") as before, np.load(opened / key / "predictions.npz") as after:
+            assert set(before) == set(after)
+            for name in before:
+                np.testing.assert_array_equal(before[name], after[name])
+    assert not list(opened.rglob("last.pt"))
+    assert "a-name" not in " ".join(found.read_text() for found in opened.rglob("*.json"))
+    assert path.stat().st_size < sum(file.stat().st_size for file in root.rglob("*.npz"))
+
+
+def test_a_folder_of_runs_is_opened_as_it_is(root):
+    assert results.open_runs(root) == root
+
+
+def test_the_same_runs_make_the_same_bytes(root, tmp_path):
+    first, second = (results.pack(root, "ffnification", "digits", tmp_path / name) for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_readme_says_what_made_them(root, tmp_path):
+    results.pack(root, "ffnification", "digits", tmp_path / "packs")
+    write_grid(root, data="digits+recipe.epochs=2")
+    results.pack(root, "ffnification", "digits+recipe.epochs=2", tmp_path / "packs")
+    text = (tmp_path / "packs" / "README.md").read_text()
+    for part in (
+        "26 of 27 finished, 1 failed, 9 variants, 3 seeds",
+        "`python launch.py run ffnification --data digits --seeds 0,1,2`",
+        "`python launch.py run ffnification --data digits --set recipe.epochs=2 --seeds 0,1,2`",
+        "torch 2.14.1",
+        "commit abc",
+    ):
+        assert part in text, text
+
+
+def test_runs_of_other_test_images_are_kept_apart(root, tmp_path):
+    key = frame.load(root)["hash"].iloc[0]
+    other = {"label": np.arange(500, dtype=np.uint16), "raw": np.arange(500, dtype=np.uint16)[::-1]}
+    np.savez_compressed(root / key / "predictions.npz", **other)
+    results.pack(root, "ffnification", "digits", tmp_path / "packs")
+    with np.load(results.open_runs(tmp_path / "packs") / key / "predictions.npz") as after:
+        np.testing.assert_array_equal(after["raw"], other["raw"])
+
+
+def test_what_can_not_be_shipped_is_one_line(root, tmp_path):
+    with pytest.raises(ValueError, match="no grid ladder"):
+        results.pack(root, "ladder", "digits", tmp_path)
+    with pytest.raises(ValueError, match="--weights nobody: no finished run of this variant"):
+        results.pack(root, "ffnification", "digits", tmp_path, ["nobody"])
+    write_grid(tmp_path / "new", {name: ([None], 1) for name in LADDER})
+    with pytest.raises(ValueError, match="no run has finished"):
+        results.pack(tmp_path / "new", "ffnification", "digits", tmp_path)
+    (tmp_path / "torn").mkdir()
+    whole = results.pack(root, "ffnification", "digits", tmp_path / "packs").read_bytes()
+    (tmp_path / "torn" / "a@b.tar.xz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"a@b.tar.xz: no pack of results, or a damaged one"):
+        results.open_runs(tmp_path / "torn")
+
+
+def test_weights_that_go_along_compute_nearly_the_same(tmp_path):
+    """Rounding moves a weight by at most one part in 64, and the classes that are predicted hardly ever."""
+    from analysis.inside import network
+
+    root = tmp_path / "runs"
+    run = RUN.model_copy(update={"modules": ()})
+    train(run, root / "abc", device="cpu")
+    manifest = {"schema": 1, "grid": "g", "data": "digits", "question": "?", "base": "v", "metric": "top1"}
+    (root / "grids").mkdir()
+    runs = [{"hash": "abc", "variant": "v", "seed": 0, "on": None, "changes": {}}]
+    (root / "grids" / "g@digits.json").write_text(json.dumps(manifest | {"runs": runs}))
+    results.pack(root, "g", "digits", tmp_path / "packs", ["v"])
+    whole, rounded = network(root / "abc"), network(results.open_runs(tmp_path / "packs") / "abc")
+    assert whole.trained and rounded.trained
+    for name, value in whole.model.state_dict().items():
+        if value.is_floating_point():
+            other = rounded.model.state_dict()[name]
+            assert torch.all((value - other).abs() <= value.abs() / 64 + 1e-7), name
+            assert name.endswith("num_batches_tracked") or not torch.equal(value, torch.zeros(())), name
