@@ -217,7 +217,9 @@ def _command(manifest: dict[str, Any]) -> str:
 def _versions(environments: list[dict[str, Any]]) -> str:
     parts = []
     for key in ("python", "torch", "timm", "cpu", "commit"):
-        found = list(dict.fromkeys(str(environment.get(key) or "unknown")[:10] for environment in environments))
+        found = list(
+            dict.fromkeys(str(environment.get(key) or "unknown").split("+")[0][:10] for environment in environments)
+        )
         parts.append(f"{key} {' and '.join(found) or 'unknown'}")
     if any(environment.get("dirty") for environment in environments):
         parts.append("some with changes that were not committed")

@@ -1,0 +1,48 @@
+"""Pictures of finished runs, by question; functions take frames and give matplotlib axes.
+
+`variants`: accuracy against what it costs. `ladder`: what each step changed, and a response to kernel size. `slots`:
+main effects and interactions of a factorial, and what slots cost. `curves`: how training went. `inside`: what a
+network looks at. The only modules of the package that load matplotlib, which `plt` is.
+"""
+
+from matplotlib import pyplot as plt
+
+from ._common import save
+from .curves import learning_curves
+from .inside import coefficient_maps, receptive_fields
+from .ladder import kernel_response, waterfall
+from .slots import cell_means, interactions, main_effects, slot_costs
+from .variants import (
+    accuracy_by_variant,
+    accuracy_vs,
+    accuracy_vs_latency,
+    accuracy_vs_macs,
+    accuracy_vs_parameters,
+    front,
+    picture,
+    published_front,
+    same_cost,
+)
+
+__all__ = [
+    "accuracy_by_variant",
+    "accuracy_vs",
+    "accuracy_vs_latency",
+    "accuracy_vs_macs",
+    "accuracy_vs_parameters",
+    "cell_means",
+    "coefficient_maps",
+    "front",
+    "interactions",
+    "kernel_response",
+    "learning_curves",
+    "main_effects",
+    "picture",
+    "plt",
+    "published_front",
+    "receptive_fields",
+    "same_cost",
+    "save",
+    "slot_costs",
+    "waterfall",
+]

@@ -1,0 +1,91 @@
+"""What networks look at: effective receptive fields and coefficients, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from ._common import BASE, INK, head, new, nothing
+
+
+def receptive_fields(
+    fields: Mapping[str, np.ndarray], extents: Mapping[str, int], what: str, share: float = 0.9
+) -> np.ndarray:
+    """Effective receptive fields side by side, each relative to its own largest value, on a logarithmic scale.
+
+    Args:
+        fields: (H, W) each, by the network's name: `inside.receptive_field`.
+        extents: side of the square that holds `share` of each: `inside.extent`.
+        what: of which images and stage, for the title.
+    """
+    columns = max(1, min(len(fields), 4))
+    rows = max(1, -(-len(fields) // columns))
+    figure, grid = new(max(6.0, 2.2 * columns + 0.8), 2.5 * rows + 1.1, rows, columns, squeeze=False)
+    if not fields:
+        nothing(grid[0, 0], "no run has a configuration yet")
+        return grid
+    low, high = min(extents.values()), max(extents.values())
+    sides = f"{low} px" if low == high else f"{low} to {high} px"
+    head(figure, f"{share:.0%} of the centre's gradient lies in a square of {sides} ({what})", 92)
+    for axes in grid.ravel()[len(fields) :]:
+        axes.set_visible(False)
+    image = None
+    for axes, (name, field) in zip(grid.ravel(), fields.items(), strict=False):
+        relative = np.log10(np.maximum(field / field.max(), 1e-4))
+        image = axes.imshow(relative, cmap="cividis", vmin=-4, vmax=0)
+        axes.set_title(f"{name}\n{share:.0%} in {extents[name]}×{extents[name]} px", fontsize=9)
+        axes.set(xticks=[0, field.shape[1] - 1], yticks=[0, field.shape[0] - 1])
+        axes.tick_params(labelsize=7, length=2)
+        top, left = (float(np.searchsorted(np.cumsum(field.sum(1 - a)), 0.5 * field.sum())) for a in (0, 1))
+        side = extents[name]
+        corner = (left - side / 2, top - side / 2)
+        axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=BASE, linewidth=1.4, clip_on=True))
+    assert image is not None
+    figure.colorbar(
+        image, ax=grid.ravel().tolist(), label="log10 of the gradient,\nrelative to its largest", shrink=0.85
+    )
+    return grid
+
+
+def coefficient_maps(maps: Mapping[str, list], picture: np.ndarray, what: str) -> np.ndarray:
+    """The coefficients of each network's token mixers for one image: a row a network, a column a stage.
+
+    Args:
+        maps: `inside.coefficient_maps` by the network's name.
+        picture: the image, (H, W).
+        what: what the image is, for the title.
+    """
+    shown = {name: {found.stage: found for found in of} for name, of in maps.items() if of}
+    stages = sorted({stage for of in shown.values() for stage in of})
+    figure, grid = new(
+        max(6.0, 1.6 * (len(stages) + 1) + 1.6),
+        1.75 * max(len(shown), 1) + 0.9,
+        max(len(shown), 1),
+        len(stages) + 1,
+        squeeze=False,
+    )
+    head(figure, f"Coefficients for {what}, each from its lowest (dark) to its highest value (bright)", 92)
+    if not shown:
+        nothing(grid[0, 0], "no MetaMixer among these networks")
+        return grid
+    for row, (name, of) in zip(grid, shown.items(), strict=True):
+        row[0].imshow(picture, cmap="gray")
+        row[0].set_ylabel("\n".join(name.split("_", 1)), fontsize=9, color=INK, rotation=0, ha="right", va="center")
+        for axes, stage in zip(row[1:], stages, strict=True):
+            if stage in of:
+                values = of[stage].values
+                axes.imshow(values, cmap="cividis")
+                axes.set_title(of[stage].what, fontsize=7, pad=3)
+                axes.set_xlabel(
+                    f"{values.shape[0]}×{values.shape[1]}, {values.min():.2g} to {values.max():.2g}", fontsize=7
+                )
+            else:
+                axes.axis("off")
+    for axes in grid.ravel():
+        axes.set(xticks=[], yticks=[])
+    for axes, stage in zip(grid[0], ["image", *(f"stage {stage}" for stage in stages)], strict=True):
+        above = f"{stage}\n{axes.get_title()}" if axes.get_title() else stage
+        axes.set_title(above, fontsize=8)
+    return grid
