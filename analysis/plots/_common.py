@@ -6,7 +6,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -56,19 +55,27 @@ def nothing(axes: Axes, why: str = "no finished run yet") -> Axes:
 
 def metric_label(meta: Meta, of: str = ", mean over seeds") -> str:
     unit = " (%)" if value(0, meta).endswith("%") else ""
-    return f"{metric_name(meta)} on {meta.data}{unit}{of}"
+    return textwrap.fill(f"{metric_name(meta)} on {meta.data}{unit}{of}", 50)
+
+
+def legend_below(axes: Axes, handles: list[Any], columns: int = 2) -> None:
+    """A legend under the axes' labels: of the figure, if it has no other axes."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    look: dict[str, Any] = {"handles": handles, "ncol": columns, "frameon": False, "fontsize": 9}
+    if len(figure.axes) == 1:
+        figure.legend(loc="outside lower center", **look)
+    else:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), **look)
 
 
 def colours(names: list[str]) -> dict[str, dict[str, Any]]:
-    """A line's colour and dashes for each name; with more names than colours, dashes tell them apart."""
+    """A line's colour, not the base's, and dashes for each name; with more names than colours, dashes differ."""
+    others = [colour for colour in COLOURS if colour != BASE]
     return {
-        name: {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
+        name: {"color": others[i % len(others)], "linestyle": DASHES[i // len(others) % len(DASHES)]}
         for i, name in enumerate(names)
     }
-
-
-def known(values: pd.Series) -> bool:
-    return bool(values.notna().any())
 
 
 def verdict_style(verdict: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def receptive_fields(
     """
     columns = max(1, min(len(fields), 4))
     rows = max(1, -(-len(fields) // columns))
-    figure, grid = new(max(6.0, 2.2 * columns + 0.8), 2.5 * rows + 1.1, rows, columns, squeeze=False)
+    figure, grid = new(max(6.0, 2.2 * columns + 0.8), 2.2 * rows + 0.7, rows, columns, squeeze=False)
     if not fields:
         nothing(grid[0, 0], "no run has a configuration yet")
         return grid

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from ..frame import Meta, each
 from ..statistics import CONFIDENCE
 from ..tables import about, plural, signed, value
-from ._common import BASE, INK, PALE, QUIET, VARIANT, metric_label, new, nothing, plain, title
+from ._common import BASE, INK, PALE, QUIET, VARIANT, legend_below, metric_label, new, nothing, plain, title
 from .variants import _legend, _title, verdict_style
 
 _FALL = "#E69F00"
@@ -55,19 +55,20 @@ def waterfall(steps: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes
     places = [*range(len(names)), *range(len(names) + 1, len(names) + 1 + len(others))]
     labels = [*names, *(f"{row.variant}\n(on {row.on})" for row in each(others))]
     axes.set_xticks(places, labels, rotation=35, ha="right", rotation_mode="anchor", fontsize=9)
-    axes.set_ylabel(f"{metric_label(meta)}: base and steps")
+    axes.set_ylabel(metric_label(meta))
     axes.margins(y=0.12)
     clear = steps[steps["verdict"].isin(["above", "below"])]
     said = "; ".join(f"{row.on} → {row.variant} {signed(row.difference, meta, unit=True)}" for row in each(clear))
     hints = int((steps["verdict"] == "hint").sum())
-    more = (f", {plural(hints, 'hint')}" if hints else "") + f" of {plural(len(steps), 'step')}"
-    title(axes, f"{said or 'No step changed anything'} beyond the noise{more} from {names[0]} ({value(start, meta)})")
+    said = f"beyond the noise {said}" if said else "none stands beyond the noise"
+    more = f"; {plural(hints, 'hint')}" if hints else ""
+    title(axes, f"Of {plural(len(steps), 'step')} from {names[0]} ({value(start, meta)}): {said}{more}")
     looks = [("rises", VARIANT, VARIANT), ("falls", _FALL, _FALL), ("hint: not after Holm", PALE, VARIANT)]
     handles = [Patch(facecolor=face, edgecolor=edge, label=words) for words, face, edge in looks]
     handles.append(
         Patch(facecolor="white", edgecolor=INK, label=f"inside the noise ({CONFIDENCE:.0%} interval holds 0)")
     )
-    axes.legend(handles=handles, ncol=4, frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    legend_below(axes, handles, 4)
     return axes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,8 @@ def _heat(
     grid[0, 0].set_ylabel("query-key")
     figure.supxlabel("coefficient-value", fontsize=10)
     assert image is not None
-    label = metric_label(meta) if column == "mean" else f"points beyond the sum of the slots, {metric_name(meta)}"
-    figure.colorbar(image, ax=grid[0].tolist(), label=label, shrink=0.9, pad=0.015)
+    label = metric_label(meta) if column == "mean" else f"{metric_name(meta)}: points beyond\nthe sum of the slots"
+    figure.colorbar(image, ax=grid[0].tolist(), label=textwrap.fill(label, 28), pad=0.015)
     return grid
 
 

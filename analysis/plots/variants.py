@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..frame import Meta, each
 from ..tables import about, count, plural, signed, value
-from ._common import BASE, INK, QUIET, metric_label, new, nothing, plain, verdict_style
+from ._common import BASE, INK, QUIET, legend_below, metric_label, new, nothing, plain, verdict_style
 from ._common import title as set_title
 from ._labels import place_labels
 
@@ -29,6 +29,8 @@ _COSTS = {
     "parameters": _Cost("parameters ({unit}), folded network", " parameters"),
     "latency_ms": _Cost("latency of one image (ms)", " ms", False),
 }
+
+_FRONT: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (6, 1.5, 1, 1.5)), "zorder": 1}
 
 
 def accuracy_vs(
@@ -72,7 +74,7 @@ def accuracy_vs(
         axes.axhline(row.mean, color=BASE, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.7, zorder=1)
     on_front = front(costs, both["mean"].to_numpy(), _rises(meta))
     order = on_front[np.argsort(costs[on_front])]
-    step: dict[str, Any] = {"drawstyle": "steps-post", "color": QUIET, "linewidth": 1, "zorder": 1}
+    step: dict[str, Any] = {"drawstyle": "steps-post", **_FRONT}
     if len(order) > 1:
         axes.plot(costs[order] / scale, both["mean"].to_numpy()[order], **step)
     axes.margins(0.14, 0.12)
@@ -146,7 +148,7 @@ def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | No
     ours = shown["variant"].str.startswith("ffnet").to_numpy()
     on_front = front(costs, top1)
     order = on_front[np.argsort(costs[on_front])]
-    axes.plot(costs[order] / scale, top1[order], drawstyle="steps-post", color=QUIET, linewidth=1, zorder=1)
+    axes.plot(costs[order] / scale, top1[order], drawstyle="steps-post", **_FRONT)
     axes.plot(costs[~ours] / scale, top1[~ours], "s", color=QUIET, markersize=5)
     axes.plot(costs[ours] / scale, top1[ours], "o", color=BASE, markersize=8)
     axes.margins(0.14, 0.12)
@@ -180,7 +182,7 @@ def accuracy_by_variant(comparison: pd.DataFrame, meta: Meta, axes: Axes | None 
         if row.base:
             axes.axvline(row.mean, color=BASE, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.7, zorder=1)
     axes.set_yticks(range(len(shown)), shown["variant"])
-    _legend(axes, shown, meta, below=-0.6 / (1.6 + 0.24 * max(len(shown), 6)), bar="_")
+    _legend(axes, shown, meta, bar="_")
     return axes
 
 
@@ -221,7 +223,6 @@ def _legend(
     axes: Axes,
     shown: pd.DataFrame,
     meta: Meta,
-    below: float = -0.13,
     bar: str = "|",
     front: bool = False,
     context: bool = False,
@@ -247,11 +248,10 @@ def _legend(
         look = {"color": INK, "marker": bar, "markersize": 9, "linestyle": ""}
         handles.append(Line2D([], [], label="± 1 standard deviation over seeds", **look))
     if front:
-        handles.append(Line2D([], [], label="Pareto front of the means", color=QUIET, linewidth=1))
+        handles.append(Line2D([], [], label="Pareto front of the means", **_FRONT))
     if context:
         handles.append(Line2D([], [], label="published", color=QUIET, marker="s", markersize=5, linestyle=""))
-    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, below)}
-    axes.legend(handles=handles, ncol=2, frameon=False, fontsize=9, **place)
+    legend_below(axes, handles)
 
 
 def _title(comparison: pd.DataFrame, meta: Meta, cost: str = "macs") -> str:
