@@ -16,7 +16,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .frame import Meta, each
+from .frame import Meta, each, plural
 from .statistics import pooled_sd, smallest_visible_effect
 
 
@@ -149,11 +149,6 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
 
 def _left_out(meta: Meta) -> list[str]:
     return [f"Left out, {line}." for line in meta.left_out]
-
-
-def plural(number: int, word: str) -> str:
-    """A number with its noun: `1 seed`, `3 seeds`."""
-    return f"{number} {word}" + ("" if number == 1 else "s")
 
 
 def summary(meta: Meta) -> str:
