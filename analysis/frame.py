@@ -126,8 +126,9 @@ def load(
     frame = frame[[*COLUMNS, *extra]].astype(COLUMNS)
     frame = with_latency(frame, latencies)
     frame.attrs["left_out"] = left_out
-    head = ("grid", "data", "question", "base", "metric")
+    head = ("grid", "data", "question", "base", "metric", "aa")
     frame.attrs["grids"] = [{key: manifest.get(key) for key in head} for manifest in manifests]
+    frame.attrs["root"] = str(root)
     frame.attrs["asked"] = {"grid": grid, "data": data}
     return frame
 
