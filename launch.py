@@ -14,6 +14,7 @@ from sweeps.commands import (
     DataWorkers,
     Device,
     GridName,
+    LearningRates,
     Match,
     MaxAttempts,
     MaxHours,
@@ -27,11 +28,38 @@ from sweeps.commands import (
     RunName,
     Runs,
     Seeds,
+    Twice,
     app,
     changes_of,
     plan_of,
     profile_of,
 )
+
+
+@app.command()
+def plan(
+    grid: GridName,
+    data: DataName = None,
+    set: Overrides = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    runs: Runs = Path("runs"),
+    match: Match = None,
+    lrs: LearningRates = None,
+    aa: Twice = False,
+    module: Modules = None,
+    profile: ProfileName = None,
+    profiles: ProfileFile = None,
+    resource: Resources = None,
+) -> None:
+    """What a grid would run: variants, differences, costs, what is done, what its seeds can see. Writes nothing."""
+    from sweeps.cluster import show_hours
+    from sweeps.report import print_plan
+
+    planned = plan_of(grid, data, set, seeds, only, runs, match, module, lrs, aa)
+    print_plan(planned)
+    _print_visible(planned)
+    show_hours(planned, profile_of(profile, profiles, resource))
 
 
 @app.command()
@@ -48,6 +76,8 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     retry: Annotated[bool, typer.Option("--retry", help="Run failed ones again.")] = False,
     match: Match = None,
+    lrs: LearningRates = None,
+    aa: Twice = False,
     module: Modules = None,
     cluster: Annotated[
         str, typer.Option(help="local: here; debug: here, in one process; slurm: submit job arrays and return.")
@@ -64,8 +94,9 @@ def run(
 
     if cluster not in ("local", "debug", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")
-    planned = plan_of(grid, data, set, seeds, only, runs, match, module)
+    planned = plan_of(grid, data, set, seeds, only, runs, match, module, lrs, aa)
     print_plan(planned)
+    _print_visible(planned)
     if cluster == "slurm":
         from sweeps.cluster import launch_plan
 
@@ -246,6 +277,20 @@ def ship(
         for setting in dict.fromkeys(load(runs, grid, data)["data"]):
             path = pack(runs, grid, setting, out, weights.split(",") if weights else ())
             print(f"{path}: {path.stat().st_size / 1000:.0f} KB")
+
+
+def _print_visible(planned) -> None:  # type: ignore[no-untyped-def]
+    """How small a difference the planned seeds can see."""
+    from rich.console import Console
+
+    from analysis.power import visible_effect
+
+    variants, seeds = (
+        {run.variant for run in planned.runs},
+        {run.seed if run.pair is None else run.pair for run in planned.runs},
+    )
+    for line in visible_effect(planned.root, planned.loaded.name, planned.setting, len(seeds), len(variants) - 1):
+        Console().print(line, highlight=False)
 
 
 def _collect(root: Path, grid: str, setting: Optional[str]) -> None:

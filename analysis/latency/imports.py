@@ -1,0 +1,121 @@
+"""Other programs' measurements as rows: a table in CSV, or a performance report of Xcode."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+UNITS = {"ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}
+COMPUTE_UNITS = {
+    "all": "all",
+    "cpu": "CPU",
+    "cpu+gpu": "CPU+GPU",
+    "cpu+ne": "CPU+NE",
+}
+_NEEDED = ("model", "resolution", "device", "os", "compute units", "median")
+_OPTIONAL = ("runtime", "version", "precision", "batch", "threads", "source")
+_UNIT = re.compile(r"median \((.*)\)")
+
+
+def read_csv(path: str | Path) -> list[Json]:
+    """Rows of a table with the columns model, resolution, device, os, compute units and `median (ms)`.
+
+    The unit in the heading is ms, s or us. More columns may be runtime (Core ML if there is none), version, precision,
+    batch, threads and source. The model is a timm name or a key; names are taken as they are.
+
+    Raises:
+        ValueError: a missing or unknown column, a unit, or a row's value that can't be; the line names the row.
+    """
+    name = Path(path).name
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            table = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    if not table:
+        raise ValueError(f"{name}: row 1: no headings; they are {', '.join(_NEEDED)} (ms)")
+    heads, factor = _heads(name, table[0])
+    rows = []
+    for number, cells in enumerate(table[1:], 2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(heads):
+            raise ValueError(f"{name}: row {number}: {len(cells)} cells under {len(heads)} headings")
+        values = dict(zip(heads, (cell.strip() for cell in cells), strict=True))
+        try:
+            rows.append(_row(values, factor, name))
+        except ValueError as error:
+            raise ValueError(f"{name}: row {number}: {error}") from None
+    return rows
+
+
+def _heads(name: str, cells: list[str]) -> tuple[list[str], float]:
+    """The headings without the unit of the median, and what makes milliseconds of it."""
+    factor, heads = None, []
+    for cell in cells:
+        head = cell.strip().lower()
+        if unit := _UNIT.fullmatch(head):
+            if unit[1] not in UNITS:
+                raise ValueError(f"{name}: row 1: unit {unit[1]!r} of the median: one of {', '.join(UNITS)}")
+            head, factor = "median", UNITS[unit[1]]
+        if head not in (*_NEEDED, *_OPTIONAL):
+            raise ValueError(f"{name}: row 1: unknown column {cell!r}; there are {', '.join((*_NEEDED, *_OPTIONAL))}")
+        if head in heads:
+            raise ValueError(f"{name}: row 1: column {cell!r} twice")
+        heads.append(head)
+    missing = [head for head in _NEEDED if head not in heads]
+    if missing:
+        raise ValueError(f"{name}: row 1: no column {missing[0]!r}; needed are {', '.join(_NEEDED)} (ms)")
+    if factor is None:
+        raise ValueError(f"{name}: row 1: the median has no unit: write `median (ms)`, or s, or us")
+    return heads, factor
+
+
+def _row(values: dict[str, str], factor: float, source: str) -> Json:
+    empty = [head for head in _NEEDED if not values[head]]
+    if empty:
+        raise ValueError(f"{empty[0]} is empty")
+    units = values["compute units"].lower().replace(" ", "")
+    if units not in COMPUTE_UNITS:
+        raise ValueError(
+            f"compute units {values['compute units']!r}: one of {', '.join(dict.fromkeys(COMPUTE_UNITS.values()))}"
+        )
+    return {
+        "network": values["model"],
+        "name": values["model"],
+        "resolution": _whole(values, "resolution"),
+        "batch": _whole(values, "batch", 1),
+        "device": values["device"],
+        "os": values["os"],
+        "runtime": values.get("runtime") or "Core ML",
+        "version": values.get("version", ""),
+        "precision": values.get("precision") or "",
+        "threads": _whole(values, "threads", None),
+        "compute_units": COMPUTE_UNITS[units],
+        "median_ms": _time(values["median"]) * factor,
+        "source": values.get("source") or source,
+    }
+
+
+def _whole(values: dict[str, str], head: str, default: int | None = None) -> int | None:
+    text = values.get(head, "")
+    if not text:
+        return default
+    if not text.isdigit() or int(text) == 0:
+        raise ValueError(f"{head} {text!r}: a whole number of 1 or more")
+    return int(text)
+
+
+def _time(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 < value < math.inf):
+        raise ValueError(f"median {text!r}: a time above 0, without its unit (that stands in the heading)")
+    return value

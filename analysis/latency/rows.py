@@ -1,0 +1,123 @@
+"""Rows of latencies: what one says, the file that they are kept in beside the runs, and the published ones.
+
+A row always names its device, system, runtime and version, threads, precision, batch and resolution. The file,
+`latency.jsonl` in the runs' folder, is only ever appended to; of several measurements of one thing the last counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+FILE = "latency.jsonl"
+SCHEMA = 1  # of the rows and of the configurations that keys are made from
+COLUMNS = {
+    "network": "str",  # `network_key`
+    "name": "str",  # what it was called: a timm model, a variant
+    "resolution": "Int64",  # pixels
+    "batch": "Int64",
+    "device": "str",
+    "os": "str",
+    "runtime": "str",  # a backend's name, or Core ML
+    "version": "str",
+    "precision": "str",
+    "threads": "Int64",  # <NA> where the runtime decides
+    "compute_units": "str",
+    "median_ms": "float64",  # of the sessions' medians
+    "iqr_ms": "float64",  # interquartile range of all samples
+    "sessions": "Int64",  # fresh processes
+    "spread_ms": "float64",  # between the sessions' medians, 10th to 90th percentile; NaN for fewer than three
+    "quiet": "boolean",  # whether the spread is small; <NA> where it isn't known
+    "parameters": "Int64",  # these four of the folded network, for one image (`metamixer.cost`)
+    "macs": "Int64",
+    "activations": "Int64",
+    "moved": "Int64",
+    "source": "str",  # measured, an imported file's name, or a paper
+}
+IDENTITY = ("network", "resolution", "batch", "device", "os", "runtime", "version", "precision", "threads",
+            "compute_units")  # fmt: skip
+_PUBLISHED = Path(__file__).parent / "published.csv"
+
+Json = dict[str, Any]
+
+
+def network_key(model: Json, channels: int, image_size: int, num_classes: int) -> str:
+    """What tells networks apart: 16 hexadecimal digits of the values that a network is built from, no weights.
+
+    `model` is that of a run's config.json; equal to `metamixer.config.digest_of` the four. A timm model's key is its
+    name instead.
+    """
+    parts = {"model": model, "channels": channels, "image_size": image_size, "num_classes": num_classes}
+    content = json.dumps({"schema": SCHEMA, "config": parts}, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def load(root: str | Path, with_published: bool = True) -> pd.DataFrame:
+    """What is known of latencies beside the runs in `root`, and what was published; columns are `COLUMNS`.
+
+    Lines that can't be read are counted in `frame.attrs["left_out"]`.
+    """
+    rows, left_out = [], []
+    path = Path(root) / FILE
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if row["schema"] != SCHEMA:
+                raise ValueError
+            rows.append({**row, "median_ms": float(row["median_ms"])})
+        except (ValueError, KeyError, TypeError):
+            left_out.append(f"{FILE}: line {number} is torn, or of another version")
+    measured = to_frame(rows).drop_duplicates(list(IDENTITY), keep="last")
+    found = pd.concat([published(), measured], ignore_index=True) if with_published else measured
+    found = found.reset_index(drop=True)
+    found.attrs["left_out"] = left_out
+    return found
+
+
+def published() -> pd.DataFrame:
+    """Latencies from papers, as rows: FFNet on an iPhone 12."""
+    from .imports import read_csv
+
+    return to_frame(read_csv(_PUBLISHED))
+
+
+def to_frame(rows: Iterable[Json]) -> pd.DataFrame:
+    """Rows as a frame with `COLUMNS`; what a row does not say is missing there."""
+    texts = {name for name, kind in COLUMNS.items() if kind == "str"}
+    full = [{name: row.get(name) or "" if name in texts else row.get(name) for name in COLUMNS} for row in rows]
+    return pd.DataFrame.from_records(full, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def append(root: str | Path, rows: Iterable[Json]) -> Path:
+    """Keep rows beside the runs; several processes may do so at once. Returns the file.
+
+    Raises:
+        ValueError: the folder can't be written.
+    """
+    path = Path(root) / FILE
+    text = "".join(json.dumps({"schema": SCHEMA, **row}) + "\n" for row in rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)  # across the machines of an NFS too; the kernel frees it
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                if file.read(1) != b"\n":  # a line torn by a kill stays alone
+                    text = "\n" + text
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write here ({error.strerror or error})") from None
+    return path
