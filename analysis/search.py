@@ -213,7 +213,7 @@ def importances(trials: pd.DataFrame, objective: str = "top1") -> pd.DataFrame:
                 rows.append((name, _fanova(part, objective).get(name, np.nan), len(part), True))
     frame = pd.DataFrame(rows, columns=["parameter", "importance", "trials", "conditional"])
     frame = frame.dropna().sort_values(["conditional", "importance"], ascending=[True, False], ignore_index=True)
-    frame.attrs = {key: trials.attrs[key] for key in ("name", "data")} | {"objective": objective}
+    frame.attrs = {"name": trials.attrs["name"], "data": trials.attrs["data"], "objective": objective}
     return frame
 
 

@@ -18,6 +18,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
+import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 from pydantic import AfterValidator, Field, model_validator
@@ -26,6 +27,8 @@ from metamixer.config import Config, ConfigError, override, parse
 from metamixer.mixer import accepts, makes, takes
 from metamixer.operation import SLOTS, Layout, Slot, resolve
 from metamixer.training.config import RunConfig
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every trial
 
 Suggest = Callable[[str, BaseDistribution], Any]
 Label = str | int | float | bool | None

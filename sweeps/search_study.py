@@ -36,8 +36,6 @@ from .snapshot import module_source
 
 JOURNAL = "journal"  # as the storage of a search
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
 
 def search_folder(root: Path, label: str) -> Path:
     return root / "searches" / label

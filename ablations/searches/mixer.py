@@ -44,8 +44,8 @@ small = ffnet((1, 1, 2, 1), (16, 32, 64, 128), channel_kernels=(3, 3, 3, 3), ste
 half = override(small, {"stem_stride": 2})
 
 # trials are many, so they are short: too short for an average of the weights
-SHORT = {"model.norm": "batch", "recipe.ema": None, "recipe.epochs": 4}
-IMAGES = {"data.train_samples": 4000}
+SHORT = {"model.norm": "batch", "recipe.ema": None, "recipe.epochs": 5}
+IMAGES = {"data.train_samples": 5000}
 
 
 def widths(first: int) -> dict:
