@@ -3,7 +3,8 @@
 A grid that trained every query-key × activation × coefficient-value with the same seeds splits the accuracy of a cell
 into the mean, a main effect for each slot's operation, and the rest: its interaction. It is an analysis of variance in
 randomised blocks, a seed a block (Fisher, "The Design of Experiments", 1935): what cells and seeds leave over estimates
-the noise once for all cells, so that three seeds suffice for a test. It takes the noise to be alike in all cells.
+the noise once for all cells, so that three seeds suffice for a test. It takes the noise to be alike in all cells,
+and speaks about seeds: the test images are taken as given.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from . import rates
 from .frame import Meta, each
-from .statistics import CONFIDENCE, holm
+from .intervals import CONFIDENCE, holm
 from .tables import interval, plural, signed, value
 
 SLOTS = ("query_key", "activation", "coefficient_value")
@@ -95,6 +97,7 @@ def take_apart(runs: pd.DataFrame, metric: str = "top1") -> Factorial:
     Args:
         runs: one grid on one data set, `frame.load(..., with_config=True)`.
     """
+    runs = rates.at(runs, "fixed")
     table = pd.concat([runs[["variant", "seed", "state", metric]], slots_of(runs)], axis=1)
     for slot in SLOTS:  # a run that was not started has no configuration, but others of its variant have
         named = table[table[slot] != ""].groupby("variant")[slot].first()

@@ -6,11 +6,14 @@ comparisons of their own, and Holm's correction is over them.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
 from .frame import Meta, each, one_grid
-from .statistics import CONFIDENCE, holm, paired
+from .intervals import CONFIDENCE, holm
+from .statistics import compare
 from .tables import interval, plural, signed, value
 
 
@@ -29,17 +32,14 @@ def steps(runs: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
     base = str(bases.iloc[0]) if len(bases) else ""
     parents = {row.variant: row.on if isinstance(row.on, str) else base for row in each(runs) if row.variant != base}
     rungs = _longest(base, parents)
-    finished = runs[runs["state"] == "done"].dropna(subset=[metric])
-    seeds = {variant: group.set_index("seed")[metric] for variant, group in finished.groupby("variant")}
-    nothing = pd.Series(dtype=float)
     rows = []
     for variant, on in parents.items():
-        ours, theirs = seeds.get(variant, nothing), seeds.get(on, nothing)
-        both = [seed for seed in ours.index if seed in theirs.index]
-        found = paired(ours[both].to_numpy(), theirs[both].to_numpy())
-        row = {"variant": variant, "on": on, "rung": variant in rungs, "mean": ours.mean(), "mean_on": theirs.mean()}
-        row |= {"pairs": len(both), "difference": float(found.difference)}
-        rows.append(row | {"low": float(found.low), "high": float(found.high), "p": float(found.p)})
+        both = runs[runs["variant"].isin([on, variant])]
+        compared = compare(both.assign(base=both["variant"] == on), metric).set_index("variant")
+        row = {"variant": variant, "on": on, "rung": variant in rungs, "mean_on": math.nan}
+        if on in compared.index:
+            row["mean_on"] = compared.loc[on, "mean"]
+        rows.append(row | compared.loc[variant, ["mean", "pairs", "difference", "low", "high", "p"]].to_dict())
     table = pd.DataFrame(rows, columns=_COLUMNS)
     table["p_holm"] = holm(table["p"].to_numpy(float))
     noise = ~((table["low"] > 0) | (table["high"] < 0))

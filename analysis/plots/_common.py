@@ -55,7 +55,8 @@ def nothing(axes: Axes, why: str = "no finished run yet") -> Axes:
 
 def metric_label(meta: Meta, of: str = ", mean over seeds") -> str:
     unit = " (%)" if value(0, meta).endswith("%") else ""
-    return textwrap.fill(f"{metric_name(meta)} on {meta.data}{unit}{of}", 50)
+    what = f"{metric_name(meta)} on {meta.data}{unit}"
+    return what + (of.replace(", ", ",\n", 1) if len(what + of) > 50 else of)
 
 
 def legend_below(axes: Axes, handles: list[Any], columns: int = 2) -> None:

@@ -11,11 +11,18 @@ from matplotlib.axes import Axes
 from ._common import BASE, INK
 
 
-def place_labels(axes: Axes, x: np.ndarray, shown: pd.DataFrame) -> None:
+def place_labels(
+    axes: Axes, x: np.ndarray, shown: pd.DataFrame, level: bool = True, around: np.ndarray | None = None
+) -> None:
     """Name each point at `x` and its row's `mean` beside it, so that no name lies on another name, a point or a bar.
 
     Greedy: each label takes the cheapest of a fan of places around its point, then all choose again a few
     times with the others in place. A label far from its point gets a thin line to it.
+
+    Args:
+        shown: `variant`, `mean`, `sd`, and `base`, whose names have its colour.
+        level: whether there is a line across the axes at the base.
+        around: corners of a line in steps, (n, 2) in data, that names shouldn't lie on.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -30,8 +37,12 @@ def place_labels(axes: Axes, x: np.ndarray, shown: pd.DataFrame) -> None:
     taken = np.array([[px - r, py - r, px + r, py + r] for px, py in at])
     bars = np.column_stack([at[:, 0] - 4 * point, bottom - point, at[:, 0] + 4 * point, top + point])
     frame = axes.get_window_extent(renderer)
-    levels = at[shown["base"].to_numpy(), 1]  # of the dashed line
-    lines = [[frame.x0, level - point, frame.x1, level + point] for level in levels]
+    heights = at[shown["base"].to_numpy(), 1] if level else []  # of the dashed line
+    lines = [[frame.x0, height - point, frame.x1, height + point] for height in heights]
+    if around is not None and len(around) > 1:
+        corners = axes.transData.transform(around)
+        low, high = np.minimum(corners[:-1], corners[1:]), np.maximum(corners[:-1], corners[1:])
+        lines += np.hstack([low - point, high + point]).tolist()
     obstacles = np.vstack([taken, bars, *lines])
     texts, sizes = [], []
     for name, base, x_i, y_i in zip(shown["variant"], shown["base"], x, y, strict=True):

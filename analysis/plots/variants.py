@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +28,16 @@ class _Cost(NamedTuple):
 _COSTS = {
     "macs": _Cost("multiply-adds per image ({unit}), folded network", " multiply-adds"),
     "parameters": _Cost("parameters ({unit}), folded network", " parameters"),
-    "latency_ms": _Cost("latency of one image (ms)", " ms", False),
 }
+LATENCY = "latency_ms["  # in front of a column of latencies: runtime, threads, precision, device
+
+
+def _cost(column: str) -> _Cost:
+    if column.startswith(LATENCY):
+        how = column.removeprefix(LATENCY).removesuffix("]")
+        return _Cost(f"median latency of one image (ms), {how}", " ms", False)
+    return _COSTS.get(column, _Cost(column, "", False))
+
 
 _FRONT: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (6, 1.5, 1, 1.5)), "zorder": 1}
 
@@ -47,13 +56,13 @@ def accuracy_vs(
     cost's axis is logarithmic if it spans more than a factor of three.
 
     Args:
-        cost: a column of `comparison`: `macs`, `parameters`, or `latency_ms`.
+        cost: a column of `comparison`: `macs`, `parameters`, or a latency as `frame.load` names it.
         context: other networks on the same data, in grey: `variant`, the metric's column, and `cost`.
     """
     meta = about(comparison, meta)
     if axes is None:
         axes = new()[1]
-    kind = _COSTS.get(cost, _Cost(cost, "", False))
+    kind = _cost(cost)
     shown = comparison.dropna(subset=["mean", cost])
     set_title(axes, _title(comparison, meta, cost))
     axes.set_ylabel(metric_label(meta))
@@ -80,7 +89,7 @@ def accuracy_vs(
     axes.margins(0.14, 0.12)
     _log_if_wide(axes, costs)
     _legend(axes, shown, meta, front=len(order) > 1, context=len(around) > 0)
-    place_labels(axes, costs / scale, both)
+    place_labels(axes, costs / scale, both, around=_corners(costs[order] / scale, both["mean"].to_numpy()[order]))
     return axes
 
 
@@ -98,26 +107,24 @@ def accuracy_vs_parameters(
     return accuracy_vs(comparison, meta, "parameters", axes, context)
 
 
-def accuracy_vs_latency(comparison: pd.DataFrame, meta: Meta, latencies: pd.DataFrame) -> np.ndarray:
+def accuracy_vs_latency(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame) -> np.ndarray:
     """`accuracy_vs` latency, a picture for each backend and device: runtimes rank networks differently.
 
     Args:
-        latencies: a row a variant and backend: `variant`, `backend` (runtime, version, threads and device in words) and
-            `median_ms`. A network measured several times has the median of these.
+        runs: the same grid's, with the columns of latencies that `frame.load` joins.
 
     Returns:
         An array of axes, one for each backend; one that says so, if nothing was measured.
     """
-    backends = list(dict.fromkeys(latencies["backend"])) if len(latencies) else []
-    _, grid = new(8, 5.4 * max(len(backends), 1), rows=max(len(backends), 1), squeeze=False)
+    backends = [name for name in runs.columns if name.startswith(LATENCY) and runs[name].notna().any()]
+    _, grid = new(8, 5.4 * len(backends) or 2, rows=max(len(backends), 1), squeeze=False)
     if not backends:
         set_title(grid[0, 0], f"Latency of the variants of {meta.grid} on {meta.data}: not measured")
-        nothing(grid[0, 0], "no latency of these networks beside the runs")
+        nothing(grid[0, 0], "no latency of these networks beside the runs; `launch.py bench` measures them")
         return grid[:, 0]
     for axes, backend in zip(grid[:, 0], backends, strict=True):
-        medians = latencies[latencies["backend"] == backend].groupby("variant")["median_ms"].median()
-        accuracy_vs(comparison.assign(latency_ms=comparison["variant"].map(medians)), meta, "latency_ms", axes)
-        axes.set_xlabel(f"median latency of one image (ms), {backend}")
+        medians = runs.groupby("variant")[backend].median()
+        accuracy_vs(comparison.assign(**{backend: comparison["variant"].map(medians)}), meta, backend, axes)
     return grid[:, 0]
 
 
@@ -133,10 +140,11 @@ def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | No
     """Published networks on one data set: top-1 against a cost, FFNet's apart, with their front.
 
     Args:
-        published: `variant`, `top1` (%), the cost's column.
+        published: `variant`, `top1` (%), `resolution`, `distilled`, the cost's column: `published.published`.
     """
-    kind = _COSTS.get(cost, _Cost(cost, "", False))
-    shown = published.dropna(subset=["top1", cost]).reset_index(drop=True)
+    kind = _cost(cost)
+    there = published.reindex(columns=[*dict.fromkeys([*published.columns, cost])])
+    shown = there.dropna(subset=["top1", cost]).reset_index(drop=True)
     if axes is None:
         axes = new()[1]
     plain(axes)
@@ -160,7 +168,17 @@ def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | No
     )
     axes.set_xlabel(kind.label.format(unit=letter))
     axes.set_ylabel("published top-1 on ImageNet (%)")
-    place_labels(axes, costs / scale, shown.assign(mean=top1, sd=math.nan, base=ours))
+    usual = shown.loc[ours, "resolution"].mode().get(0, 0)
+    names = []
+    for row in each(shown):
+        name = re.sub(r"_patch.*|_p16|_rw(?=_|$)|_\d{3}$", "", row.variant.partition(".")[0])
+        names.append(
+            name
+            + (f" {row.resolution} px" if row.resolution != usual and name.startswith("ffnet") else "")
+            + (", distilled" if row.distilled else "")
+        )
+    table = shown.assign(variant=names, mean=top1, sd=math.nan, base=ours)
+    place_labels(axes, costs / scale, table, False, _corners(costs[order] / scale, top1[order]))
     return axes
 
 
@@ -195,6 +213,11 @@ def same_cost(comparison: pd.DataFrame) -> bool:
 def picture(comparison: pd.DataFrame, meta: Meta) -> Axes:
     """The metric against multiply-adds, or by variant where these are all the same."""
     return (accuracy_by_variant if same_cost(comparison) else accuracy_vs_macs)(comparison, meta)
+
+
+def _corners(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Those of a line in steps that rises at the next point, as `drawstyle="steps-post"` draws it."""
+    return np.column_stack([np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]])
 
 
 def _context(context: pd.DataFrame | None, meta: Meta, cost: str) -> pd.DataFrame:
@@ -260,7 +283,7 @@ def _title(comparison: pd.DataFrame, meta: Meta, cost: str = "macs") -> str:
     if not len(base):
         return f"{meta.grid} on {meta.data}: nothing to compare, the base has no finished run"
     (base_row,) = each(base)
-    kind = _COSTS.get(cost, _Cost(cost, "", False))
+    kind = _cost(cost)
 
     def at(row: Any) -> str:
         found = getattr(row, cost, None)
