@@ -335,7 +335,7 @@ def export(
 
 @app.command()
 def ship(
-    grids: Annotated[list[str], typer.Argument(help="Grids that have finished runs.")],
+    grids: Annotated[list[str], typer.Argument(help="Grids that have finished runs, or searches.")],
     data: DataName = None,
     runs: Runs = Path("runs"),
     out: Annotated[Path, typer.Option(help="The folder for the packs.")] = Path("notebooks/results"),
@@ -345,10 +345,15 @@ def ship(
 ) -> None:
     """Pack the finished runs of grids, without checkpoints, into a file each that the notebooks open."""
     from analysis.frame import load
-    from analysis.results import pack
+    from analysis.results import pack, pack_search
 
     for name in grids:
         grid = Path(name).stem
+        if any((runs / "searches").glob(f"{grid}@{data or '*'}/search.json")):
+            for found in sorted((runs / "searches").glob(f"{grid}@{data or '*'}")):
+                path = pack_search(runs, grid, found.name.partition("@")[2], out)
+                print(f"{path}: {path.stat().st_size / 1000:.0f} KB")
+            continue
         for setting in dict.fromkeys(load(runs, grid, data)["data"]):
             path = pack(runs, grid, setting, out, weights.split(",") if weights else ())
             print(f"{path}: {path.stat().st_size / 1000:.0f} KB")

@@ -62,33 +62,44 @@ def network(folder: str | Path, name: str = "") -> Inside:
     return Inside(name or folder.name, found, True)
 
 
-def networks(root: str | Path, runs: pd.DataFrame, variants: Iterable[str] = ()) -> list[Inside]:
+def networks(root: str | Path, runs: pd.DataFrame, variants: Iterable[str] = ()) -> tuple[list[Inside], list[str]]:
     """A network of each variant, or of those named: of a run whose weights are kept, if any, else its first.
 
-    Raises:
-        ValueError: no such variant.
+    Returns:
+        The networks, and one line for each variant that has none, with the reason.
     """
-    chosen = list(variants) or list(dict.fromkeys(runs["variant"]))
-    found = []
-    for variant in chosen:
-        rows = runs[runs["variant"] == variant]
-        if not len(rows):
-            raise ValueError(
-                f"no variant {variant!r} in these runs; there are {', '.join(dict.fromkeys(runs['variant']))}"
-            )
-        folders = [Path(root) / row.hash for row in each(rows)]
-        there = [folder for folder in folders if (folder / "config.json").is_file()]
-        kept = [folder for folder in there if (folder / WEIGHTS).is_file() or (folder / LAST).is_file()]
-        if there:
-            found.append(network((kept or there)[0], variant))
-    return found
+    there = list(dict.fromkeys(runs["variant"]))
+    found, left_out = [], []
+    for variant in list(variants) or there:
+        folders = [Path(root) / row.hash for row in each(runs[runs["variant"] == variant])]
+        folders = [folder for folder in folders if (folder / "config.json").is_file()]
+        kept = [folder for folder in folders if (folder / WEIGHTS).is_file() or (folder / LAST).is_file()]
+        try:
+            if not folders:
+                raise ConfigError("no run of it has begun" if variant in there else "no variant of these runs")
+            found.append(network((kept or folders)[0], variant))
+        except ValueError as error:
+            left_out.append(f"{variant}: {error}")
+    return found, left_out
 
 
-def images(inside: Inside, count: int = 64) -> tuple[Tensor, str]:
-    """The first test images of a run's data set, normalised, (B, C, H, W), and what they are.
+def summary(networks: list[Inside], left_out: list[str]) -> str:
+    """Which networks are looked at, and with what weights: a line each."""
+    lines = []
+    for inside in networks:
+        weights = "trained" if inside.trained else "not trained: its weights are not kept, these are drawn anew"
+        lines.append(f"{inside.name}: {weights}.")
+    return "\n".join([*lines, *(f"Left out, {line}." for line in left_out)]) or "No network to look at."
+
+
+def images(networks: list[Inside], count: int = 64) -> tuple[Tensor, str]:
+    """The first test images of the runs' data set, normalised, (B, C, H, W), and what they are.
 
     Where the data set is not on this machine they are normal noise, as wide as normalised images.
     """
+    if not networks:
+        return torch.zeros(0), "no images"
+    inside = networks[0]
     assert inside.network.data is not None
     try:
         batches = Data(inside.network.data, None).evaluation("test")
@@ -120,6 +131,14 @@ def receptive_field(inside: Inside, batch: Tensor, stage: int | None = None) -> 
     assert x.grad is not None
     field = x.grad.abs().sum(1).mean(0).double().numpy()
     return field / max(field.sum(), np.finfo(float).tiny)
+
+
+def receptive_fields(
+    networks: list[Inside], batch: Tensor, share: float = 0.9
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Each network's effective receptive field, and the side of the square that holds `share` of it, by name."""
+    fields = {inside.name: receptive_field(inside, batch) for inside in networks}
+    return fields, {name: extent(field, share) for name, field in fields.items()}
 
 
 def field_stage(maps: list[Tensor]) -> int:
@@ -169,6 +188,28 @@ def coefficient_maps(inside: Inside, image: Tensor) -> list[CoefficientMap]:
         for hook in hooks:
             hook.remove()
         return [_shown(index, mixer, x) for index, (mixer, x) in sorted(inputs.items())]
+
+
+def all_coefficient_maps(networks: list[Inside], batch: Tensor) -> dict[str, list[CoefficientMap]]:
+    """`coefficient_maps` for the first image of a batch, by the network's name."""
+    return {inside.name: coefficient_maps(inside, batch[:1]) for inside in networks}
+
+
+def conclusion(networks: list[Inside], extents: dict[str, int], what: str) -> str:
+    """What the receptive fields say: computed, a line each; of one network a variant, so without noise."""
+    if not extents:
+        return "No conclusion: there is no network to look at."
+    lines = []
+    for trained, words in ((True, "Trained"), (False, "Not trained")):
+        named = [f"{each.name} {extents[each.name]} px" for each in networks if each.trained == trained]
+        lines += (
+            [f"{words}, the side of the square with 90 % of the centre's gradient: {', '.join(named)}."]
+            if named
+            else []
+        )
+    return "\n".join(
+        [*lines, f"Over {what}, one network a variant: no spread over seeds, so small steps mean nothing."]
+    )
 
 
 def _shown(stage: int, mixer: MetaMixer, x: Tensor) -> CoefficientMap:

@@ -41,6 +41,7 @@ def steps(runs: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
             row["mean_on"] = compared.loc[on, "mean"]
         rows.append(row | compared.loc[variant, ["mean", "pairs", "difference", "low", "high", "p"]].to_dict())
     table = pd.DataFrame(rows, columns=_COLUMNS)
+    table["rung"] = table["rung"].astype(bool)  # of no rows pandas can't tell
     table["p_holm"] = holm(table["p"].to_numpy(float))
     noise = ~((table["low"] > 0) | (table["high"] < 0))
     table["verdict"] = np.select(

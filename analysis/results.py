@@ -106,13 +106,33 @@ def pack(root: str | Path, grid: str, data: str, out: str | Path, weights: Itera
     for variant in weights:
         key = ended.loc[(ended["variant"] == variant) & (ended["state"] == "done"), "hash"].iloc[0]
         files[f"{key}/weights.npz"] = _npz(**_weights(root / key))
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{grid}@{data}{SUFFIX}"
+    path = _write(out / f"{grid}@{data}{SUFFIX}", files)
+    (out / "README.md").write_text(readme(out))
+    return path
+
+
+def _write(path: Path, files: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:xz", preset=9) as tar:
         for name in sorted(files, key=lambda name: (Path(name).name, name)):  # like beside like
             member = tarfile.TarInfo(name)  # with no time and no owner: the same runs make the same bytes
             member.size = len(files[name])
             tar.addfile(member, io.BytesIO(files[name]))
+    return path
+
+
+def pack_search(root: str | Path, name: str, data: str, out: str | Path) -> Path:
+    """Pack a search: its definition and its study, without the runs of its trials.
+
+    Raises:
+        ValueError: no such search, or its study lies in a database.
+    """
+    folder, out = Path(root) / "searches" / f"{name}@{data}", Path(out)
+    if not (folder / "journal.log").is_file():
+        why = "its study lies in a database, which can't be shipped" if folder.is_dir() else "there is none"
+        raise ValueError(f"search {name} on {data} in {root}: {why}")
+    files = {f"searches/{folder.name}/{file}": (folder / file).read_bytes() for file in ("search.json", "journal.log")}
+    path = _write(out / f"search-{folder.name}{SUFFIX}", files)
     (out / "README.md").write_text(readme(out))
     return path
 
@@ -185,6 +205,9 @@ def readme(folder: str | Path) -> str:
     ]
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         root = _unpacked(path)
+        if path.name.startswith("search-"):
+            lines.append(_of_search(root, path))
+            continue
         manifest: dict[str, Any] = json.loads((root / "grids" / f"{path.name.removesuffix(SUFFIX)}.json").read_text())
         runs = load(root, manifest["grid"], manifest["data"])
         environments = [
@@ -205,6 +228,17 @@ def readme(folder: str | Path) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} | {path.stat().st_size / 1000:.0f} |")
     return "\n".join(lines) + "\n"
+
+
+def _of_search(root: Path, path: Path) -> str:
+    from .search import load_trials
+
+    trials = load_trials(root)
+    name, data = (trials.attrs[key] for key in ("name", "data"))
+    done = int((trials["state"] == "done").sum())
+    command = f"python launch.py search {name} --data {data}"
+    cells = [f"search {name}", data, f"{len(trials)} trials, {done} finished", f"`{command}`", "as the grids"]
+    return f"| {' | '.join(cells)} | {path.stat().st_size / 1000:.0f} |"
 
 
 def _command(manifest: dict[str, Any]) -> str:

@@ -322,3 +322,27 @@ def importances_picture(shares: pd.DataFrame, axes: Axes | None = None) -> Axes:
     label = "share of the variance over the done trials"
     axes.set_xlabel(label + (", of hollow bars over those in brackets" if rows["conditional"].any() else ""))
     return axes
+
+
+def conclusion(trials: pd.DataFrame, shares: pd.DataFrame) -> str:
+    """What a search found, computed: a few sentences, one a line; with a single seed it names no winner."""
+    done = trials[trials["state"] == "done"]
+    if not len(done):
+        return f"No conclusion for {trials.attrs['name'] or 'the search'}: no trial is done."
+    counts = ", ".join(f"{number} {state}" for state, number in trials["state"].value_counts().items())
+    lines = [f"{len(trials)} trials: {counts}."]
+    found = best(trials, 3)
+    for row in found.to_dict("records"):
+        lines.append(f"Trial {row['trial']}: {row['top1']:.2f} % at {count(row['macs'])} MACs ({describe_trial(row)}).")
+    known = done[~done["source"].isin(["sampler", "finished run"])]
+    if len(known):
+        ahead = done.loc[done["source"] == "sampler", "top1"] > known["top1"].max()
+        lines.append(
+            f"{int(ahead.sum())} trials of the sampler lie above the best configuration that was known before"
+            f" ({known['top1'].max():.2f} %)."
+        )
+    top = shares[~shares["conditional"]].head(2) if len(shares) else shares
+    named = ", ".join(f"{short(row['parameter'])} {100 * row['importance']:.0f} %" for row in top.to_dict("records"))
+    lines += [f"Most of the variance over the trials goes with {named} (fANOVA)."] if named else []
+    lines.append("One seed on validation images, the best of many trials: `launch.py confirm` says what of it stays.")
+    return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.patches import Rectangle
@@ -49,12 +50,12 @@ def receptive_fields(
     return grid
 
 
-def coefficient_maps(maps: Mapping[str, list], picture: np.ndarray, what: str) -> np.ndarray:
+def coefficient_maps(maps: Mapping[str, list], images: Any, what: str) -> np.ndarray:
     """The coefficients of each network's token mixers for one image: a row a network, a column a stage.
 
     Args:
         maps: `inside.coefficient_maps` by the network's name.
-        picture: the image, (H, W).
+        images: a batch whose first image it is, (B, C, H, W), normalised.
         what: what the image is, for the title.
     """
     shown = {name: {found.stage: found for found in of} for name, of in maps.items() if of}
@@ -70,6 +71,7 @@ def coefficient_maps(maps: Mapping[str, list], picture: np.ndarray, what: str) -
     if not shown:
         nothing(grid[0, 0], "no MetaMixer among these networks")
         return grid
+    picture = np.asarray(images[0]).mean(0)
     for row, (name, of) in zip(grid, shown.items(), strict=True):
         row[0].imshow(picture, cmap="gray")
         row[0].set_ylabel("\n".join(name.split("_", 1)), fontsize=9, color=INK, rotation=0, ha="right", va="center")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..frame import Meta, each
+from ..fronts import LATENCY, front, published_name
 from ..tables import about, count, plural, signed, value
 from ._common import BASE, INK, QUIET, legend_below, metric_label, new, nothing, plain, verdict_style
 from ._common import title as set_title
@@ -29,7 +29,6 @@ _COSTS = {
     "macs": _Cost("multiply-adds per image ({unit}), folded network", " multiply-adds"),
     "parameters": _Cost("parameters ({unit}), folded network", " parameters"),
 }
-LATENCY = "latency_ms["  # in front of a column of latencies: runtime, threads, precision, device
 
 
 def _cost(column: str) -> _Cost:
@@ -128,14 +127,6 @@ def accuracy_vs_latency(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame
     return grid[:, 0]
 
 
-def front(costs: np.ndarray, values: np.ndarray, rises: bool = True) -> np.ndarray:
-    """Indices of the points that no other one beats: none is as cheap and better, or as good and cheaper."""
-    costs, values = np.asarray(costs, float), np.asarray(values, float) * (1 if rises else -1)
-    cheaper, better = costs[:, None] >= costs, values[:, None] <= values
-    strictly = (costs[:, None] > costs) | (values[:, None] < values)
-    return np.flatnonzero(~(cheaper & better & strictly).any(1))
-
-
 def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | None = None) -> Axes:
     """Published networks on one data set: top-1 against a cost, FFNet's apart, with their front.
 
@@ -162,21 +153,15 @@ def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | No
     axes.margins(0.14, 0.12)
     _log_if_wide(axes, costs)
     held = int(np.isin(on_front, np.flatnonzero(ours)).sum())
-    among = f"{int(ours.sum())} FFNets and {plural(int((~ours).sum()), 'other network')}" if (~ours).any() else "FFNets"
-    set_title(
-        axes, f"Published figures of {among}: {held} of {len(on_front)} on the front are FFNets; no seeds, so no noise"
-    )
+    among = plural(int(ours.sum()), "FFNet")
+    if (~ours).any():
+        among += (
+            f" and {plural(int((~ours).sum()), 'other network')}: {held} of {len(on_front)} on the front are FFNets"
+        )
+    set_title(axes, f"Published figures of {among}; no seeds, so no noise")
     axes.set_xlabel(kind.label.format(unit=letter))
     axes.set_ylabel("published top-1 on ImageNet (%)")
-    usual = shown.loc[ours, "resolution"].mode().get(0, 0)
-    names = []
-    for row in each(shown):
-        name = re.sub(r"_patch.*|_p16|_rw(?=_|$)|_\d{3}$", "", row.variant.partition(".")[0])
-        names.append(
-            name
-            + (f" {row.resolution} px" if row.resolution != usual and name.startswith("ffnet") else "")
-            + (", distilled" if row.distilled else "")
-        )
+    names = [published_name(row) for row in each(shown)]
     table = shown.assign(variant=names, mean=top1, sd=math.nan, base=ours)
     place_labels(axes, costs / scale, table, False, _corners(costs[order] / scale, top1[order]))
     return axes
