@@ -27,6 +27,7 @@ from metamixer.training.data import Data
 from .frame import each
 
 WEIGHTS = "weights.npz"  # what a pack of `results` keeps of a checkpoint
+_STEP = ":step"
 SMALLEST_MAP = 7  # a centre needs some map around it
 
 
@@ -37,6 +38,11 @@ class Inside:
     name: str
     network: Network
     trained: bool
+
+    @property
+    def label(self) -> str:
+        """The name, with a word where the weights are not trained."""
+        return self.name if self.trained else f"{self.name} (not trained)"
 
     @property
     def model(self) -> nn.Module:
@@ -57,9 +63,29 @@ def network(folder: str | Path, name: str = "") -> Inside:
         return Inside(name or folder.name, found, False)
     state = found.model.state_dict()
     with np.load(folder / WEIGHTS) as arrays:
-        state |= {key: torch.from_numpy(arrays[key].astype(np.float32)) for key in arrays.files}
+        for key in arrays.files:
+            if not key.endswith(_STEP):
+                step = arrays[key + _STEP] if key + _STEP in arrays.files else 1
+                state[key] = torch.from_numpy((arrays[key] * step).astype(np.float32))
     load_weights(found.model, state, str(folder / WEIGHTS))
     return Inside(name or folder.name, found, True)
+
+
+def rounded_weights(folder: str | Path) -> dict[str, np.ndarray]:
+    """A finished run's reported weights as small arrays that `network` reads.
+
+    Matrices and kernels are whole multiples of a sixteenth of their standard deviation (or of 1/127 of their largest,
+    if that is more), some 6 bits a weight after compression; vectors have half precision.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name, tensor in find_network(str(folder), trained=True).model.state_dict().items():
+        values = tensor.float().numpy()
+        if tensor.is_floating_point() and values.ndim > 1:
+            step = np.float32(max(values.std() / 16, np.abs(values).max() / 127, 1e-12))
+            arrays |= {name: np.round(values / step).astype(np.int8), name + _STEP: np.asarray(step)}
+        elif tensor.is_floating_point():
+            arrays[name] = values.astype(np.float16)
+    return arrays
 
 
 def networks(root: str | Path, runs: pd.DataFrame, variants: Iterable[str] = ()) -> tuple[list[Inside], list[str]]:
@@ -137,7 +163,7 @@ def receptive_fields(
     networks: list[Inside], batch: Tensor, share: float = 0.9
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Each network's effective receptive field, and the side of the square that holds `share` of it, by name."""
-    fields = {inside.name: receptive_field(inside, batch) for inside in networks}
+    fields = {inside.label: receptive_field(inside, batch) for inside in networks}
     return fields, {name: extent(field, share) for name, field in fields.items()}
 
 
@@ -192,7 +218,7 @@ def coefficient_maps(inside: Inside, image: Tensor) -> list[CoefficientMap]:
 
 def all_coefficient_maps(networks: list[Inside], batch: Tensor) -> dict[str, list[CoefficientMap]]:
     """`coefficient_maps` for the first image of a batch, by the network's name."""
-    return {inside.name: coefficient_maps(inside, batch[:1]) for inside in networks}
+    return {inside.label: coefficient_maps(inside, batch[:1]) for inside in networks}
 
 
 def conclusion(networks: list[Inside], extents: dict[str, int], what: str) -> str:
@@ -201,7 +227,7 @@ def conclusion(networks: list[Inside], extents: dict[str, int], what: str) -> st
         return "No conclusion: there is no network to look at."
     lines = []
     for trained, words in ((True, "Trained"), (False, "Not trained")):
-        named = [f"{each.name} {extents[each.name]} px" for each in networks if each.trained == trained]
+        named = [f"{each.name} {extents[each.label]} px" for each in networks if each.trained == trained]
         lines += (
             [f"{words}, the side of the square with 90 % of the centre's gradient: {', '.join(named)}."]
             if named

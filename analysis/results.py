@@ -84,8 +84,8 @@ def pack(root: str | Path, grid: str, data: str, out: str | Path, weights: Itera
         root: the folder of the runs.
         data: the data set, as in the manifest's name.
         out: the folder for the pack.
-        weights: variants whose reported weights go along, for their first finished seed: in half precision,
-            rounded to 6 bits after the point, which moves no picture but is not the network that was scored.
+        weights: variants whose reported weights go along, for their first finished seed, rounded
+            (`inside.rounded_weights`): good for a look, but not quite the network that was scored.
 
     Raises:
         ValueError: no such grid, no finished run, or no such variant.
@@ -104,8 +104,10 @@ def pack(root: str | Path, grid: str, data: str, out: str | Path, weights: Itera
         files |= dict(_text_files(root / key))
     files |= dict(_predictions(root, keys))
     for variant in weights:
+        from .inside import rounded_weights  # loads torch
+
         key = ended.loc[(ended["variant"] == variant) & (ended["state"] == "done"), "hash"].iloc[0]
-        files[f"{key}/weights.npz"] = _npz(**_weights(root / key))
+        files[f"{key}/weights.npz"] = _npz(**rounded_weights(root / key))
     path = _write(out / f"{grid}@{data}{SUFFIX}", files)
     (out / "README.md").write_text(readme(out))
     return path
@@ -170,18 +172,6 @@ def _predictions(root: Path, keys: list[str]) -> Iterator[tuple[str, bytes]]:
         packed[f"off.{i}"] = off.astype(np.min_scalar_type(off.max()) if off.dtype.kind == "u" else off.dtype)
     if packed:
         yield _PREDICTIONS, _npz(**packed)
-
-
-def _weights(folder: Path) -> dict[str, np.ndarray]:
-    from metamixer.networks import find_network
-
-    state = find_network(str(folder), trained=True).model.state_dict()
-    rounded = {}
-    for name, tensor in state.items():
-        if tensor.is_floating_point():
-            mantissa, exponent = np.frexp(tensor.float().numpy())
-            rounded[name] = np.ldexp(np.round(mantissa * 64) / 64, exponent).astype(np.float16)
-    return rounded
 
 
 def _npz(**arrays: np.ndarray) -> bytes:

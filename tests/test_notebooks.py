@@ -183,7 +183,8 @@ def test_latencies_beside_the_runs_are_shown_by_backend(play, tmp_path):
     for runtime, times in (("onnxruntime", (4.0, 2.0)), ("xnnpack", (3.0, 5.0))):
         append(root, [
             {"network": row.network, "name": row.variant, "resolution": int(row.resolution), "batch": 1,
-             "device": "a board", "os": "Linux", "runtime": runtime, "version": "1", "precision": "fp32", "threads": 1, "median_ms": ms}
+             "device": "a board", "os": "Linux", "runtime": runtime, "version": "1",
+             "precision": "fp32", "threads": 1, "median_ms": ms}
             for row, ms in zip(runs.itertuples(), times, strict=True)
         ])  # fmt: skip
     said, _ = play("02", DATA="digits")
@@ -223,4 +224,7 @@ def test_inside_a_mixer_looks_at_networks_and_says_that_they_are_not_trained(pla
     shutil.rmtree(tmp_path / "runs" / "relu0")
     said, variables = play("07", DATA="digits", VARIANTS=["gelu", "relu", "nobody"])
     assert "gelu: not trained" in said["networks"] and "nobody: no variant of these runs" in said["networks"]
-    assert set(variables["extents"]) == {"gelu", "relu"} and "64 test images" in said["conclusion"]
+    assert (
+        set(variables["extents"]) == {"gelu (not trained)", "relu (not trained)"}
+        and "64 test images" in said["conclusion"]
+    )

@@ -9,7 +9,7 @@ import torch
 from small import RUN
 from test_analysis import LADDER, write_grid
 
-from analysis import frame, results
+from analysis import frame, inside, results
 from metamixer.training.train import train
 
 
@@ -105,9 +105,7 @@ def test_what_can_not_be_shipped_is_one_line(root, tmp_path):
 
 
 def test_weights_that_go_along_compute_nearly_the_same(tmp_path):
-    """Rounding moves a weight by at most one part in 64, and the classes that are predicted hardly ever."""
-    from analysis.inside import network
-
+    """Rounding moves a weight by at most a 32nd of the spread of its matrix, and few predictions."""
     root = tmp_path / "runs"
     run = RUN.model_copy(update={"modules": ()})
     train(run, root / "abc", device="cpu")
@@ -116,10 +114,16 @@ def test_weights_that_go_along_compute_nearly_the_same(tmp_path):
     runs = [{"hash": "abc", "variant": "v", "seed": 0, "on": None, "changes": {}}]
     (root / "grids" / "g@digits.json").write_text(json.dumps(manifest | {"runs": runs}))
     results.pack(root, "g", "digits", tmp_path / "packs", ["v"])
-    whole, rounded = network(root / "abc"), network(results.open_runs(tmp_path / "packs") / "abc")
+    whole, rounded = inside.network(root / "abc"), inside.network(results.open_runs(tmp_path / "packs") / "abc")
     assert whole.trained and rounded.trained
     for name, value in whole.model.state_dict().items():
-        if value.is_floating_point():
-            other = rounded.model.state_dict()[name]
-            assert torch.all((value - other).abs() <= value.abs() / 64 + 1e-7), name
-            assert name.endswith("num_batches_tracked") or not torch.equal(value, torch.zeros(())), name
+        off = (value - rounded.model.state_dict()[name]).abs().max()
+        if value.ndim > 1:
+            assert off <= max(value.std(correction=0) / 32, value.abs().max() / 254) * 1.001, name
+        elif value.is_floating_point():
+            assert off <= value.abs().max() / 2000, name
+    images, what = inside.images([whole], 360)
+    assert what == "360 test images"
+    with torch.no_grad():
+        same = whole.model(images).argmax(1) == rounded.model(images).argmax(1)
+    assert same.float().mean() > 0.95
