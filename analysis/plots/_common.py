@@ -71,8 +71,8 @@ def legend_below(axes: Axes, handles: list[Any], columns: int = 2) -> None:
 
 
 def colours(names: list[str]) -> dict[str, dict[str, Any]]:
-    """A line's colour, not the base's, and dashes for each name; with more names than colours, dashes differ."""
-    others = [colour for colour in COLOURS if colour != BASE]
+    """A line's colour and dashes for each name: not the base's, nor yellow, which paper swallows."""
+    others = [colour for colour in COLOURS if colour not in (BASE, "#F0E442")]
     return {
         name: {"color": others[i % len(others)], "linestyle": DASHES[i // len(others) % len(DASHES)]}
         for i, name in enumerate(names)

@@ -1,0 +1,204 @@
+"""Pictures hold what their data hold: against naive rewrites, closed forms and the numbers they were drawn from."""
+
+import itertools
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from factorials import write_factorial
+from small import RUN
+from test_analysis import write_grid
+from test_factorial import chained, noisy
+from test_notebooks import write_networks
+
+from analysis import factorial, frame, fronts, inside, ladder, plots, statistics
+from metamixer.config import override
+from metamixer.cost import count
+from metamixer.networks import Network
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plots.plt.close("all")
+
+
+def titles(figure):
+    return " ".join(figure.get_suptitle().split())
+
+
+def test_the_front_equals_the_naive_definition():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        cost, top1 = rng.integers(5, size=8).astype(float), rng.integers(5, size=8).astype(float)
+        naive = [
+            i
+            for i in range(8)
+            if not any(
+                cost[j] <= cost[i] and top1[j] >= top1[i] and (cost[j] < cost[i] or top1[j] > top1[i]) for j in range(8)
+            )
+        ]
+        assert list(fronts.front(cost, top1)) == naive
+        assert list(fronts.front(cost, -top1, rises=False)) == naive
+
+
+def test_published_networks_have_names_that_tell_them_apart():
+    from analysis.published import published
+
+    table = published()
+    names = [fronts.published_name(row) for row in frame.each(table)]
+    assert len(set(names)) == len(names) and {"ffnet_1", "ffnet_1, distilled", "ffnet_3 384 px"} <= set(names)
+    for cost in ("macs", "parameters", *fronts.backends(table)):
+        axes = plots.published_front(table, cost)
+        boxes = [label.get_window_extent() for label in axes.texts if label.get_text()]
+        assert len(boxes) >= 8 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert "none with this cost" in plots.published_front(table, "joules").get_title(loc="left")
+
+
+def test_context_is_drawn_where_it_has_the_figures(tmp_path):
+    write_grid(tmp_path)
+    runs = frame.load(tmp_path)
+    comparison, meta = statistics.compare(runs), frame.describe(runs)
+    others = pd.DataFrame({"variant": ["a", "b"], "top1": [97.0, 98.0], "macs": [1e6, np.nan]})
+    texts = {text.get_text() for text in plots.accuracy_vs_macs(comparison, meta, context=others).texts}
+    assert "a" in texts and "b" not in texts
+    assert "a" not in {text.get_text() for text in plots.accuracy_vs_parameters(comparison, meta, context=others).texts}
+
+
+def test_the_waterfall_ends_where_the_last_rung_stands(tmp_path):
+    order = ["attention", "gelu", "static_keys", "depthwise"]
+    runs = frame.load(chained(tmp_path, order))
+    steps, meta = ladder.steps(runs), frame.describe(runs)
+    axes = plots.waterfall(steps, meta)
+    bars = [patch for patch in axes.patches if patch.get_width() == pytest.approx(0.8)]
+    rungs = bars[: len(order) - 1]
+    for bar, variant in zip(rungs, order[1:], strict=True):
+        end = bar.get_y() + bar.get_height()
+        assert end == pytest.approx(runs[runs["variant"] == variant]["top1"].mean())
+    assert {text.get_text() for text in axes.texts} >= {"+0.07", "−0.81"}
+    clear = steps[steps["verdict"].isin(["above", "below"])]["variant"]
+    title = " ".join(axes.get_title(loc="left").split())
+    assert list(clear) == ["identity"] and "attention → identity −7.50 points" in title and "gelu" not in title
+
+
+def test_learning_curves_band_from_the_lowest_to_the_highest_seed(tmp_path):
+    write_grid(tmp_path, {"attention": ([96.0, 97.0, 98.0], 1), "gelu": ([96.0, 97.0], 1)})
+    runs = frame.load(tmp_path)
+    curves = frame.curves(tmp_path, runs["hash"])
+    curves["val_top1"] = 50 + 10 * curves["epoch"] + curves["hash"].str[-1].astype(int)
+    axes = plots.learning_curves(runs, curves, frame.describe(runs))
+    line = axes.get_lines()[0]
+    np.testing.assert_allclose(line.get_ydata(), [61, 71, 81])
+    band = axes.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == 60 and band[:, 1].max() == 82
+    assert "0.5 apart" in " ".join(axes.get_title(loc="left").split())
+    none = plots.learning_curves(runs, curves, frame.describe(runs), "val_loss")
+    assert "no validation loss" in none.get_title(loc="left")
+
+
+def test_heat_maps_write_each_cell_and_mark_what_stands(tmp_path):
+    runs = frame.load(write_factorial(tmp_path, noisy(2, corner=3.0)), with_config=True)
+    slots, meta = factorial.take_apart(runs), frame.describe(runs)
+    means = [text.get_text() for axes in plots.cell_means(slots, meta)[0] for text in axes.texts]
+    assert sorted(means) == sorted(f"{mean:.1f}" for mean in slots.cells["mean"])
+    grid = plots.interactions(slots, meta)
+    marked = [text.get_text() for axes in grid[0] for text in axes.texts if text.get_text().endswith("*")]
+    assert len(marked) == slots.cells["verdict"].isin(["above", "below"]).sum() >= 1
+    assert f"{len(marked)} of 18 beyond the noise" in titles(grid[0, 0].get_figure())
+    for axes, slot in zip(plots.main_effects(slots, meta)[0], factorial.SLOTS, strict=True):
+        assert [label.get_text() for label in axes.get_yticklabels()] == slots.levels[slot]
+
+
+def test_kernel_response_joins_sizes_and_names_what_stands_beside(tmp_path):
+    write_factorial(tmp_path, noisy(3), grid="kernel_size")
+    runs = frame.load(tmp_path, with_config=True)
+    chosen = runs[
+        runs["variant"].isin(["depthwise3-gelu-linear", "depthwise7-gelu-linear", "depthwise7-gelu-depthwise"])
+    ]
+    axes = plots.kernel_response(statistics.compare(chosen), chosen, frame.describe(chosen))
+    assert list(axes.get_lines()[0].get_xdata()) == [3, 7]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["3×3", "7×7"]
+    assert len({text.get_text() for text in axes.texts}) == 1
+
+
+def test_slot_costs_add_up_to_the_folded_network(tmp_path):
+    write_networks(tmp_path)
+    runs = frame.load(tmp_path)
+    costs = inside.slot_costs(tmp_path, runs)
+    data = RUN.data
+    whole = count(RUN.build(), (data.channels, data.image_size, data.image_size))
+    by_variant = costs.groupby("variant")[["macs", "parameters"]].sum()
+    assert tuple(by_variant.loc["gelu"]) == (whole.macs, whole.parameters)
+    axes = plots.slot_costs(costs, frame.describe(runs))
+    assert max(bar.get_x() + bar.get_width() for bar in axes.patches) == pytest.approx(whole.macs / 1e6)
+    empty = plots.slot_costs(costs.iloc[:0], frame.describe(runs))
+    assert "unknown" in empty.get_title(loc="left")
+
+
+def built(mixer, size=13):
+    """A network of one block a stage whose token mixer is `mixer`, with nothing else that mixes but the stem."""
+    changes = {"model.stages.*.token_mixer": mixer, "model.stages.*.channel_mixer": {"name": "identity"}}
+    run = override(RUN, changes)
+    torch.manual_seed(0)
+    model = run.build(img_size=size).eval()
+    return inside.Inside("it", Network("it", model, (1, size, size), data=run.data), True)
+
+
+def conv(size):
+    return {
+        "query": "identity",
+        "query_key": {"name": "depthwise", "kernel_size": size},
+        "activation": "identity",
+        "coefficient_value": {"name": "depthwise", "kernel_size": 1},
+    }
+
+
+def test_a_receptive_field_is_that_of_the_kernels():
+    """One block of a k×k kernel behind a stem of two 3×3 at stride 1: a square of k + 4 around the centre."""
+    images = torch.randn(4, 1, 13, 13)
+    for size in (1, 3, 5):
+        field = inside.receptive_field(built(conv(size)), images, stage=1)
+        reach = (size + 4) // 2
+        support = np.zeros((13, 13), bool)
+        support[6 - reach : 7 + reach, 6 - reach : 7 + reach] = True
+        assert ((field > 0) == support).all() and field.sum() == pytest.approx(1)
+
+
+def test_extent_is_the_side_of_the_smallest_square():
+    field = np.zeros((9, 9))
+    field[3:6, 3:6] = 1
+    assert inside.extent(field) == 3
+    field[4, 4] = 1000
+    assert inside.extent(field) == 1
+    assert inside.extent(np.ones((9, 9)), 1.0) == 9
+
+
+def test_coefficients_of_attention_are_a_distribution_over_keys():
+    attention = {
+        "query": "linear",
+        "query_key": {"name": "scaled_dot", "head_dim": 8},
+        "activation": "softmax",
+        "coefficient_value": "matmul",
+    }
+    maps = inside.coefficient_maps(built(attention), torch.randn(1, 1, 13, 13))
+    assert [found.stage for found in maps] == [1, 2, 3, 4]
+    for found in maps:
+        assert found.values.sum() == pytest.approx(1, abs=1e-5) and (found.values >= 0).all()
+    of_map = inside.coefficient_maps(built(conv(3)), torch.randn(1, 1, 13, 13))
+    assert of_map[0].values.shape == (13, 13) and of_map[0].what == "RMS over channels"
+    assert inside.coefficient_maps(built({"name": "pooling"}), torch.randn(1, 1, 13, 13)) == []
+
+
+def test_networks_that_can_not_be_looked_at_are_said(tmp_path):
+    write_networks(tmp_path)
+    (tmp_path / "relu0" / "config.json").write_text('{"schema": 2, "config": {}}')
+    found, left_out = inside.networks(tmp_path, frame.load(tmp_path), ["gelu", "relu", "nobody"])
+    assert [(each.name, each.trained) for each in found] == [("gelu", False)]
+    assert "schema 2" in left_out[0] and left_out[1] == "nobody: no variant of these runs"
+    axes = plots.receptive_fields({}, {}, "no images")
+    assert "no run" in axes[0, 0].texts[0].get_text()
