@@ -201,6 +201,26 @@ def collect(
 
 
 @app.command()
+def report(
+    grid: Annotated[str, typer.Argument(help="A grid that was launched.")],
+    data: DataName = None,
+    runs: Runs = Path("runs"),
+    out: Annotated[Optional[Path], typer.Option(help="The page; beside the grid's other files if not given.")] = None,
+) -> None:
+    """One page of HTML on a grid: tables, pictures, configurations, environment and the runs behind them."""
+    from analysis.report import report as render_page
+    from metamixer.config import ConfigError
+
+    page, meta = render_page(runs, Path(grid).stem, data)
+    path = out or runs / "grids" / f"{meta.grid}@{meta.data}.html"
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write here ({error.strerror or error})") from None
+    print(path)
+
+
+@app.command()
 def recipes() -> None:
     """Runs by name: what each trains, the accuracy to expect, and its source."""
     from sweeps.single import print_recipes
@@ -378,16 +398,17 @@ def _collect(root: Path, grid: str, setting: Optional[str]) -> None:
 
     from analysis.frame import describe, load
     from analysis.plots import picture, save
-    from analysis.statistics import compare
+    from analysis.statistics import declared
     from analysis.tables import render, to_csv
 
-    runs = load(root, grid, setting)
-    comparison, meta = compare(runs), describe(runs)
+    runs = load(root, grid, setting, remember=True)
+    comparisons, meta = declared(runs), describe(runs)
     console = Console() if sys.stdout.isatty() else Console(width=110)
-    console.print(render(comparison, meta))
     stem = root / "grids" / f"{grid}@{meta.data}"
-    to_csv(comparison, meta, f"{stem}.csv")
-    save(picture(comparison, meta), f"{stem}.png")
+    for comparison, path in zip(comparisons, (f"{stem}.csv", f"{stem}-best.csv"), strict=False):
+        console.print(render(comparison, meta))
+        to_csv(comparison, meta, path)
+    save(picture(comparisons[0], meta), f"{stem}.png")
     console.print(f"picture: {stem}.png   table: {stem}.csv", soft_wrap=True, highlight=False)
 
 

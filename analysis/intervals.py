@@ -97,8 +97,9 @@ def crossed(differences: np.ndarray, confidence: float = CONFIDENCE) -> Paired:
     `differences`, shape (..., n seeds, m images), holds what variant and base differ by on one image at one seed
     (1: only the variant is right, −1: only the base). The variance is that of resampling seeds and images together
     (Owen, "The pigeonhole bootstrap", 2007) with endlessly many draws, in closed form and without the resampling's
-    bias at few seeds: between-seed and between-image mean squares, less what both count twice. Student's t with
-    Satterthwaite's degrees of freedom. NaN below two seeds or images, and where nothing varies.
+    bias at few seeds: the two-way analysis of variance, whose parts are at least 0. Student's t with Satterthwaite's
+    degrees of freedom. At three seeds whose spread dominates it covers 92 to 93 % (simulated), so verdicts rest on
+    all that this interval and the one over seeds span. NaN below two seeds or images, and where nothing varies.
     """
     d = np.asarray(differences, float)
     n, m = d.shape[-2:]
@@ -110,9 +111,10 @@ def crossed(differences: np.ndarray, confidence: float = CONFIDENCE) -> Paired:
     seeds, images = by_seed.var(-1, ddof=1) / n, by_image.var(-1, ddof=1) / m
     rest = d - by_seed[..., None] - by_image[..., None, :] + np.asarray(mean)[..., None, None]
     twice = (rest**2).sum((-2, -1)) / ((n - 1) * (m - 1)) / (n * m)
-    variance = seeds + np.maximum(images - twice, 0)
+    # each of the three parts (seeds, images, what only a pair of both explains) is at least 0
+    variance = np.maximum(seeds, twice) + np.maximum(images - twice, 0)
     error = np.where(variance > 1e-24, np.sqrt(variance), np.nan)
-    spread = seeds**2 / (n - 1) + images**2 / (m - 1) + twice**2 / ((n - 1) * (m - 1))
+    spread = np.where(seeds > twice, seeds**2 / (n - 1), 0) + images**2 / (m - 1) + twice**2 / ((n - 1) * (m - 1))
     freedom = np.maximum(np.divide(variance**2, spread, out=np.ones_like(variance), where=spread > 0), n - 1)
     half = special.stdtrit(freedom, 0.5 + confidence / 2) * error
     p = 2 * special.stdtr(freedom, -np.abs(mean / error))

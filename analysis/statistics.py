@@ -40,6 +40,7 @@ __all__ = [
     "bca",
     "compare",
     "crossed",
+    "declared",
     "explore",
     "false_positive_rate",
     "false_positives",
@@ -106,6 +107,13 @@ def compare(runs: pd.DataFrame, metric: str = "top1", rate: Rate = "fixed") -> p
     table = pd.DataFrame([{"rate": "", **row} for row in rows], columns=list(_COLUMNS)).astype(_COLUMNS)
     table["exploratory"] = metric != (_about(runs).get("metric") or "top1")
     return _judged(table)
+
+
+def declared(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """The comparisons that a grid declared: at the recipe's learning rate, then, where a set of them was tried and
+    there is validation data to choose by, at each variant's best."""
+    both = rates.tried(runs) and bool(runs["val_top1"].notna().any())
+    return [compare(runs), *([compare(runs, rate="best")] if both else [])]
 
 
 def _judged(table: pd.DataFrame) -> pd.DataFrame:

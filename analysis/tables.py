@@ -80,7 +80,8 @@ def count(number: float | None) -> str:
     return f"{number:.0f}"
 
 
-def _cells(comparison: pd.DataFrame, meta: Meta) -> list[list[str]]:
+def cells(comparison: pd.DataFrame, meta: Meta) -> list[list[str]]:
+    """The table's rows, as texts under `headers`."""
     rows, with_rate = [], (comparison["rate"] != "").any()
     for row in each(comparison):
         mean = "–" if math.isnan(row.mean) else value(row.mean, meta, unit=False)
@@ -105,14 +106,16 @@ def _cells(comparison: pd.DataFrame, meta: Meta) -> list[list[str]]:
     return rows
 
 
-def _headers(comparison: pd.DataFrame, meta: Meta) -> list[str]:
+def headers(comparison: pd.DataFrame, meta: Meta) -> list[str]:
+    """The table's columns; `lr` only where learning rates were tried."""
     unit = _metric(meta).unit
     what = metric_name(meta) + (f",{unit}" if unit else "")
     rate = ["lr"] if (comparison["rate"] != "").any() else []
     return ["variant", "params", "MACs", *rate, f"{what} ± sd", "difference [95 %]", "verdict", "runs"]
 
 
-def _title(comparison: pd.DataFrame, meta: Meta) -> str:
+def title(comparison: pd.DataFrame, meta: Meta) -> str:
+    """Grid, data and question in a line."""
     best = ", each variant at its best learning rate on validation data" if (comparison["rate"] == "best").any() else ""
     return f"{meta.grid} on {meta.data}{best}: " + (meta.question or f"{metric_name(meta)} of its variants")
 
@@ -197,7 +200,7 @@ def render(comparison: pd.DataFrame, meta: Meta) -> Table:
     """The comparison for a terminal of 100 columns."""
     meta = about(comparison, meta)
     table = Table(
-        title=Text(_title(comparison, meta), style="bold"),
+        title=Text(title(comparison, meta), style="bold"),
         caption=Text("\n".join(footnotes(comparison, meta)), style="dim"),
         title_justify="left",
         caption_justify="left",
@@ -206,35 +209,33 @@ def render(comparison: pd.DataFrame, meta: Meta) -> Table:
         pad_edge=False,
         show_edge=False,
     )
-    headers = _headers(comparison, meta)
-    for index, header in enumerate(headers):
-        side: Literal["left", "right"] = "right" if 0 < index < len(headers) - 2 else "left"
-        table.add_column(header, justify=side, no_wrap=0 < index < len(headers) - 1, overflow="fold")
+    names = headers(comparison, meta)
+    for index, header in enumerate(names):
+        side: Literal["left", "right"] = "right" if 0 < index < len(names) - 2 else "left"
+        table.add_column(header, justify=side, no_wrap=0 < index < len(names) - 1, overflow="fold")
     table.columns[-1].max_width = 9  # with the names the only column that may break
-    for cells, verdict in zip(_cells(comparison, meta), comparison["verdict"], strict=True):
-        table.add_row(*map(Text, cells), style=_STYLES.get(verdict, ""))
+    for texts, verdict in zip(cells(comparison, meta), comparison["verdict"], strict=True):
+        table.add_row(*map(Text, texts), style=_STYLES.get(verdict, ""))
     return table
 
 
 def to_markdown(comparison: pd.DataFrame, meta: Meta) -> str:
     """The same for documents: a heading line, the table, the footnotes."""
     meta = about(comparison, meta)
-    headers, cells = (
-        _headers(comparison, meta),
-        [[cell.replace("|", "\\|") for cell in row] for row in _cells(comparison, meta)],
-    )
+    names = headers(comparison, meta)
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in cells(comparison, meta)]
     lines = [
-        f"**{_title(comparison, meta)}**",
+        f"**{title(comparison, meta)}**",
         "",
-        _pipes(headers),
-        _pipes(["---", *["---:"] * (len(headers) - 3), "---", "---"]),
+        _pipes(names),
+        _pipes(["---", *["---:"] * (len(names) - 3), "---", "---"]),
+        *map(_pipes, rows),
     ]
-    lines += [_pipes(row) for row in cells]
     return "\n".join([*lines, "", *(f"{line}  " for line in footnotes(comparison, meta))]).rstrip() + "\n"
 
 
-def _pipes(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _pipes(texts: list[str]) -> str:
+    return "| " + " | ".join(texts) + " |"
 
 
 def to_csv(comparison: pd.DataFrame, meta: Meta, path: str | Path | None = None) -> str:
