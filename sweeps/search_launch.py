@@ -95,6 +95,8 @@ def print_search(definition: Definition) -> None:
 
 def search_here(launch: Launch, workers: int, device: str) -> bool:
     """Run the search on this machine, one process a worker; returns whether all trials have finished."""
+    if sum(map(has_finished, launch.trials.all())) >= launch.wanted:
+        return True
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     context = multiprocessing.get_context("forkserver")

@@ -287,7 +287,13 @@ def match_space(space: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     for key, node in space.items():
         found = _match_changes(key, node, config) if isinstance(node, Changes) else _match(node, key, key, config)
         if found is None or not (isinstance(node, Changes) or _holds(config, key, found[1])):
-            raise ConfigError(f"{key}: none of the search's values is {_get(config, key)!r}")
+            keys = (
+                dict.fromkeys(k for changes in node.options.values() for k in changes)
+                if isinstance(node, Changes)
+                else [key]
+            )
+            actual = ", ".join(f"{k}={_get(config, k)!r}" for k in keys)
+            raise ConfigError(f"{key}: the search's space does not have {actual}")
         parameters |= found[0]
     return parameters
 

@@ -22,7 +22,8 @@ import os
 import random
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -245,30 +246,46 @@ class Trials:
 
     def finish(self, claim: Claim, row: dict[str, Any]) -> None:
         """Record the values of a trial that was trained to its end, from its last row of metrics."""
-        claim.trial.set_user_attr(TRAINED, True)
-        self.study.tell(claim.trial, self.values(row, claim.trial.user_attrs))
+        with self._held(claim) as still:
+            if still:
+                claim.trial.set_user_attr(TRAINED, True)
+                self.study.tell(claim.trial, self.values(row, claim.trial.user_attrs))
 
     def prune(self, claim: Claim) -> None:
-        claim.trial.set_user_attr(TRAINED, True)
-        self.study.tell(claim.trial, state=TrialState.PRUNED)
+        with self._held(claim) as still:
+            if still:
+                claim.trial.set_user_attr(TRAINED, True)
+                self.study.tell(claim.trial, state=TrialState.PRUNED)
 
-    def fail(self, trial: Trial, error: str) -> None:
+    def fail(self, claim: Claim, error: str) -> None:
         """Record that the run itself failed, e.g. diverged: no values, and no place for the sampler to return to."""
-        trial.set_user_attr("error", error)
-        trial.set_user_attr(TRAINED, True)
-        trial.set_constraint("failed", 1.0)
-        self.study.tell(trial, state=TrialState.PRUNED)
+        with self._held(claim) as still:
+            if still:
+                self._fail(claim.trial, error)
 
     def release(self, claim: Claim) -> None:
         """Give a trial back, for whoever goes on with its run."""
-        with lock(self.folder):
-            claim.trial.set_user_attr("owner", None)
-            self._storage.set_trial_state_values(claim.trial._trial_id, TrialState.WAITING)
+        with self._held(claim) as still:
+            if still:
+                claim.trial.set_user_attr("owner", None)
+                self._storage.set_trial_state_values(claim.trial._trial_id, TrialState.WAITING)
 
     def give_up(self, claim: Claim, error: str) -> None:
         """Treat the trial as a dead worker's, because the surroundings failed it."""
+        with self._held(claim) as still:
+            if still:
+                self._again(self.all()[claim.number], error)
+
+    @contextmanager
+    def _held(self, claim: Claim) -> Iterator[bool]:
+        """The search's lock, and whether the trial is still this worker's.
+
+        It is not once others took the worker for dead, as they do of one that SLURM cancels while it still saves. The
+        configuration then waits as another trial, which finds the run where this worker left it.
+        """
         with lock(self.folder):
-            self._again(self.all()[claim.number], error)
+            trial = self.all()[claim.number]
+            yield trial.state == TrialState.RUNNING and self._has(trial, self.owner.name)
 
     def bury(self) -> None:
         """Deal with the trials of dead workers, for a launcher that takes none itself."""
@@ -287,7 +304,7 @@ class Trials:
     def _again(self, trial: FrozenTrial, reason: str) -> None:
         deaths = trial.user_attrs.get("deaths", 0) + 1
         if deaths >= ATTEMPTS:
-            return self.fail(Trial(self.study, trial._trial_id), f"{reason}, {deaths} times")
+            return self._fail(Trial(self.study, trial._trial_id), f"{reason}, {deaths} times")
         if not any(each.user_attrs.get("again") == trial.number for each in self.all()):
             kept = {key: value for key, value in trial.user_attrs.items() if key != "owner"}
             self.study.add_trial(
@@ -302,6 +319,12 @@ class Trials:
         self._storage.set_trial_user_attr(trial._trial_id, "error", reason)
         self.study.tell(trial.number, state=TrialState.FAIL)
         return None
+
+    def _fail(self, trial: Trial, error: str) -> None:
+        trial.set_user_attr("error", error)
+        trial.set_user_attr(TRAINED, True)
+        trial.set_constraint("failed", 1.0)
+        self.study.tell(trial, state=TrialState.PRUNED)
 
     def _dead(self) -> set[tuple[int, str]]:
         """Running trials, with their owner, whose worker is confirmed to be gone: by SLURM, by its lock, by silence."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import UpdateFinishedTrialError
 from sqlalchemy.exc import OperationalError
 
 from metamixer.config import ConfigError, digest
@@ -98,14 +99,14 @@ class Worker:
             return self.trials.release(claim)
         except (ConfigError, OSError) as error:
             if "out of memory" in str(error):  # of this configuration, not of the next
-                return self.trials.fail(claim.trial, str(error))
+                return self.trials.fail(claim, str(error))
             self.trials.give_up(claim, str(error))
             raise ConfigError(str(error)) from None
         except Exception as error:
-            return self.trials.fail(claim.trial, f"{type(error).__name__}: {error}")
+            return self.trials.fail(claim, f"{type(error).__name__}: {error}")
         if result["state"] == "done":
             return self.trials.finish(claim, metrics(folder.path)[-1])
-        return self.trials.fail(claim.trial, result.get("error", "the run failed"))
+        return self.trials.fail(claim, result.get("error", "the run failed"))
 
     def _run(self, claim: Claim, folder: RunFolder) -> dict[str, Any]:
         reported = set(self.trials.all()[claim.number].intermediate_values)
@@ -120,6 +121,8 @@ class Worker:
             try:
                 report(row)
                 unpromising = self.trials.single and not last and claim.trial.should_prune()
+            except UpdateFinishedTrialError:  # others took this worker for dead; the run is of use all the same
+                return
             except (OSError, OperationalError):  # a database that is away costs a report, not the run
                 traceback.print_exc()
                 return
