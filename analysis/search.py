@@ -78,7 +78,10 @@ def load_trials(
     folder = chosen[0].parent
     content = json.loads(chosen[0].read_text())
     definition = content["definition"]
-    study = optuna.load_study(study_name=folder.name, storage=_storage(folder, content["storage"]))
+    try:
+        study = optuna.load_study(study_name=folder.name, storage=_storage(folder, content["storage"]))
+    except json.JSONDecodeError:
+        raise ValueError(f"{folder}: a line of the journal is torn; launch.py search mends it") from None
     frame = _frame(study.get_trials(deepcopy=False), tuple(definition["objectives"]))
     kept = {key: definition[key] for key in ("name", "question", "constraints")}
     frame.attrs |= {**kept, "data": definition["setting"], "folder": str(folder)}

@@ -23,10 +23,11 @@ from metamixer.training.train import Interrupted, train
 from sweeps import Choice, Integer, Mixer, Real, Search, search_worker
 from sweeps.search import Definition
 from sweeps.search_files import LoadedSearch, load_search
+from sweeps.search_known import metrics, top1
 from sweeps.search_launch import outcome
 from sweeps.search_space import labelled, some, suggested_by
 from sweeps.search_study import Journal, create_study, normal_url, search_folder
-from sweeps.search_trials import Claim, Nothing, Owner, Trials, has_finished, metrics, top1
+from sweeps.search_trials import Claim, Nothing, Owner, Trials, has_finished
 from sweeps.search_worker import Stop, Worker, worker_folder
 
 KEY = "model.stages.*.token_mixer"
@@ -164,6 +165,21 @@ def test_what_a_searchs_file_gets_wrong_is_one_line_with_its_place(tmp_path, tex
     with pytest.raises(ConfigError) as error:
         load_search(str(file)).define()
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("slots", "line"),
+    [
+        ({"activation": ("gelu", "gellu")}, "activation option 'gellu': no activation operation 'gellu'"),
+        ({"coefficient_value": ("matmul",)}, "no query_key option fits"),
+    ],
+)
+def test_a_mixer_is_looked_at_once_users_operations_are_known(slots, line):
+    fitting = {"query": ("linear",), "query_key": ("depthwise",), "activation": ("gelu",)}
+    fitting["coefficient_value"] = ("linear",)
+    mixer = Mixer(**fitting | slots)
+    with pytest.raises(ConfigError, match=line):
+        definition(space={KEY: mixer, "recipe.lr": Real(low=0.1, high=1.0)})
 
 
 def test_a_search_needs_validation_images(tmp_path):

@@ -3,21 +3,52 @@
 import runpy
 
 import pandas as pd
+import pytest
 from small_search import write_search
 from test_commands import launch
 
+from metamixer.operation import REGISTRY
 from sweeps import Grid
+from sweeps.search_known import metrics, top1
 from sweeps.search_study import search_folder
-from sweeps.search_trials import Owner, Trials, metrics, top1
+from sweeps.search_trials import Owner, Trials
+
+SINE = """
+from metamixer import Activation, register
 
 
-def test_from_the_dry_run_to_the_grid_that_confirms_it(tmp_path):
-    file, runs = write_search(tmp_path, trials=3), tmp_path / "runs"
+@register
+class Sine(Activation):
+    name = "sine_for_search"
+
+    def forward(self, scores):
+        return scores.sin()
+"""
+OWN = """
+    objectives=("top1", "macs"), constraints={"macs": 3e5}, modules=("my_op.py",),
+    known={"base": {}, "sine": {f"{KEY}.activation": "sine_for_search"}},
+"""
+
+
+@pytest.fixture
+def own_operation(tmp_path):
+    (tmp_path / "my_op.py").write_text(SINE)
+    yield
+    REGISTRY["activation"].pop("sine_for_search", None)
+
+
+def test_from_the_dry_run_to_the_grid_that_confirms_it(tmp_path, own_operation):
+    file, runs = write_search(tmp_path, trials=3, more=OWN), tmp_path / "runs"
+    file.write_text(file.read_text().replace('"identity")', '"sine_for_search")'))
     shown = launch("search", file, "--runs", runs, "--dry-run").stdout
-    assert "*.token_mixer.activation" in shown and "gelu · relu · silu · identity" in shown and "macs at most" in shown
+    assert (
+        "*.token_mixer.activation" in shown
+        and "gelu · relu · silu · sine_for_search" in shown
+        and "macs at most" in shown
+    )
     assert not runs.exists(), "a dry run wrote something"
     shown = launch("search", file, "--runs", runs, "--workers", 2, "--device", "cpu").stdout
-    assert "trial 0 (base): val top-1" in shown and "the front" in shown
+    assert "trial 0 (base): val top-1" in shown and "trial 1 (sine): val top-1" in shown and "the front" in shown
     folder = search_folder(runs, "tiny@tiny")
     trials = Trials(runs, folder, Owner.here("test"))
     table = pd.read_csv(folder / "trials.csv")

@@ -13,9 +13,10 @@ from test_slurm import IS_OURS, PROFILE, launch, until
 
 from metamixer.training.folder import RunFolder
 from sweeps import scheduler
+from sweeps.search_known import metrics, top1
 from sweeps.search_launch import outcome
 from sweeps.search_study import search_folder
-from sweeps.search_trials import Owner, Trials, has_finished, metrics, top1
+from sweeps.search_trials import Owner, Trials, has_finished
 from sweeps.submissions import read_submissions
 
 pytestmark = [
