@@ -22,8 +22,8 @@ BEGIN, END = "<!-- catalogue -->", "<!-- end -->"
 INTRODUCTION = f"""## The catalogue
 
 Each mixer alone, {DIM} channels on a map of {SIZE}×{SIZE}, folded; ExecuTorch and ONNX Runtime run it, and the
-difference to eager PyTorch is relative (of L2 norms). What XNNPACK does not cover runs on portable kernels, which are slow. Made
-by `python -m metamixer.deploy.catalogue docs/deployment.md`.
+difference to eager PyTorch is relative (of L2 norms). What XNNPACK does not cover runs on portable kernels, which are
+slow. Made by `python -m metamixer.deploy.catalogue docs/deployment.md`.
 """
 
 
