@@ -25,7 +25,10 @@ Only = Annotated[Optional[str], typer.Option(help="These variants alone, separat
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
 Match = Annotated[
     Optional[str],
-    typer.Option(help="Scale the variants' widths until they have the base's macs or params; none: leave them alone."),
+    typer.Option(
+        help="Scale the variants' widths until they have the base's macs or params, or its latency: latency:RUNTIME; "
+        "none: leave them alone."
+    ),
 ]
 Modules = Annotated[
     Optional[list[str]], typer.Option("--module", help="File or dotted module that registers operations of your own.")
@@ -159,7 +162,8 @@ def changes_of(assignments: Optional[list[str]]) -> dict[str, Any]:
     return dict(parse_assignment(text) for text in assignments or [])
 
 
-def plan_of(grid, data, set, seeds, only, runs, match, modules):  # type: ignore[no-untyped-def]
+def plan_of(grid, data, set, seeds, only, runs, match, modules, timer=None):  # type: ignore[no-untyped-def]
+    """The plan that the command line's options ask for; only with a `timer` are latencies measured for it."""
     from metamixer.config import ConfigError, parse_assignment
     from sweeps import load_grid, make_plan
 
@@ -167,8 +171,6 @@ def plan_of(grid, data, set, seeds, only, runs, match, modules):  # type: ignore
         numbers = [int(seed) for seed in seeds.split(",")] if seeds else None
     except ValueError:
         raise ConfigError(f"--seeds {seeds!r}: give whole numbers separated by commas, e.g. 0,1,2") from None
-    if match not in (None, "none", "macs", "params"):
-        raise ConfigError(f"--match {match!r}: macs, params or none")
     return make_plan(
         load_grid(grid, [str(Path(m).resolve()) if m.endswith(".py") else m for m in modules or []]),
         runs,
@@ -177,6 +179,7 @@ def plan_of(grid, data, set, seeds, only, runs, match, modules):  # type: ignore
         numbers,
         only.split(",") if only else None,
         match,
+        timer,
     )
 
 

@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from metamixer.config import SCHEMA_VERSION, ConfigError
 from metamixer.training.folder import RunFolder
 
 from .grid import LoadedGrid, PlannedRun, setting_label
-from .match import Measure
+from .latency import Latencies, Timer
+from .match import LATENCY, check_measure, matched
 from .states import State, find_states
 
 
@@ -77,10 +78,19 @@ def make_plan(
     overrides: dict[str, Any] | None = None,
     seeds: list[int] | None = None,
     only: list[str] | None = None,
-    match: Measure | Literal["none"] | None = None,
+    match: str | None = None,
+    timer: Timer | None = None,
 ) -> Plan:
-    """Plan of a grid; see `Grid.runs` for the arguments and errors."""
-    runs = loaded.grid.runs(data, overrides, seeds, only, match)
+    """Plan of a grid; see `Grid.runs` for the arguments and errors.
+
+    With a `timer`, widths at equal latency that are not recorded yet are measured and recorded in `root`; else they are
+    an error.
+    """
+    measure = match or loaded.grid.match or "none"
+    if measure != "none":
+        check_measure(measure)
+    scale = Latencies(root, timer).matched if measure.startswith(LATENCY) else matched
+    runs = loaded.grid.runs(data, overrides, seeds, only, match, scale)
     changed = {**(overrides or {}), **({"match": match} if match and match != (loaded.grid.match or "none") else {})}
     setting = setting_label(data or next(iter(loaded.grid.bases)), changed)
     return Plan(loaded, setting, root, runs, find_states(root, {run.hash for run in runs}))

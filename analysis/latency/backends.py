@@ -18,8 +18,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metamixer.config import ConfigError
-
 Call = Callable[[], Any]
 
 
@@ -63,7 +61,7 @@ class Backend(ABC):
         """Refuse where it can't run.
 
         Raises:
-            ConfigError: a package is missing, or this machine is the wrong one.
+            ValueError: a package is missing, or this machine is the wrong one.
         """
         if self.packages:
             from metamixer.deploy._common import require
@@ -75,7 +73,7 @@ class Backend(ABC):
         """Write `model` for inputs like the tensor `image` to `path`.
 
         Raises:
-            ConfigError: it does not convert; the line names the operation and its layer.
+            ValueError: it does not convert; the line names the operation and its layer.
         """
 
     @abstractmethod
@@ -98,7 +96,7 @@ class Eager(Backend):
         try:
             torch.save(model, path)
         except Exception as error:  # pickle raises many kinds
-            raise ConfigError(f"{self.name} cannot take it: {' '.join(str(error).split())[:200]}") from None
+            raise ValueError(f"{self.name} cannot take it: {' '.join(str(error).split())[:200]}") from None
 
     def load(self, path: Path, image: np.ndarray, threads: int) -> Loaded:
         import torch
@@ -139,7 +137,7 @@ class Compiled(Eager):
         try:
             get_cpp_compiler()
         except Exception:  # of several kinds
-            raise ConfigError("torch.compile needs a C++ compiler on a CPU, e.g. Debian's package g++") from None
+            raise ValueError("torch.compile needs a C++ compiler on a CPU, e.g. Debian's package g++") from None
 
     def _placed(self, model: Any, x: Any) -> tuple[Any, Any]:
         import torch
@@ -209,7 +207,7 @@ class CoreML(Backend):
 
     def check(self) -> None:
         if sys.platform != "darwin":
-            raise ConfigError(
+            raise ValueError(
                 "Core ML runs on macOS only: bench it there, or import an Xcode report (launch.py bench --import FILE)"
             )
         super().check()
@@ -259,10 +257,10 @@ def backend(name: str) -> Backend:
     """A runtime by its name.
 
     Raises:
-        ConfigError: no such runtime, or one that can't run here; the line says what it takes.
+        ValueError: no such runtime, or one that can't run here; the line says what it takes.
     """
     if name not in BACKENDS:
-        raise ConfigError(f"backend {name!r}: one of {', '.join(BACKENDS)}, or all")
+        raise ValueError(f"backend {name!r}: one of {', '.join(BACKENDS)}, or all")
     found = BACKENDS[name]()
     found.check()
     return found

@@ -21,7 +21,6 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from metamixer.config import ConfigError
 from metamixer.cost import Cost, count
 from metamixer.fold import fold
 from metamixer.networks import Network
@@ -57,7 +56,8 @@ class Subject:
 
     @property
     def name(self) -> str:
-        return self.network.name if self.folded else f"{self.network.name} (unfolded)"
+        name = Path(self.network.name).name  # of a run's folder
+        return name if self.folded else f"{name} (unfolded)"
 
 
 @dataclass
@@ -110,7 +110,7 @@ def measure(
         progress: told what is being done, and the share of the work that is done.
 
     Raises:
-        ConfigError: a runtime's process ended before its work was done.
+        ValueError: a runtime's process ended before its work was done.
     """
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +154,7 @@ def _prepare(
             task = _Task(subject, cost, backend, {**files, "path": str(path)})
             try:
                 backend.prepare(timed, image, path)
-            except ConfigError as error:
+            except ValueError as error:
                 task.refused = str(error)
             tasks.append(task)
     return tasks
@@ -225,7 +225,7 @@ def _session(tasks: list[_Task], threads: int, rounds: int, seed: int, progress:
         if code:
             errors.seek(0)
             last = ([line.strip() for line in errors if line.strip()] or [""])[-1]
-            raise ConfigError(f"{job['backend']}: its process ended with code {code} ({now}): {last[:300]}")
+            raise ValueError(f"{job['backend']}: its process ended with code {code} ({now}): {last[:300]}")
     for task, found in zip(tasks, samples, strict=True):
         if not task.refused:
             task.sessions.append(found)
