@@ -17,6 +17,7 @@ from sweeps.commands import (
     DataWorkers,
     Device,
     GridName,
+    LearningRates,
     Match,
     MaxAttempts,
     MaxHours,
@@ -30,6 +31,7 @@ from sweeps.commands import (
     RunName,
     Runs,
     Seeds,
+    Twice,
     app,
     changes_of,
     plan_of,
@@ -40,6 +42,32 @@ if TYPE_CHECKING:
     from metamixer.networks import Network
     from metamixer.training.config import RunConfig
     from sweeps import Plan
+
+
+@app.command()
+def plan(
+    grid: GridName,
+    data: DataName = None,
+    set: Overrides = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    runs: Runs = Path("runs"),
+    match: Match = None,
+    lrs: LearningRates = None,
+    aa: Twice = False,
+    module: Modules = None,
+    profile: ProfileName = None,
+    profiles: ProfileFile = None,
+    resource: Resources = None,
+) -> None:
+    """What a grid would run: variants, differences, costs, what is done, what its seeds can see. Writes nothing."""
+    from sweeps.cluster import show_hours
+    from sweeps.report import print_plan
+
+    planned = plan_of(grid, data, set, seeds, only, runs, match, module, lrs, aa)
+    print_plan(planned)
+    _print_visible(planned)
+    show_hours(planned, profile_of(profile, profiles, resource))
 
 
 @app.command()
@@ -56,6 +84,8 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     retry: Annotated[bool, typer.Option("--retry", help="Run failed ones again.")] = False,
     match: Match = None,
+    lrs: LearningRates = None,
+    aa: Twice = False,
     module: Modules = None,
     cluster: Annotated[
         str, typer.Option(help="local: here; debug: here, in one process; slurm: submit job arrays and return.")
@@ -72,8 +102,9 @@ def run(
 
     if cluster not in ("local", "debug", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")
-    planned = plan_of(grid, data, set, seeds, only, runs, match, module, _time_runs)
+    planned = plan_of(grid, data, set, seeds, only, runs, match, module, lrs, aa, _time_runs)
     print_plan(planned)
+    _print_visible(planned)
     if cluster == "slurm":
         from sweeps.cluster import launch_plan
 
@@ -100,6 +131,26 @@ def collect(
         return
     for name, setting in dict.fromkeys((entry.grid, entry.setting) for entry in select(runs, [grid], data)):
         _collect(runs, name, setting)
+
+
+@app.command()
+def report(
+    grid: Annotated[str, typer.Argument(help="A grid that was launched.")],
+    data: DataName = None,
+    runs: Runs = Path("runs"),
+    out: Annotated[Optional[Path], typer.Option(help="The page; beside the grid's other files if not given.")] = None,
+) -> None:
+    """One page of HTML on a grid: tables, pictures, configurations, environment and the runs behind them."""
+    from analysis.report import report as render_page
+    from metamixer.config import ConfigError
+
+    page, meta = render_page(runs, Path(grid).stem, data)
+    path = out or runs / "grids" / f"{meta.grid}@{meta.data}.html"
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write here ({error.strerror or error})") from None
+    print(path)
 
 
 @app.command()
@@ -316,21 +367,36 @@ def _networks(names: list[str], resolution: Optional[int], planned: Callable[[st
     return found
 
 
+def _print_visible(planned) -> None:  # type: ignore[no-untyped-def]
+    """How small a difference the planned seeds can see."""
+    from rich.console import Console
+
+    from analysis.power import visible_effect
+
+    variants, seeds = (
+        {run.variant for run in planned.runs},
+        {run.seed if run.pair is None else run.pair for run in planned.runs},
+    )
+    for line in visible_effect(planned.root, planned.loaded.name, planned.setting, len(seeds), len(variants) - 1):
+        Console().print(line, highlight=False)
+
+
 def _collect(root: Path, grid: str, setting: Optional[str]) -> None:
     from rich.console import Console
 
     from analysis.frame import describe, load
     from analysis.plots import picture, save
-    from analysis.statistics import compare
+    from analysis.statistics import declared
     from analysis.tables import render, to_csv
 
-    runs = load(root, grid, setting)
-    comparison, meta = compare(runs), describe(runs)
+    runs = load(root, grid, setting, remember=True)
+    comparisons, meta = declared(runs), describe(runs)
     console = Console() if sys.stdout.isatty() else Console(width=110)
-    console.print(render(comparison, meta))
     stem = root / "grids" / f"{grid}@{meta.data}"
-    to_csv(comparison, meta, f"{stem}.csv")
-    save(picture(comparison, meta), f"{stem}.png")
+    for comparison, path in zip(comparisons, (f"{stem}.csv", f"{stem}-best.csv"), strict=False):
+        console.print(render(comparison, meta))
+        to_csv(comparison, meta, path)
+    save(picture(comparisons[0], meta), f"{stem}.png")
     console.print(f"picture: {stem}.png   table: {stem}.csv", soft_wrap=True, highlight=False)
 
 

@@ -2,7 +2,7 @@
 
 A grid's manifest, `grids/GRID@DATA.json`, lists the runs it declared; each run's folder, named by its hash,
 holds what became of it. A run that failed, is still going or can't be read keeps its row, and its `note` says
-what was left out. Reading writes nothing.
+what was left out. Reading writes nothing; `cache` may remember what was read of finished runs (`remember`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from . import cache
+from .latency import load as load_latencies
+from .latency import network_key
+
 SCHEMA = 1  # of manifests and of config.json: what is written in another one isn't guessed at
 SILENT_AFTER = 15 * 60  # seconds without a sign of life until a run "running" gets a note
 
@@ -34,6 +38,7 @@ COLUMNS = {
     "loss": "float64",
     "top1_raw": "float64",
     "top1_ema": "float64",
+    "val_top1": "float64",
     "weights": "str",
     "images": "Int64",
     "parameters": "Int64",
@@ -43,10 +48,16 @@ COLUMNS = {
     "error": "str",
     "on": "str",
     "base": "bool",
+    "pair": "Int64",
+    "lr": "float64",
+    "fixed": "bool",
+    "network": "str",
+    "resolution": "Int64",
     "note": "str",
 }
+_OF_ENTRIES = ("grid", "data", "variant", "seed", "on", "base", "pair", "lr", "fixed")  # the rest is a run's own
 _KNOWN = re.compile(rb'\s*\{\s*"schema"\s*:\s*%d\s*[,}]' % SCHEMA)
-_INTEGERS = ("images", "parameters", "macs", "epochs")
+_INTEGERS = ("images", "parameters", "macs", "epochs", "resolution")
 
 Json = dict[str, Any]
 
@@ -77,14 +88,19 @@ def load(
     *,
     with_config: bool = False,
     missing: Literal["raise", "empty"] = "raise",
+    remember: bool = False,
 ) -> pd.DataFrame:
     """The runs that the grids under `root` declare, a row a run, in declared order.
 
     Accuracies are in percent (0-100), `macs` in multiply-adds of the folded network for one image, `seconds`
     the training time. `state` is done, failed, running, interrupted or new (not begun). `top1`, `top5`
-    and `loss` are those of the declared `weights`; `top1_raw` and `top1_ema` give both. `epochs` counts the
-    epochs that a run began or finished. What belongs to no run (an unreadable manifest) is in
-    `frame.attrs["left_out"]`.
+    and `loss` are those of the declared `weights`; `top1_raw` and `top1_ema` give both, `val_top1` is that of the
+    declared weights after the last epoch on the validation split. `epochs` counts the epochs that a run began or
+    finished. `pair` is what runs are paired by, the seed unless the manifest says otherwise (A/A). Where a grid has
+    a set of learning rates, `lr` is the run's, and the recipe's own is `fixed`. `network` (`latency.network_key`) and
+    `resolution` are known where configurations are read. Where latencies lie beside the runs, medians for one image
+    are in columns `latency_ms[RUNTIME, THREADS OR UNITS, PRECISION, DEVICE]`. What belongs
+    to no run (an unreadable manifest) is in `frame.attrs["left_out"]`.
 
     Args:
         root: the folder of the runs, with `grids/` in it.
@@ -92,12 +108,34 @@ def load(
         data: one data set's name; without it, every data set the grid ran on.
         with_config: also each run's configuration, as columns `config.model.…`.
         missing: where there is no such grid, raise or give an empty frame that says so (for notebooks).
+        remember: keep what was read of finished runs in `grids/`, for the next time (`cache`); a folder that can't
+            be written goes without.
 
     Raises:
         ValueError: there is no such grid; the line lists those that there are.
     """
+    manifests, left_out = _manifests(Path(root), grid, data, missing)
+    entries = [entry for manifest in manifests for entry in _entries(manifest, left_out)]
+    latencies = load_latencies(root, with_published=False)
+    left_out += latencies.attrs["left_out"]
+    keys = list(dict.fromkeys(entry["hash"] for entry in entries))
+    runs = _runs(Path(root), keys, with_config, len(latencies) > 0, remember)
+    declared = pd.DataFrame.from_records(entries, columns=[*_OF_ENTRIES, "hash"])
+    frame = declared.merge(runs, on="hash", how="left")
+    extra = [name for name in runs.columns if name not in COLUMNS]
+    frame = frame[[*COLUMNS, *extra]].astype(COLUMNS)
+    frame = with_latency(frame, latencies)
+    frame.attrs["left_out"] = left_out
+    head = ("grid", "data", "question", "base", "metric", "aa")
+    frame.attrs["grids"] = [{key: manifest.get(key) for key in head} for manifest in manifests]
+    frame.attrs["root"] = str(root)
+    frame.attrs["asked"] = {"grid": grid, "data": data}
+    return frame
+
+
+def _manifests(root: Path, grid: str | None, data: str | None, missing: str) -> tuple[list[Json], list[str]]:
     manifests, left_out, names = [], [], []
-    for path in sorted((Path(root) / "grids").glob("*.json")):
+    for path in sorted((root / "grids").glob("*.json")):
         name, _, on_data = path.stem.partition("@")
         content, problem = _read(path)
         if content is not None:
@@ -116,24 +154,60 @@ def load(
         if missing == "raise":
             raise ValueError(f"no {asked} in {root}: {there}")
         left_out.append(f"everything: no {asked} in {root}: {there}")
+    return manifests, left_out
 
+
+def _runs(root: Path, keys: list[str], with_config: bool, with_network: bool, remember: bool) -> pd.DataFrame:
+    """What became of each run, a row a run with `hash` in front; remembered rows are taken where they hold."""
     try:
         folders = {entry.name for entry in os.scandir(root) if entry.is_dir()}
     except OSError:
         folders = set()
-    now, seen, rows = time.time(), dict[str, Json](), []
-    for manifest in manifests:
-        for entry in _entries(manifest, left_out):
-            key = entry["hash"]
-            if key not in seen:  # a run that two grids share is read once
-                seen[key] = _run(os.path.join(root, key), now, with_config) if key in folders else {"state": "new"}
-            rows.append({**entry, **seen[key]})
-    frame = _typed(rows)
-    frame.attrs["left_out"] = left_out
-    head = ("grid", "data", "question", "base", "metric")
-    frame.attrs["grids"] = [{key: manifest.get(key) for key in head} for manifest in manifests]
-    frame.attrs["asked"] = {"grid": grid, "data": data}
-    return frame
+    known = cache.read(root, None if with_config or remember else [n for n in COLUMNS if n not in _OF_ENTRIES])
+    # taken before the files are read: what changes meanwhile is read again next time
+    stamps = {k: cache.stamp(os.path.join(root, k)) for k in keys if k in folders} if remember or len(known) else {}
+    marks = zip(known["hash"], known["stamp"], strict=True) if len(known) else ()
+    held = {key: (mark, place) for place, (key, mark) in enumerate(marks)}
+    kept = {key: held[key][1] for key in keys if key in stamps and key in held and held[key][0] == stamps[key]}
+    fresh, now = [], time.time()
+    for key in keys:
+        if key not in kept:
+            in_full = with_config or remember
+            found = _run(os.path.join(root, key), now, in_full, with_network) if key in folders else {}
+            fresh.append({"hash": key, "state": "new", **found})
+    read = _typed(fresh)
+    if remember:
+        ended = read[read["state"].isin(["done", "failed"])]
+        cache.write(root, known, ended, [stamps[key] for key in ended["hash"]])
+    if kept:
+        old = known.iloc[list(kept.values())].drop(columns="stamp")
+        read = pd.concat([old, read], ignore_index=True) if len(read) else old
+    return read if with_config else read[[name for name in read.columns if not name.startswith("config.")]]
+
+
+def with_latency(frame: pd.DataFrame, latencies: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with a column of medians, ms for one image, for each way of running that `latencies` has.
+
+    Rows are joined by `network` and `resolution`; a column is named
+    `latency_ms[RUNTIME, THREADS OR UNITS, PRECISION, DEVICE]`.
+    """
+    single = latencies[(latencies["batch"].fillna(1) == 1) & latencies["median_ms"].notna()]
+    if not len(single):
+        return frame
+    names = []
+    for row in each(single):
+        how = plural(int(row.threads), "thread") if not pd.isna(row.threads) else row.compute_units
+        names.append(f"latency_ms[{', '.join(filter(None, (row.runtime, how, row.precision, row.device)))}]")
+    wide = single.assign(column=names).pivot_table(
+        index=["network", "resolution"], columns="column", values="median_ms", aggfunc="last"
+    )
+    wide.columns.name = None
+    return frame.merge(wide.reset_index().astype({"resolution": "Int64"}), on=["network", "resolution"], how="left")
+
+
+def plural(number: int, word: str) -> str:
+    """A number with its noun: `1 seed`, `3 seeds`."""
+    return f"{number} {word}" + ("" if number == 1 else "s")
 
 
 def _entries(manifest: Json, left_out: list[str]) -> Iterator[Json]:
@@ -157,14 +231,17 @@ def _entries(manifest: Json, left_out: list[str]) -> Iterator[Json]:
             "hash": key,
             "on": entry.get("on"),
             "base": variant == manifest.get("base"),
+            "pair": _number(entry.get("pair", seed)),
+            "lr": _number(entry.get("lr")),
+            "fixed": entry.get("fixed") is not False,
         }
 
 
-def _run(folder: str, now: float, with_config: bool) -> Json:
+def _run(folder: str, now: float, with_config: bool, with_network: bool) -> Json:
     """What became of one run, from its folder."""
     row: Json = {}
     notes = []
-    config, problem = _read(os.path.join(folder, "config.json"), only_schema=not with_config)
+    config, problem = _read(os.path.join(folder, "config.json"), only_schema=not (with_config or with_network))
     foreign = "" if config is None else _foreign(config)
     if problem or foreign:
         notes.append(f"config.json {problem or foreign}")
@@ -183,11 +260,14 @@ def _run(folder: str, now: float, with_config: bool) -> Json:
             notes.append("its figures are left out" if foreign else f"result.json {other}, figures left out")
         else:
             row |= _figures(result)
+            row["val_top1"] = _validation(folder, row["weights"])
             if result["state"] == "done" and math.isnan(row["top1"]):
                 notes.append("result.json has no top1")
         row["error"] = _line(result.get("error"))
-    if with_config and config is not None and not foreign:
-        row |= dict(_flat(config.get("config"), "config"))
+    values = None if config is None or foreign else config.get("config")
+    if isinstance(values, dict):
+        row |= dict(_flat(values, "config")) if with_config else {}
+        row |= _network(values)
     row["note"] = "; ".join(notes)
     return row
 
@@ -200,6 +280,27 @@ def _figures(result: Json) -> Json:
     row |= {key: result.get(key) for key in ("parameters", "macs")}
     row["epochs"] = result.get("epochs", result.get("epoch"))
     return row
+
+
+def _validation(folder: str, weights: Any) -> float:
+    """Accuracy of the reported weights on the validation split after the last epoch; NaN without one."""
+    try:
+        with open(os.path.join(folder, "metrics.jsonl"), "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 2048))
+            row = json.loads(file.read().splitlines()[-1])
+        return _number(row.get("val_top1_ema" if weights == "ema" else "val_top1"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return math.nan
+
+
+def _network(values: Json) -> Json:
+    data = values.get("data")
+    try:
+        key = network_key(values["model"], data["channels"], data["image_size"], data["num_classes"])  # type: ignore[index]
+        return {"network": key, "resolution": data["image_size"]}  # type: ignore[index]
+    except (KeyError, TypeError):
+        return {}
 
 
 def _unfinished(folder: str, now: float, notes: list[str]) -> Json:
@@ -263,7 +364,8 @@ def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _typed(rows: list[Json]) -> pd.DataFrame:
-    texts = [name for name, kind in COLUMNS.items() if kind == "str" and name != "on"]
+    own = {name: kind for name, kind in COLUMNS.items() if name not in _OF_ENTRIES}
+    texts = [name for name, kind in own.items() if kind == "str"]
     for row in rows:
         for key in _INTEGERS:
             number = _number(row.get(key))
@@ -271,8 +373,7 @@ def _typed(rows: list[Json]) -> pd.DataFrame:
         for key in texts:
             row[key] = str(row.get(key) or "")
     extra = list(dict.fromkeys(key for row in rows for key in row if key.startswith("config.")))
-    frame = pd.DataFrame.from_records(rows, columns=[*COLUMNS, *extra])
-    return frame.astype(COLUMNS)
+    return pd.DataFrame.from_records(rows, columns=[*own, *extra]).astype(own)
 
 
 def describe(runs: pd.DataFrame) -> Meta:
@@ -310,7 +411,7 @@ def one_grid(runs: pd.DataFrame) -> None:
     pairs = [f"{grid}@{data}" for grid, data in runs[["grid", "data"]].drop_duplicates().itertuples(index=False)]
     if len(pairs) > 1:
         raise ValueError(f"a comparison takes one grid on one data set, here are {', '.join(pairs)}")
-    twice = runs[runs.duplicated(["variant", "seed"])]
+    twice = runs[runs.duplicated(["variant", "seed", "lr"])]
     if len(twice):
         raise ValueError(f"variant {twice.iloc[0]['variant']} has seed {twice.iloc[0]['seed']} twice")
 
@@ -338,7 +439,8 @@ def _left_out(runs: pd.DataFrame, shown: int = 6) -> Iterator[str]:
 
 def _name(row: Any) -> str:
     why = "; ".join(text for text in (row.error, row.note) if text)
-    return f"{row.variant} seed {row.seed}" + (f": {why}" if why else "")
+    rate = "" if math.isnan(row.lr) else f" at {row.lr:g}"
+    return f"{row.variant} seed {row.seed}{rate}" + (f": {why}" if why else "")
 
 
 def curves(root: str | Path, hashes: Iterable[str]) -> pd.DataFrame:

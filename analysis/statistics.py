@@ -1,93 +1,80 @@
 """Is a difference real? Comparison of variants with a base, paired by seed.
 
 Two variants trained from the same seed share initial weights, order and augmentation, so the difference
-within a seed varies less than either of them (on Fashion-MNIST 0.16 against 0.53 points). Intervals are
-Student's (Gosset, "The probable error of a mean", 1908), which hold their level at three seeds, where
-percentile bootstrap intervals called 95 % cover 74 %. Several comparisons with one base are corrected by
-Holm's step-down procedure ("A simple sequentially rejective multiple test procedure", 1979). All of it speaks
-about seeds only: the test images are taken as given.
+within a seed varies less than either of them (on Fashion-MNIST 0.16 against 0.53 points). Each comparison has
+Student's interval over seeds; where the runs kept their predictions, one over seeds and test images together as well,
+as the test split is a sample too. A difference counts as real only if it stands in both, corrected by Holm's
+procedure for all comparisons that the grid declared: its variants with its base, in its metric. Everything else is
+exploratory, and is at most a hint.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
+from . import rates
+from .examples import right
 from .frame import one_grid
+from .intervals import (
+    CONFIDENCE,
+    FEWEST_FOR_BOOTSTRAP,
+    Paired,
+    bca,
+    crossed,
+    false_positives,
+    holm,
+    paired,
+    smallest_visible_effect,
+)
+from .rates import Rate
 
-CONFIDENCE = 0.95  # of every interval; 1 minus it is the level of every test
+__all__ = [
+    "CONFIDENCE",
+    "VERDICTS",
+    "Paired",
+    "Rate",
+    "bca",
+    "compare",
+    "crossed",
+    "declared",
+    "explore",
+    "false_positive_rate",
+    "false_positives",
+    "holm",
+    "paired",
+    "pooled_sd",
+    "smallest_visible_effect",
+]
 
-# What a row of a comparison says, from clear to unknown; a "hint" is outside its own interval, but doesn't
-# stand after Holm's correction. Only "above" and "below" name a direction.
+# What a row of a comparison says, from clear to unknown; a "hint" is outside its own intervals, but doesn't
+# stand after Holm's correction, or wasn't declared. Only "above" and "below" name a direction.
 VERDICTS = ("base", "above", "below", "hint", "inside noise", "no spread", "too few pairs")
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Paired differences summarised over seeds; arrays of equal shape, NaN where nothing can be said."""
-
-    difference: np.ndarray
-    sd: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    p: np.ndarray
-
-
-def paired(values: np.ndarray, base: np.ndarray, confidence: float = CONFIDENCE) -> Paired:
-    """Mean of `values - base` over the last axis (seeds), its t interval and the paired t test's p.
-
-    Differences that are all the same (up to rounding) have no spread to estimate: a t interval of no width
-    and p = 0 would claim certainty that a few runs on a finite test set can't give, so `low`, `high` and `p`
-    are NaN. They are NaN below two pairs as well.
-    """
-    values, base = np.asarray(values, float), np.asarray(base, float)
-    differences = values - base
-    n = differences.shape[-1]
-    nothing = np.full(differences.shape[:-1], np.nan)
-    if n == 0:
-        return Paired(nothing, nothing, nothing, nothing, nothing)
-    mean = differences.mean(-1)
-    if n == 1:
-        return Paired(mean, nothing, nothing, nothing, nothing)
-    sd = differences.std(-1, ddof=1)
-    scale = np.maximum(np.abs(values), np.abs(base)).max(-1)
-    error = np.where(sd > 1e-12 * scale, sd, np.nan) / np.sqrt(n)
-    half = special.stdtrit(n - 1, 0.5 + confidence / 2) * error
-    p = 2 * special.stdtr(n - 1, -np.abs(mean / error))
-    return Paired(mean, sd, mean - half, mean + half, p)
-
-
-def holm(p: np.ndarray, declared: int | None = None) -> np.ndarray:
-    """Holm's adjusted p values.
-
-    Args:
-        p: one p value a comparison; NaN (not testable) stays NaN.
-        declared: how many comparisons were declared, tested or not; NaN count, so that a variant whose runs
-            failed doesn't make the others look better.
-    """
-    p = np.asarray(p, float)
-    m = len(p) if declared is None else declared
-    adjusted = np.full(len(p), np.nan)
-    tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * (m - np.arange(len(order)))))
-    return adjusted
-
-
-def compare(runs: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
+def compare(runs: pd.DataFrame, metric: str = "top1", rate: Rate = "fixed") -> pd.DataFrame:
     """The variants of one grid against its base: a row a variant, in declared order.
 
-    Columns: `variant`; `base` (is it?); `metric`; `n` (seeds with a result), `failed` and `missing` (running,
-    interrupted, not started or unreadable) runs; `mean` and `sd` (sample spread over seeds) of the metric;
-    over the seeds that variant and base both have: `pairs`, `unpaired` (results on one side only, dropped),
-    `difference` to the base with `sd_difference`, interval `low` to `high` and `p`; `p_holm` over all
-    declared comparisons; `inside_noise` (the interval contains 0, or there is none: fewer than two pairs, or
-    pairs without spread); `verdict`, one of `VERDICTS`; `parameters` and `macs` (folded); `note`. Accuracies
-    are in percent and their differences in points.
+    Columns: `variant`; `base` (is it?); `metric`; `exploratory` (not the grid's own metric: nothing is more than a
+    hint); `n` (seeds with a result), `failed` and `missing` (running, interrupted, not started or unreadable) runs;
+    `mean` and `sd` (sample spread over seeds) of the metric; over the seeds that variant and base both have: `pairs`,
+    `unpaired` (results on one side only, dropped), `difference` to the base with `sd_difference`; Student's interval
+    over seeds `low_seeds` to `high_seeds` with `p_seeds`; where predictions were kept, the one over seeds and test
+    images together, `low_both` to `high_both` with `p_both`; from ten pairs on the BCa interval `low_bca` to
+    `high_bca` over seeds; `low` to `high`, all that the first two span, and `p`, the larger one: what verdicts rest
+    on; `p_holm`, p corrected for all declared comparisons; `inside_noise` (the interval contains 0, or there is none:
+    fewer than two pairs, or pairs without spread); `verdict`, one of `VERDICTS`; `parameters` and `macs` (folded),
+    `epochs`; where learning rates were tried, which `rate` was asked for, the variant's `lr` and how many
+    `rates` ended; `note`. Accuracies are in percent and their
+    differences in points.
+
+    Args:
+        runs: as `frame.load` gives them.
+        metric: a column of figures.
+        rate: where a set of learning rates was tried, the recipe's own or each variant's best on validation data.
 
     Raises:
         ValueError: several grids or data sets in one frame, or no such metric.
@@ -96,13 +83,44 @@ def compare(runs: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
     if metric not in numeric:
         raise ValueError(f"no metric {metric!r}; the runs have {', '.join(numeric)}")
     one_grid(runs)
-    groups = {variant: group for variant, group in runs.groupby("variant", sort=False)}
-    base = next((_by_seed(group, metric) for group in groups.values() if group["base"].any()), None)
-    rows = [_row(str(variant), group, metric, base) for variant, group in groups.items()]
-    table = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
+    chosen = rates.at(runs, rate)
+    groups = dict.fromkeys(runs["variant"], pd.DataFrame(chosen.iloc[:0]))
+    needed = ["variant", "base", "pair", "hash", "state", "lr", *_COUNTS]
+    slim = chosen[[*needed, *([metric] if metric not in needed else [])]]
+    groups |= {variant: group for variant, group in slim.groupby("variant", sort=False)}
+    correct = _correct(runs, chosen, metric)
+    base = next((_by_pair(group, metric) for group in groups.values() if group["base"].any()), None)
+    rows = [_row(str(variant), group, metric, base, correct) for variant, group in groups.items()]
+    if rates.tried(runs):
+        tested = runs[runs["state"].isin(["done", "failed"])].groupby("variant")["lr"].nunique()
+        for row in rows:
+            row["rate"] = rate
+            row["rates"] = int(tested.get(row["variant"], 0))
+            if rate == "best" and not np.isnan(row["lr"]):
+                row["note"] = "; ".join([*filter(None, [row["note"]]), *rates.notes(runs, row["variant"], row["lr"])])
+    if _about(runs).get("aa"):
+        share, number = false_positive_rate(runs, metric)
+        said = (
+            f"A/A: of random splits of its {number} runs into two, {share:.1%} are called different, 5 % are expected"
+        )
+        rows[-1]["note"] = "; ".join(filter(None, [rows[-1]["note"], said if number > 3 else ""]))
+    table = pd.DataFrame([{"rate": "", **row} for row in rows], columns=list(_COLUMNS)).astype(_COLUMNS)
+    table["exploratory"] = metric != (_about(runs).get("metric") or "top1")
+    return _judged(table)
+
+
+def declared(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """The comparisons that a grid declared: at the recipe's learning rate, then, where a set of them was tried and
+    there is validation data to choose by, at each variant's best."""
+    both = rates.tried(runs) and bool(runs["val_top1"].notna().any())
+    return [compare(runs), *([compare(runs, rate="best")] if both else [])]
+
+
+def _judged(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with what follows from its intervals: Holm's p, what is inside the noise, and the verdicts."""
     table["p_holm"] = holm(table["p"].to_numpy(), int((~table["base"]).sum()))
     table["inside_noise"] = ~table["base"] & ~((table["low"] > 0) | (table["high"] < 0))
-    clear = (table["p_holm"] < 1 - CONFIDENCE).to_numpy()
+    clear = (table["p_holm"] < 1 - CONFIDENCE).to_numpy() & ~table["exploratory"].to_numpy()
     table["verdict"] = np.select(
         [
             table["base"].to_numpy(),
@@ -118,10 +136,12 @@ def compare(runs: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
     return table
 
 
+_COUNTS = ("parameters", "macs", "epochs")
 _COLUMNS = {
     "variant": "str",
     "base": "bool",
     "metric": "str",
+    "exploratory": "bool",
     "n": "int64",
     "failed": "int64",
     "missing": "int64",
@@ -135,46 +155,81 @@ _COLUMNS = {
     "high": "float64",
     "p": "float64",
     "p_holm": "float64",
+    "low_seeds": "float64",
+    "high_seeds": "float64",
+    "p_seeds": "float64",
+    "low_both": "float64",
+    "high_both": "float64",
+    "p_both": "float64",
+    "low_bca": "float64",
+    "high_bca": "float64",
     "inside_noise": "bool",
     "verdict": "str",
     "parameters": "Int64",
     "macs": "Int64",
+    "epochs": "Int64",
+    "rate": "str",
+    "lr": "float64",
+    "rates": "Int64",
     "note": "str",
 }
 
 
-def _by_seed(group: pd.DataFrame, metric: str) -> pd.Series:
-    return group[group["state"] == "done"].set_index("seed")[metric].dropna()
+def _about(runs: pd.DataFrame) -> dict[str, Any]:
+    """What the manifest says of the grid besides its runs."""
+    return (runs.attrs.get("grids") or [{}])[0]
 
 
-def _row(variant: str, group: pd.DataFrame, metric: str, base: pd.Series | None) -> dict[str, Any]:
-    values = _by_seed(group, metric)
+Values = dict[int, tuple[float, str]]  # by pair: the metric, and the run's hash
+
+
+def _by_pair(group: pd.DataFrame, metric: str) -> Values:
+    done = group[(group["state"] == "done") & group[metric].notna()]
+    return {
+        int(pair): (float(v), str(key)) for pair, v, key in zip(done["pair"], done[metric], done["hash"], strict=True)
+    }
+
+
+def _correct(runs: pd.DataFrame, chosen: pd.DataFrame, metric: str) -> dict[str, np.ndarray]:
+    """Which test images each run has right, by hash, for accuracies whose predictions were kept."""
+    kinds = {"top1": None, "top1_raw": "raw", "top1_ema": "ema"}
+    if metric not in kinds or "root" not in runs.attrs:
+        return {}
+    done = chosen[chosen["state"] == "done"]
+    weights = [kinds[metric] or str(kind) for kind in done["weights"]]
+    return right(runs.attrs["root"], zip(done["hash"], weights, strict=True))[0]
+
+
+def _row(
+    variant: str, group: pd.DataFrame, metric: str, base: Values | None, correct: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    own = _by_pair(group, metric)
+    values = np.array([value for value, _ in own.values()])
     failed = int((group["state"] == "failed").sum())
     row: dict[str, Any] = {
         "variant": variant,
         "base": bool(group["base"].any()),
         "metric": metric,
+        "exploratory": False,
         "n": len(values),
         "failed": failed,
         "missing": len(group) - len(values) - failed,
-        "mean": values.mean(),
-        "sd": values.std(ddof=1),
+        "mean": values.mean() if len(values) else np.nan,
+        "sd": values.std(ddof=1) if len(values) > 1 else np.nan,
         "pairs": 0,
         "unpaired": 0,
+        "lr": group["lr"].iloc[0] if len(group) else np.nan,
     }
-    notes = []
+    notes: list[str] = []
     if not row["base"] and base is not None:
-        seeds = [seed for seed in values.index if seed in base.index]
-        result = paired(values[seeds].to_numpy(), base[seeds].to_numpy())
-        row |= {"pairs": len(seeds), "unpaired": len(values) + len(base) - 2 * len(seeds)}
-        row |= {"difference": float(result.difference), "sd_difference": float(result.sd)}
-        row |= {"low": float(result.low), "high": float(result.high), "p": float(result.p)}
-        if len(seeds) > 1 and np.isnan(row["p"]):
-            notes.append("the same difference at every seed: its spread can't be estimated")
-        if row["unpaired"] and len(values):
+        both = [pair for pair in own if pair in base]
+        row |= _difference([own[pair] for pair in both], [base[pair] for pair in both], correct, notes)
+        row["unpaired"] = len(own) + len(base) - 2 * len(both)
+        if row["unpaired"] and len(own):
             notes.append(f"unpaired results dropped: {row['unpaired']}")
-    for name in ("parameters", "macs"):
-        counts = group[name].dropna().unique()
+    finished = group[group["state"] == "done"]
+    for name in _COUNTS:
+        counts = finished[name].dropna().unique()
         row[name] = counts[0] if len(counts) else pd.NA
         if len(counts) > 1:
             notes.append(f"its runs differ in {name}: not one variant")
@@ -182,37 +237,63 @@ def _row(variant: str, group: pd.DataFrame, metric: str, base: pd.Series | None)
     return row
 
 
+def _difference(
+    ours: list[tuple[float, str]], theirs: list[tuple[float, str]], correct: dict[str, np.ndarray], notes: list[str]
+) -> dict[str, Any]:
+    a, b = (np.array([value for value, _ in side]) for side in (ours, theirs))
+    found = paired(a, b)
+    low, high, p = float(found.low), float(found.high), float(found.p)
+    row: dict[str, Any] = {"pairs": len(a), "difference": float(found.difference), "sd_difference": float(found.sd)}
+    row |= {"low_seeds": low, "high_seeds": high, "p_seeds": p, "low": low, "high": high, "p": p}
+    if len(a) < 2:
+        return row
+    if np.isnan(p):
+        notes.append("the same difference at every seed: its spread can't be estimated")
+        return row
+    keys = [(x, y) for (_, x), (_, y) in zip(ours, theirs, strict=True)]
+    if all(x in correct and y in correct for x, y in keys):
+        images = np.stack([correct[x].astype(np.int8) - correct[y] for x, y in keys])
+        both = crossed(100 * images.astype(float))
+        row |= {"low_both": float(both.low), "high_both": float(both.high), "p_both": float(both.p)}
+        row |= {"low": min(low, row["low_both"]), "high": max(high, row["high_both"]), "p": max(p, row["p_both"])}
+    if len(a) >= FEWEST_FOR_BOOTSTRAP:
+        row["low_bca"], row["high_bca"] = bca(a - b)
+        if (row["low_bca"] > 0 or row["high_bca"] < 0) != (low > 0 or high < 0):
+            notes.append("its t and BCa intervals disagree about 0: skewed differences, look at the runs")
+    return row
+
+
+def explore(runs: pd.DataFrame, metric: str = "top1", rate: Rate = "fixed") -> pd.DataFrame:
+    """Every pair of variants that the grid did not declare, the base left out: exploratory, not corrected, no winner.
+
+    Columns: `variant`, `other`, `pairs`, `difference` (variant − other) with the interval `low` to `high` over seeds,
+    and `verdict`: "hint" where it excludes 0, else "inside noise", "no spread" or "too few pairs".
+
+    Raises:
+        ValueError: as `compare`.
+    """
+    one_grid(runs)
+    chosen = rates.at(runs, rate)
+    groups = {str(v): _by_pair(group, metric) for v, group in chosen[~chosen["base"]].groupby("variant", sort=False)}
+    rows = []
+    for (name, own), (other, theirs) in itertools.combinations(groups.items(), 2):
+        both = [pair for pair in own if pair in theirs]
+        found = paired(np.array([own[p][0] for p in both]), np.array([theirs[p][0] for p in both]))
+        low, high = float(found.low), float(found.high)
+        unknown = "too few pairs" if len(both) < 2 else "no spread"
+        verdict = unknown if np.isnan(low) else "hint" if low > 0 or high < 0 else "inside noise"
+        rows.append((name, other, len(both), float(found.difference), low, high, verdict))
+    return pd.DataFrame(rows, columns=["variant", "other", "pairs", "difference", "low", "high", "verdict"])
+
+
+def false_positive_rate(runs: pd.DataFrame, metric: str = "top1") -> tuple[float, int]:
+    """Of an A/A grid: the share of random splits of its runs that is called different, and the number of runs."""
+    one_grid(runs)
+    values = runs.loc[(runs["state"] == "done"), metric].dropna().to_numpy()
+    return false_positives(values), len(values)
+
+
 def pooled_sd(comparison: pd.DataFrame) -> float:
     """The root mean square of the spreads of the paired differences; NaN where there are none."""
     spreads = comparison["sd_difference"].dropna()
     return float(np.sqrt((spreads**2).mean())) if len(spreads) else float("nan")
-
-
-def smallest_visible_effect(sd_of_difference: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The true difference that a paired t test (two-sided) over `n` seeds finds with probability `power`.
-
-    In the unit of `sd_of_difference`, the spread of the paired difference over seeds (known from earlier
-    runs). From the noncentral t distribution (Cohen, "Statistical Power Analysis", 1988); one comparison, so
-    with Holm over m comparisons the honest `alpha` is between 0.05 / m and 0.05.
-
-    Raises:
-        ValueError: fewer than two seeds, a negative spread, or a probability outside (0, 1).
-    """
-    if n < 2:
-        raise ValueError(f"{n} seeds show no spread: take at least 2")
-    if not sd_of_difference >= 0:
-        raise ValueError(f"a spread is at least 0, not {sd_of_difference}")
-    if not (0 < alpha < power < 1):
-        raise ValueError(f"power {power} and alpha {alpha}: 0 < alpha < power < 1 is needed")
-    critical = special.stdtrit(n - 1, 1 - alpha / 2)
-
-    def reached(shift: float) -> bool:
-        return bool(1 - special.nctdtr(n - 1, shift, critical) >= power)
-
-    low, high = 0.0, 1.0
-    while not reached(high):
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return float(high * sd_of_difference / np.sqrt(n))

@@ -16,7 +16,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .frame import Meta, each
+from .frame import Meta, each, plural
 from .statistics import pooled_sd, smallest_visible_effect
 
 
@@ -34,6 +34,7 @@ _METRICS = {
     "top1_ema": _Metric("top-1 (EMA weights)", " %", " points", 2),
     "loss": _Metric("test loss", digits=4),
 }
+SAME_COST = 0.05  # costs that differ by no more than this count as equal
 _STYLES = {"base": "bold", "above": "cyan", "below": "cyan", "inside noise": "dim", "no spread": "dim"}
 
 
@@ -79,8 +80,9 @@ def count(number: float | None) -> str:
     return f"{number:.0f}"
 
 
-def _cells(comparison: pd.DataFrame, meta: Meta) -> list[list[str]]:
-    rows = []
+def cells(comparison: pd.DataFrame, meta: Meta) -> list[list[str]]:
+    """The table's rows, as texts under `headers`."""
+    rows, with_rate = [], (comparison["rate"] != "").any()
     for row in each(comparison):
         mean = "–" if math.isnan(row.mean) else value(row.mean, meta, unit=False)
         spread = "" if math.isnan(row.sd) else f" ± {value(row.sd, meta, unit=False)}"
@@ -94,6 +96,7 @@ def _cells(comparison: pd.DataFrame, meta: Meta) -> list[list[str]]:
                 row.variant,
                 count(row.parameters),
                 count(row.macs),
+                *([f"{row.lr:g}"] if with_rate else []),
                 mean + spread,
                 "" if row.base else difference + (around if difference != "–" else ""),
                 verdict,
@@ -103,14 +106,18 @@ def _cells(comparison: pd.DataFrame, meta: Meta) -> list[list[str]]:
     return rows
 
 
-def _headers(meta: Meta) -> list[str]:
+def headers(comparison: pd.DataFrame, meta: Meta) -> list[str]:
+    """The table's columns; `lr` only where learning rates were tried."""
     unit = _metric(meta).unit
     what = metric_name(meta) + (f",{unit}" if unit else "")
-    return ["variant", "params", "MACs", f"{what} ± sd", "difference [95 %]", "verdict", "runs"]
+    rate = ["lr"] if (comparison["rate"] != "").any() else []
+    return ["variant", "params", "MACs", *rate, f"{what} ± sd", "difference [95 %]", "verdict", "runs"]
 
 
-def _title(meta: Meta) -> str:
-    return f"{meta.grid} on {meta.data}: " + (meta.question or f"{metric_name(meta)} of its variants")
+def title(comparison: pd.DataFrame, meta: Meta) -> str:
+    """Grid, data and question in a line."""
+    best = ", each variant at its best learning rate on validation data" if (comparison["rate"] == "best").any() else ""
+    return f"{meta.grid} on {meta.data}{best}: " + (meta.question or f"{metric_name(meta)} of its variants")
 
 
 def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
@@ -126,15 +133,23 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
     verdicts = set(comparison["verdict"])
     if not verdicts - {"base"}:
         return [*lines, *_left_out(meta)]
-    lines += [
-        "Difference: mean over seeds of (variant − base at the same seed) with its 95 % t interval;"
-        " it speaks about seeds, not about other test images."
-    ]
+    both = comparison["low_both"].notna()
+    others = int((~comparison["base"]).sum())
+    reach = (
+        "spanning the t interval over seeds and the one over seeds and test images together"
+        if both.any()
+        else "over seeds (t): it does not speak about other test images"
+    )
+    lines += [f"Difference: mean over seeds of (variant − base at the same seed) with its 95 % interval, {reach}."]
+    if both.any() and (comparison.loc[~comparison["base"] & (comparison["pairs"] > 1), "low_both"].isna()).any():
+        lines += ["Not every variant kept its predictions: where none are kept, the interval is over seeds alone."]
+    if comparison["exploratory"].any():
+        what = f"the grid declared another metric than {metric_name(meta)}"
+        lines += [f"Exploratory: {what}; nothing here is more than a hint."]
     if comparison["inside_noise"].any():
         lines += ["Inside the noise (the interval contains 0, or there is none): no winner is named there."]
-    if "hint" in verdicts:
-        declared = int((~comparison["base"]).sum())
-        lines += [f"Hint: outside its own interval, but not after Holm's correction for {declared} comparisons."]
+    if "hint" in verdicts and not comparison["exploratory"].any():
+        lines += [f"Hint: outside its own interval, but not after Holm's correction for {others} comparisons."]
     spread, pairs = pooled_sd(comparison), comparison["pairs"].max()
     if spread > 0 and pairs > 1:
         visible = smallest_visible_effect(spread, int(pairs))
@@ -143,17 +158,35 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
             f" {value(visible, meta, unit=False)}{points} in 8 cases of 10"
             f" (paired spread {value(spread, meta, unit=False)})."
         ]
+    lines += unequal(comparison)
     lines += [f"{row.variant}: {row.note}." for row in each(comparison) if row.note]
     return lines + _left_out(meta)
 
 
+def unequal(comparison: pd.DataFrame) -> list[str]:
+    """Lines that say where variants had more or less than the base: cost, epochs, tried learning rates."""
+    base = comparison[comparison["base"]]
+    if not len(base):
+        return []
+    lines, spans = [], []
+    for name, words in (("macs", "multiply-adds"), ("parameters", "parameters")):
+        ratios = (comparison[name] / base[name].iloc[0]).dropna().astype(float)
+        low, high = (ratios.min(), ratios.max()) if len(ratios) else (1.0, 1.0)
+        if low < 1 - SAME_COST or high > 1 + SAME_COST:
+            spans.append(f"{words} {low:.2f} to {high:.2f} times the base's")
+    if spans:
+        lines.append(f"Unequal cost: {', '.join(spans)}; a difference may be bought by it.")
+    for name, words in (("epochs", "epochs"), ("rates", "learning rates tried")):
+        own = base[name].iloc[0]
+        odd = comparison[comparison[name].notna() & (comparison[name] != own)] if not pd.isna(own) else base[:0]
+        if len(odd):
+            named = ", ".join(f"{row.variant} {getattr(row, name)}" for row in each(odd))
+            lines.append(f"Unequal effort, {words}: the base {own}, {named}.")
+    return lines
+
+
 def _left_out(meta: Meta) -> list[str]:
     return [f"Left out, {line}." for line in meta.left_out]
-
-
-def plural(number: int, word: str) -> str:
-    """A number with its noun: `1 seed`, `3 seeds`."""
-    return f"{number} {word}" + ("" if number == 1 else "s")
 
 
 def summary(meta: Meta) -> str:
@@ -167,7 +200,7 @@ def render(comparison: pd.DataFrame, meta: Meta) -> Table:
     """The comparison for a terminal of 100 columns."""
     meta = about(comparison, meta)
     table = Table(
-        title=Text(_title(meta), style="bold"),
+        title=Text(title(comparison, meta), style="bold"),
         caption=Text("\n".join(footnotes(comparison, meta)), style="dim"),
         title_justify="left",
         caption_justify="left",
@@ -176,29 +209,33 @@ def render(comparison: pd.DataFrame, meta: Meta) -> Table:
         pad_edge=False,
         show_edge=False,
     )
-    for index, header in enumerate(_headers(meta)):
-        side: Literal["left", "right"] = "right" if 0 < index < 5 else "left"
-        table.add_column(header, justify=side, no_wrap=0 < index < 6, overflow="fold")
+    names = headers(comparison, meta)
+    for index, header in enumerate(names):
+        side: Literal["left", "right"] = "right" if 0 < index < len(names) - 2 else "left"
+        table.add_column(header, justify=side, no_wrap=0 < index < len(names) - 1, overflow="fold")
     table.columns[-1].max_width = 9  # with the names the only column that may break
-    for cells, verdict in zip(_cells(comparison, meta), comparison["verdict"], strict=True):
-        table.add_row(*map(Text, cells), style=_STYLES.get(verdict, ""))
+    for texts, verdict in zip(cells(comparison, meta), comparison["verdict"], strict=True):
+        table.add_row(*map(Text, texts), style=_STYLES.get(verdict, ""))
     return table
 
 
 def to_markdown(comparison: pd.DataFrame, meta: Meta) -> str:
     """The same for documents: a heading line, the table, the footnotes."""
     meta = about(comparison, meta)
-    headers, cells = (
-        _headers(meta),
-        [[cell.replace("|", "\\|") for cell in row] for row in _cells(comparison, meta)],
-    )
-    lines = [f"**{_title(meta)}**", "", _pipes(headers), _pipes(["---", *["---:"] * 4, "---", "---"])]
-    lines += [_pipes(row) for row in cells]
+    names = headers(comparison, meta)
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in cells(comparison, meta)]
+    lines = [
+        f"**{title(comparison, meta)}**",
+        "",
+        _pipes(names),
+        _pipes(["---", *["---:"] * (len(names) - 3), "---", "---"]),
+        *map(_pipes, rows),
+    ]
     return "\n".join([*lines, "", *(f"{line}  " for line in footnotes(comparison, meta))]).rstrip() + "\n"
 
 
-def _pipes(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _pipes(texts: list[str]) -> str:
+    return "| " + " | ".join(texts) + " |"
 
 
 def to_csv(comparison: pd.DataFrame, meta: Meta, path: str | Path | None = None) -> str:
@@ -230,6 +267,8 @@ def conclusion(comparison: pd.DataFrame, meta: Meta) -> str:
         f"On {meta.data}, {meta.base} (the base) reaches {value(head.mean, meta)} {metric_name(meta)} at"
         f" {count(head.macs)} multiply-adds (MACs), mean of {plural(head.n, 'seed')}."
     ]
+    if (comparison["rate"] == "best").any():
+        said.append("Each variant is at its best learning rate, chosen on validation data.")
     clear = others[others["verdict"].isin(["above", "below"])]
     for verdict in ("above", "below"):
         chosen = clear[clear["verdict"] == verdict]
@@ -239,8 +278,10 @@ def conclusion(comparison: pd.DataFrame, meta: Meta) -> str:
         said.append(f"None of {plural(len(others), 'variant')} stands apart from it beyond the noise: no winner.")
     if len(clear) > 1:
         said.append("These were compared with the base, not with one another.")
+    exploratory = bool(comparison["exploratory"].any())
+    uncorrected = f"Hints, but not after correction for {len(others)} comparisons"
     for verdict, words in (
-        ("hint", f"Hints, but not after correction for {len(others)} comparisons"),
+        ("hint", "Hints only, this metric was not declared" if exploratory else uncorrected),
         ("inside noise", "Inside the noise"),
         ("no spread", "The same difference at every seed, so without an interval"),
         ("too few pairs", "Not to be judged, fewer than two pairs"),

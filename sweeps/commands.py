@@ -30,6 +30,13 @@ Match = Annotated[
         "none: leave them alone."
     ),
 ]
+LearningRates = Annotated[
+    Optional[str],
+    typer.Option(
+        "--lrs", help="Learning rates that every variant runs at too, separated by commas; none: only its own."
+    ),
+]
+Twice = Annotated[bool, typer.Option("--aa", help="An A/A test in its place: the base as two variants of other seeds.")]
 Modules = Annotated[
     Optional[list[str]], typer.Option("--module", help="File or dotted module that registers operations of your own.")
 ]
@@ -69,29 +76,6 @@ def list_grids() -> None:
     for name, question in grid_questions().items():
         table.add_row(name, question)
     Console().print(table)
-
-
-@app.command()
-def plan(
-    grid: GridName,
-    data: DataName = None,
-    set: Overrides = None,
-    seeds: Seeds = None,
-    only: Only = None,
-    runs: Runs = Path("runs"),
-    match: Match = None,
-    module: Modules = None,
-    profile: ProfileName = None,
-    profiles: ProfileFile = None,
-    resource: Resources = None,
-) -> None:
-    """What a grid would run: its variants, what differs, what they cost, what is done. Writes nothing."""
-    from sweeps.cluster import show_hours
-    from sweeps.report import print_plan
-
-    planned = plan_of(grid, data, set, seeds, only, runs, match, module)
-    print_plan(planned)
-    show_hours(planned, profile_of(profile, profiles, resource))
 
 
 @app.command()
@@ -162,7 +146,7 @@ def changes_of(assignments: Optional[list[str]]) -> dict[str, Any]:
     return dict(parse_assignment(text) for text in assignments or [])
 
 
-def plan_of(grid, data, set, seeds, only, runs, match, modules, timer=None):  # type: ignore[no-untyped-def]
+def plan_of(grid, data, set, seeds, only, runs, match, modules, lrs=None, aa=False, timer=None):  # type: ignore[no-untyped-def]
     """The plan that the command line's options ask for; only with a `timer` are latencies measured for it."""
     from metamixer.config import ConfigError, parse_assignment
     from sweeps import load_grid, make_plan
@@ -171,6 +155,10 @@ def plan_of(grid, data, set, seeds, only, runs, match, modules, timer=None):  # 
         numbers = [int(seed) for seed in seeds.split(",")] if seeds else None
     except ValueError:
         raise ConfigError(f"--seeds {seeds!r}: give whole numbers separated by commas, e.g. 0,1,2") from None
+    try:
+        rates = None if lrs is None else [] if lrs == "none" else [float(rate) for rate in lrs.split(",")]
+    except ValueError:
+        raise ConfigError(f"--lrs {lrs!r}: give numbers separated by commas, e.g. 1e-3,3e-3, or none") from None
     return make_plan(
         load_grid(grid, [str(Path(m).resolve()) if m.endswith(".py") else m for m in modules or []]),
         runs,
@@ -179,6 +167,8 @@ def plan_of(grid, data, set, seeds, only, runs, match, modules, timer=None):  # 
         numbers,
         only.split(",") if only else None,
         match,
+        rates,
+        aa,
         timer,
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from rich.progress import track
 
 from metamixer.config import Config, ConfigError, digest_of, override
@@ -47,6 +47,8 @@ class Grid(Config):
         seeds: every variant runs once with each; equal seeds make a pair.
         match: scale the widths of every variant until it has the base's "macs" or "params" (`sweeps.match`), or, with
             "latency:RUNTIME", takes as long as the base on that runtime (`sweeps.latency`).
+        lrs: learning rates at which every variant runs besides its recipe's own, so that none is judged by a rate
+            that suits another; a table reports the recipe's and the best on validation data.
         modules: files (beside the grid's) or dotted modules that register operations of your own.
     """
 
@@ -55,6 +57,7 @@ class Grid(Config):
     base: str
     seeds: tuple[int, ...] = (0, 1, 2)
     match: Annotated[str, AfterValidator(check_measure)] | None = None
+    lrs: tuple[Annotated[float, Field(gt=0)], ...] = ()
     modules: tuple[str, ...] = ()
 
     def model_post_init(self, _: Any) -> None:
@@ -81,6 +84,7 @@ class Grid(Config):
         seeds: Sequence[int] | None = None,
         only: Sequence[str] | None = None,
         match: str | None = None,
+        lrs: Sequence[float] | None = None,
         scale: Scale = matched,
     ) -> list[PlannedRun]:
         """Every run of the grid.
@@ -90,6 +94,7 @@ class Grid(Config):
             overrides: changes to the base, before those of the variants.
             only: these variants alone.
             match: in place of the grid's own; "none" leaves the widths alone.
+            lrs: in place of the grid's own; none if empty.
             scale: what matches a run to the base; `sweeps.latency` has another.
 
         Raises:
@@ -121,14 +126,32 @@ class Grid(Config):
                     config = scale(config, reference, measure)
             except ValueError as error:
                 raise ConfigError(f"variant {name!r}: {error}") from None
-            # the seed's range is all that a variant's runs don't share: ten thousand are not validated one by one
-            identity = config.identity()
-            for seed in seeds if seeds is not None else self.seeds:
-                if seed < 0:
-                    raise ConfigError(f"seed {seed}: a seed is 0 or more")
-                run = config.model_copy(update={"seed": seed})
-                planned.append(PlannedRun(name, seed, run, variant, digest_of({**identity, "seed": seed})))
+            for own, lr in self._at_rates(name, config, self.lrs if lrs is None else lrs):
+                # the seed's range is all that a variant's runs don't share: ten thousand are not validated one by one
+                identity = own.identity()
+                for seed in seeds if seeds is not None else self.seeds:
+                    if seed < 0:
+                        raise ConfigError(f"seed {seed}: a seed is 0 or more")
+                    run, hash = own.model_copy(update={"seed": seed}), digest_of({**identity, "seed": seed})
+                    planned.append(PlannedRun(name, seed, run, variant, hash, lr, own is config))
         return planned
+
+    def _at_rates(self, name: str, config: RunConfig, lrs: Sequence[float]) -> list[tuple[RunConfig, float | None]]:
+        """A variant's run at its recipe's learning rate, then at the others of a set; the rate is None without one."""
+        if not lrs:
+            return [(config, None)]
+        if any(key.startswith("recipe.lr") for step in self._lineage(name) for key in self.variants[step].changes):
+            raise ConfigError(
+                f"variant {name!r} changes recipe.lr, which a set of learning rates sets for all variants"
+            )
+        if not config.data.val_samples:
+            raise ConfigError("a set of learning rates is chosen from on validation data: give data.val_samples")
+        own = config.recipe.lr
+        try:
+            others = [(override(config, {"recipe.lr": lr}), lr) for lr in dict.fromkeys(lrs) if lr != own]
+        except ConfigError as error:
+            raise ConfigError(f"variant {name!r}: {error}") from None
+        return [(config, own), *others]
 
     def _resolve(self, name: str, base: RunConfig) -> RunConfig:
         """`base` with the changes of variant `name` and of those that it builds on."""
@@ -147,6 +170,13 @@ class PlannedRun:
     config: RunConfig
     declared: Variant
     hash: str  # `metamixer.digest` of the configuration
+    lr: float | None = None  # of a set of learning rates
+    fixed: bool = True  # whether `lr` is the recipe's own
+    pair: int | None = None  # what tables pair runs by; the seed if None
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant} seed {self.seed}" + (f" at {self.lr:g}" if self.lr is not None else "")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Plan:
     root: Path
     runs: list[PlannedRun]
     states: dict[str, State]  # by hash
+    aa: bool = False  # whether its variants are one and the same
 
     def count(self) -> Counter[State]:
         return Counter(self.states[run.hash] for run in self.runs)
@@ -53,6 +54,7 @@ class Plan:
             "question": self.loaded.question,
             "base": grid.base,
             "metric": "top1",
+            **({"aa": True} if self.aa else {}),
             "runs": [
                 {
                     "hash": run.hash,
@@ -60,6 +62,8 @@ class Plan:
                     "seed": run.seed,
                     "on": run.declared.on,
                     "changes": json.loads(json.dumps(run.declared.changes, default=lambda c: c.to_dict())),
+                    **({} if run.lr is None else {"lr": run.lr, "fixed": run.fixed}),
+                    **({} if run.pair is None else {"pair": run.pair}),
                 }
                 for run in self.runs
             ],
@@ -79,9 +83,14 @@ def make_plan(
     seeds: list[int] | None = None,
     only: list[str] | None = None,
     match: str | None = None,
+    lrs: list[float] | None = None,
+    aa: bool = False,
     timer: Timer | None = None,
 ) -> Plan:
     """Plan of a grid; see `Grid.runs` for the arguments and errors.
+
+    With `aa`, of an A/A test in its place, a grid named GRID_aa: the base as two variants that differ by nothing but
+    their seeds. The first has the given ones (and so runs that may be done already), the second as many others.
 
     With a `timer`, widths at equal latency that are not recorded yet are measured and recorded in `root`; else they are
     an error.
@@ -89,8 +98,32 @@ def make_plan(
     measure = match or loaded.grid.match or "none"
     if measure != "none":
         check_measure(measure)
-    scale = Latencies(root, timer).matched if measure.startswith(LATENCY) else matched
-    runs = loaded.grid.runs(data, overrides, seeds, only, match, scale)
+    if aa:
+        runs = _aa_runs(loaded, data, overrides, seeds, only, lrs)
+        about = f"A/A: is {loaded.grid.base} called different from itself, at other seeds?"
+        loaded = LoadedGrid(f"{loaded.name}_aa", about, loaded.grid)
+    else:
+        scale = Latencies(root, timer).matched if measure.startswith(LATENCY) else matched
+        runs = loaded.grid.runs(data, overrides, seeds, only, match, lrs, scale)
     changed = {**(overrides or {}), **({"match": match} if match and match != (loaded.grid.match or "none") else {})}
     setting = setting_label(data or next(iter(loaded.grid.bases)), changed)
-    return Plan(loaded, setting, root, runs, find_states(root, {run.hash for run in runs}))
+    return Plan(loaded, setting, root, runs, find_states(root, {run.hash for run in runs}), aa)
+
+
+def _aa_runs(
+    loaded: LoadedGrid,
+    data: str | None,
+    overrides: dict[str, Any] | None,
+    seeds: list[int] | None,
+    only: list[str] | None,
+    lrs: list[float] | None,
+) -> list[PlannedRun]:
+    if only or lrs:
+        raise ConfigError("--aa runs the base of the grid alone, at its own learning rate: leave out --only and --lrs")
+    grid = loaded.grid
+    first = list(dict.fromkeys(grid.seeds if seeds is None else seeds))
+    free = (seed for seed in range(2 * len(first)) if seed not in first)
+    second = dict(zip((next(free) for _ in first), first, strict=True))
+    again = f"{grid.base}_again"
+    runs = grid.runs(data, overrides, [*first, *second], [grid.base], lrs=[])
+    return [replace(run, variant=again, pair=second[run.seed]) if run.seed in second else run for run in runs]

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
-from metamixer.config import ConfigError
+from metamixer.config import ConfigError, differences
+from metamixer.structure import unexplained
+from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
 
 from .grid import PlannedRun
@@ -50,13 +52,30 @@ def print_plan(plan: Plan) -> None:
                 _macs(spent.macs),
                 " ".join(f"{number} {state}" for state, number in states.items()),
             )
-            for warning in config.warnings():
+            parent = variants.get(variant.on or plan.loaded.grid.base, runs)[0].config
+            for warning in [*config.warnings(), *_more_than_declared(parent, config)]:
                 warned.setdefault(warning, name)
     console.print(table)
     if len(variants) > ROWS:
         console.print(f"and {len(variants) - ROWS} more variants")
+    rates = sorted({run.lr for run in plan.runs if run.lr is not None})
+    if rates:
+        console.print(f"each variant at the learning rates {', '.join(f'{rate:g}' for rate in rates)}", highlight=False)
     for warning, name in warned.items():
         console.print(f"note: {name}: {warning}", style="yellow", highlight=False)
+
+
+def _more_than_declared(parent: RunConfig, config: RunConfig) -> list[str]:
+    """Warnings that a variant differs from the one that it builds on in more than its changes say, or in two worlds."""
+    hidden = unexplained(parent, config)
+    found = []
+    if hidden:
+        more = f" and {len(hidden) - 1} more" if len(hidden) > 1 else ""
+        found.append(f"its network differs in more than the declared change: {hidden[0]}{more}")
+    changed = {key.split(".")[0] for key in differences(parent, config)} - {"seed", "modules"}
+    if len(changed) > 1:
+        found.append(f"it changes {' and '.join(sorted(changed))} at once: what each of them did can't be told apart")
+    return found
 
 
 def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool, debug: bool = False) -> bool:
@@ -112,9 +131,7 @@ def _problems(console: Console, outcomes: list[Outcome]) -> bool:
     for message, number in Counter(outcome.message for outcome in problems).items():
         first = next(outcome.run for outcome in problems if outcome.message == message)
         others = f" (and {number - 1} more)" if number > 1 else ""
-        console.print(
-            f"{first.variant} seed {first.seed}{others}: {message}", style="red", highlight=False, soft_wrap=True
-        )
+        console.print(f"{first.name}{others}: {message}", style="red", highlight=False, soft_wrap=True)
     return not problems
 
 
@@ -146,7 +163,7 @@ class _View:
         for run in active:
             now = RunFolder(self.root / run.hash).read("progress.json") or {}
             if run.hash not in self.tasks:
-                self.tasks[run.hash] = self.progress.add_task(f"{run.variant} seed {run.seed}", total=None, note="")
+                self.tasks[run.hash] = self.progress.add_task(run.name, total=None, note="")
             top1 = f"val top-1 {now['top1']:.1f}" if now.get("top1") is not None else ""
             loss = f"loss {now['loss']:.3f}" if now.get("loss") is not None else ""
             self.progress.update(
@@ -161,9 +178,9 @@ class _View:
     def _report(self, outcome: Outcome) -> None:
         run, result = outcome.run, RunFolder(self.root / outcome.run.hash).result() or {}
         if outcome.state == State.DONE:
-            line = f"{run.variant} seed {run.seed}: top-1 {result['top1']:.2f} % in {result['seconds']:.0f} s"
+            line = f"{run.name}: top-1 {result['top1']:.2f} % in {result['seconds']:.0f} s"
         else:
-            line = f"{run.variant} seed {run.seed}: {outcome.state}, {outcome.message}"
+            line = f"{run.name}: {outcome.state}, {outcome.message}"
         self.progress.console.print(line, highlight=False, soft_wrap=True)
 
 

@@ -1,0 +1,55 @@
+"""Learning rates tried alike by all variants: which runs a comparison takes.
+
+`fixed` takes the recipe's own rate for every variant. `best` takes for each variant the rate of its set whose runs
+reached most on the validation split, mean over seeds; never on the test split. A rate at which more runs came through
+is preferred to one at which fewer did, and of equal ones the recipe's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pandas as pd
+
+Rate = Literal["fixed", "best"]
+
+
+def at(runs: pd.DataFrame, rate: Rate) -> pd.DataFrame:
+    """The runs of one rate for each variant; all of them where no rates were tried.
+
+    Raises:
+        ValueError: neither "fixed" nor "best", or no validation split to choose by.
+    """
+    if rate not in ("fixed", "best"):
+        raise ValueError(f"rate {rate!r}: fixed or best")
+    if rate == "fixed" or not tried(runs):
+        return runs[runs["fixed"]]
+    done = runs[runs["state"] == "done"]
+    if len(done) and done["val_top1"].isna().all():
+        raise ValueError("no run has a validation split, so no best learning rate: give the data data.val_samples")
+    chosen = runs.assign(ok=runs["val_top1"].notna())
+    figures = chosen.groupby(["variant", "lr"], sort=False).agg(
+        ok=("ok", "sum"), val=("val_top1", "mean"), fixed=("fixed", "any")
+    )
+    order = figures.reset_index().sort_values(["ok", "val", "fixed"], ascending=False, kind="stable")
+    best = order.drop_duplicates("variant").set_index("variant")["lr"]
+    return runs[runs["lr"] == runs["variant"].map(best)]
+
+
+def tried(runs: pd.DataFrame) -> bool:
+    """Whether runs were made at a set of learning rates."""
+    return not bool(runs["fixed"].all())
+
+
+def notes(runs: pd.DataFrame, variant: str, lr: float) -> list[str]:
+    """What a reader must know of a variant's best rate: that it lies at the edge of its set, or that runs are open."""
+    own = runs[runs["variant"] == variant]
+    rates = sorted(own["lr"].dropna().unique())
+    found = []
+    if len(rates) > 1 and lr in (rates[0], rates[-1]):
+        where = "lowest" if lr == rates[0] else "highest"
+        found.append(f"its best learning rate {lr:g} is the {where} of its set: try beyond")
+    open_runs = int((~own["state"].isin(["done", "failed"])).sum())
+    if open_runs:
+        found.append(f"{open_runs} runs of its set of learning rates have no result yet")
+    return found
