@@ -30,12 +30,16 @@ from sweeps.commands import (
     Resources,
     RunName,
     Runs,
+    SearchName,
     Seeds,
+    Storage,
     Twice,
     app,
     changes_of,
+    definition_of,
     plan_of,
     profile_of,
+    seeds_of,
 )
 
 if TYPE_CHECKING:
@@ -118,14 +122,85 @@ def run(
 
 
 @app.command()
+def search(
+    name: SearchName,
+    data: DataName = None,
+    set: Overrides = None,
+    trials: Annotated[
+        Optional[int], typer.Option(min=1, help="Trials to finish in all; the search's own number if not given.")
+    ] = None,
+    runs: Runs = Path("runs"),
+    workers: Annotated[
+        Optional[int], typer.Option(min=1, help="Workers; here one for each core or GPU if not given, on a cluster 4.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    storage: Storage = None,
+    module: Modules = None,
+    cluster: Annotated[str, typer.Option(help="local: here; slurm: submit workers and return.")] = "local",
+    profile: ProfileName = None,
+    profiles: ProfileFile = None,
+    resource: Resources = None,
+    max_gpu_hours: MaxHours = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be searched; writes nothing.")
+    ] = False,
+) -> None:
+    """Search mixers and recipes with Optuna until so many trials have finished, then show the best and the pictures."""
+    from metamixer.config import ConfigError
+    from sweeps.report import parallel_runs
+    from sweeps.search_launch import prepare, print_search, search_here, search_on_slurm
+
+    if cluster not in ("local", "slurm"):
+        raise ConfigError(f"--cluster {cluster!r}: local or slurm")
+    wanted, definition = definition_of(name, data, set, trials, module)
+    print_search(definition)
+    if dry_run:
+        return
+    if cluster == "slurm":
+        chosen = profile_of(profile, profiles, resource)
+        prepared = prepare(runs, definition, wanted, storage)
+        if not search_on_slurm(prepared, workers or 4, chosen, max_gpu_hours):
+            raise typer.Exit(1)
+        return
+    prepared = prepare(runs, definition, wanted, storage)
+    complete = search_here(prepared, workers or parallel_runs(device), device)
+    _show_search(runs, definition.name, definition.setting)
+    if not complete:
+        raise typer.Exit(1)
+
+
+@app.command()
+def confirm(
+    name: SearchName,
+    data: DataName = None,
+    set: Overrides = None,
+    runs: Runs = Path("runs"),
+    module: Modules = None,
+    top: Annotated[
+        int, typer.Option(min=1, help="The best trials to confirm, of the front where costs are sought.")
+    ] = 3,
+    seeds: Seeds = None,
+    out: Annotated[Optional[Path], typer.Option(help="The grid's file; confirm_NAME.py if not given.")] = None,
+) -> None:
+    """Write a grid that confirms the best of a search, with seeds of its own and on the test images."""
+    from sweeps.search_confirm import confirm_search
+
+    path = confirm_search(runs, definition_of(name, data, set, None, module)[1], top, seeds_of(seeds), out)
+    print(f"{path}: python launch.py run {path}")
+
+
+@app.command()
 def collect(
-    grid: Annotated[str, typer.Argument(help="A grid, or the beginning of a hash or a variant of one.")],
+    grid: Annotated[str, typer.Argument(help="A grid or a search, or the beginning of a hash or a variant of a grid.")],
     data: DataName = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """The table and the picture of a grid's finished runs."""
+    """The table and the picture of a grid's finished runs, or of a search's trials."""
     from sweeps.follow import select
 
+    if any((runs / "searches").glob(f"{Path(grid).stem}@*/search.json")):
+        _show_search(runs, Path(grid).stem, data)
+        return
     if any((runs / "grids").glob(f"{Path(grid).stem}@*.json")):
         _collect(runs, Path(grid).stem, data)
         return
@@ -398,6 +473,22 @@ def _collect(root: Path, grid: str, setting: Optional[str]) -> None:
         to_csv(comparison, meta, path)
     save(picture(comparisons[0], meta), f"{stem}.png")
     console.print(f"picture: {stem}.png   table: {stem}.csv", soft_wrap=True, highlight=False)
+
+
+def _show_search(root: Path, name: str, setting: Optional[str]) -> None:
+    from rich.console import Console
+
+    from analysis.plots import save
+    from analysis.search import front_picture, importances, importances_picture, load_trials, render_trials
+
+    trials = load_trials(root, name, setting)
+    console = Console() if sys.stdout.isatty() else Console(width=110)
+    console.print(render_trials(trials))
+    folder = Path(trials.attrs["folder"])
+    trials.to_csv(folder / "trials.csv", index=False)
+    save(front_picture(trials), folder / "front.png")
+    save(importances_picture(importances(trials)), folder / "importances.png")
+    console.print(f"{folder}: trials.csv, front.png, importances.png", soft_wrap=True, highlight=False)
 
 
 def main() -> None:

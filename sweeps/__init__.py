@@ -8,11 +8,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .grid import Grid, PlannedRun, Variant, grid_questions, load_grid
     from .plan import Plan, make_plan
+    from .search import Pruning, Search
+    from .search_space import Changes, Choice, Integer, Mixer, Real
     from .states import State
 
-__all__ = ["Grid", "Plan", "PlannedRun", "State", "Variant", "grid_questions", "load_grid", "make_plan"]
+__all__ = [
+    "Changes",
+    "Choice",
+    "Grid",
+    "Integer",
+    "Mixer",
+    "Plan",
+    "PlannedRun",
+    "Pruning",
+    "Real",
+    "Search",
+    "State",
+    "Variant",
+    "grid_questions",
+    "load_grid",
+    "make_plan",
+]
 
-_HOME = {"Plan": "plan", "make_plan": "plan", "State": "states"}  # of the others: grid
+_HOME = {
+    **{"Plan": "plan", "make_plan": "plan", "State": "states", "Search": "search", "Pruning": "search"},
+    **dict.fromkeys(("Changes", "Choice", "Integer", "Mixer", "Real"), "search_space"),
+}  # of the others: grid
 
 
 def __getattr__(name: str) -> Any:

@@ -60,22 +60,33 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
 Resolution = Annotated[
     Optional[int], typer.Option(help="Width of the images in pixels; the network's own if not given.")
 ]
+SearchName = Annotated[str, typer.Argument(help="A search in ablations/searches/, or the path of a search's file.")]
+Storage = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Where the study is: journal (a file in the runs' folder), or a URL such as postgresql://host/db."
+    ),
+]
 MaxAttempts = Annotated[int, typer.Option(min=1, help="Submissions that one run may have.")]
 MaxHours = Annotated[Optional[float], typer.Option(help="Refuse to submit what may take more GPU-hours than this.")]
 
 
 @app.command("list")
 def list_grids() -> None:
-    """The grids and the questions that they ask."""
+    """The grids and searches, and the questions that they ask."""
     from rich.console import Console
     from rich.table import Table
 
     from sweeps.grid import grid_questions
+    from sweeps.search_files import search_questions
 
     table = Table("grid", "question", box=None, pad_edge=False)
     for name, question in grid_questions().items():
         table.add_row(name, question)
-    Console().print(table)
+    searches = Table("search", "question", box=None, pad_edge=False)
+    for name, question in search_questions().items():
+        searches.add_row(name, question)
+    Console().print(table, "", searches)
 
 
 @app.command()
@@ -152,10 +163,6 @@ def plan_of(grid, data, set, seeds, only, runs, match, modules, lrs=None, aa=Fal
     from sweeps import load_grid, make_plan
 
     try:
-        numbers = [int(seed) for seed in seeds.split(",")] if seeds else None
-    except ValueError:
-        raise ConfigError(f"--seeds {seeds!r}: give whole numbers separated by commas, e.g. 0,1,2") from None
-    try:
         rates = None if lrs is None else [] if lrs == "none" else [float(rate) for rate in lrs.split(",")]
     except ValueError:
         raise ConfigError(f"--lrs {lrs!r}: give numbers separated by commas, e.g. 1e-3,3e-3, or none") from None
@@ -164,7 +171,7 @@ def plan_of(grid, data, set, seeds, only, runs, match, modules, lrs=None, aa=Fal
         runs,
         data,
         dict(parse_assignment(text) for text in set or []),
-        numbers,
+        seeds_of(seeds),
         only.split(",") if only else None,
         match,
         rates,
@@ -178,3 +185,22 @@ def profile_of(name, file, resources):  # type: ignore[no-untyped-def]
     from sweeps.profiles import load_profile
 
     return load_profile(name or "default", file, dict(parse_assignment(text) for text in resources or []))
+
+
+def definition_of(search, data, set, trials, modules):  # type: ignore[no-untyped-def]
+    """How many trials are wanted, and the search in its setting."""
+    from metamixer.config import parse_assignment
+    from sweeps.search_files import load_search
+
+    absolute = tuple(str(Path(m).resolve()) if m.endswith(".py") else m for m in modules or [])
+    loaded = load_search(search, absolute)
+    return trials or loaded.search.trials, loaded.define(data, dict(parse_assignment(text) for text in set or []))
+
+
+def seeds_of(text: Optional[str]) -> Optional[list[int]]:
+    from metamixer.config import ConfigError
+
+    try:
+        return [int(seed) for seed in text.split(",")] if text else None
+    except ValueError:
+        raise ConfigError(f"--seeds {text!r}: give whole numbers separated by commas, e.g. 0,1,2") from None

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field
 from rich.progress import track
@@ -190,7 +190,7 @@ class LoadedGrid:
 
 def grid_questions() -> dict[str, str]:
     """The grids that ship with the project and their questions; imports none of them."""
-    return {path.stem: _question(path) for path in sorted(GRIDS.glob("*.py")) if path.stem != "__init__"}
+    return {path.stem: question_of(path) for path in sorted(GRIDS.glob("*.py")) if path.stem != "__init__"}
 
 
 def load_grid(name: str, more_modules: Sequence[str] = ()) -> LoadedGrid:
@@ -205,33 +205,50 @@ def load_grid(name: str, more_modules: Sequence[str] = ()) -> LoadedGrid:
     path = Path(name) if name.endswith(".py") else GRIDS / f"{name}.py"
     if not path.is_file() or path.stem == "__init__":
         raise ConfigError(f"no grid {name!r}; there are {', '.join(grid_questions())}, or give a file's path")
+    grid = from_file(path, "GRID", Grid, more_modules)
+    return LoadedGrid(path.stem, question_of(path), grid)
+
+
+Q = TypeVar("Q", bound=Config)
+
+
+def from_file(path: Path, variable: str, cls: type[Q], more_modules: Sequence[str] = ()) -> Q:
+    """What a question's file assigns to `variable`; its `modules` are made absolute and joined by `more_modules`.
+
+    Raises:
+        ConfigError: the file does not make one; the line says where.
+    """
     for source in more_modules:
-        load_module(source)  # before the grid's file, which may be made from what is registered
+        load_module(source)  # before the file, which may be made from what is registered
     try:
-        grid = runpy.run_path(str(path)).get("GRID")
+        found = runpy.run_path(str(path)).get(variable)
     except Exception as error:
         line = next(
             (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), "?"
         )
-        raise ConfigError(f"{path}:{line}: {_one_line(error)}") from None
-    if not isinstance(grid, Grid):
-        raise ConfigError(f"{path}: no grid in it: assign one to GRID")
-    modules = (str((path.parent / m).resolve()) if m.endswith(".py") else m for m in (*grid.modules, *more_modules))
-    return LoadedGrid(path.stem, _question(path), grid.model_copy(update={"modules": tuple(modules)}))
+        raise ConfigError(f"{path}:{line}: {_one_line(error, cls)}") from None
+    if not isinstance(found, cls):
+        raise ConfigError(f"{path}: no {cls.__name__.lower()} in it: assign one to {variable}")
+    own = found.modules  # type: ignore[attr-defined]
+    modules = (str((path.parent / m).resolve()) if m.endswith(".py") else m for m in (*own, *more_modules))
+    return found.model_copy(update={"modules": tuple(modules)})
 
 
-def _question(path: Path) -> str:
+def question_of(path: Path) -> str:
+    """The first paragraph of a file's docstring, in one line."""
     docstring = ast.get_docstring(ast.parse(path.read_text())) or "(no docstring)"
     return " ".join(docstring.split("\n\n")[0].split())
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, cls: type[Config]) -> str:
     from pydantic import ValidationError
 
     from metamixer.config import explain
 
     if isinstance(error, ValidationError):
-        return explain(error, Grid)
+        # the configuration that was being made, if not the whole
+        made = {each.__name__: each for each in Config.__subclasses__()}
+        return explain(error, made.get(error.title, cls))
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

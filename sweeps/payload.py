@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Payload:
     snapshot: str
 
     def __call__(self) -> str:
-        signals = _Signals()
+        signals = Signals()
         from metamixer.training.folder import RunFolder
         from sweeps.snapshot import verify
         from sweeps.submissions import newest, read_submissions
@@ -61,9 +62,9 @@ class Payload:
         folder = RunFolder(root / self.hash)
         rank = int(os.environ.get("SLURM_PROCID", "0"))
         if rank == 0:
-            _log_to(folder.path / "log.txt")
+            log_to(folder.path / "log.txt")
         elif int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-            _log_to(folder.path / f"log-{rank}.txt")
+            log_to(folder.path / f"log-{rank}.txt")
         history = History(folder, self.submission, rank)
         try:
             signals.listen()
@@ -75,7 +76,7 @@ class Payload:
             from metamixer.training.train import Interrupted
 
             if isinstance(error, Stopped | Interrupted):
-                return self._stop(history, signals, mine.profile)
+                return end_job(history, signals, mine.profile, "`launch.py retry` goes on")
             if not isinstance(error, RunBusy):  # a run that another process trains has not failed
                 history.fail(error)
             raise
@@ -102,30 +103,35 @@ class Payload:
             raise RuntimeError(result.get("error", "the run failed"))  # SLURM is to call it FAILED too
         return str(result["state"])
 
-    def _stop(self, history: History, signals: _Signals, profile: Any) -> str:
-        signals.ignore()
-        if history.rank:
-            sys.exit(0)  # the first process speaks for all
-        reason = "stopped"
-        if signals.first == signal.SIGUSR2:
-            started = float(os.environ.get("METAMIXER_JOB_START", signals.began))
-            reason = "time limit" if timed_out(time.time() - started, profile.minutes) else "preempted"
-        refusal = ""
-        if reason == "time limit" and history.count("time limit") >= profile.continuations:
-            refusal = f"after its {profile.continuations} continuations"
-        requeue = reason != "stopped" and not refusal
-        history.stop(reason, requeue=requeue)
-        if requeue:
-            refusal = _requeue()
-            if refusal:
-                history.stop(reason, refused=refusal)
-        if requeue and not refusal:
-            sys.exit(0)  # SLURM ends this job and queues it again
-        # SLURM must not call this COMPLETED
-        raise RuntimeError(f"interrupted ({reason}{'; ' + refusal if refusal else ''}); `launch.py retry` goes on")
+
+def end_job(history: History, signals: Signals, profile: Any, how: str) -> str:
+    """End a job that was told to go: requeued after SIGUSR2, within its limits, else with an error that says `how` on.
+
+    Raises:
+        RuntimeError: it is not queued again; SLURM must not call this COMPLETED.
+    """
+    signals.ignore()
+    if history.rank:
+        sys.exit(0)  # the first process speaks for all
+    reason = "stopped"
+    if signals.first == signal.SIGUSR2:
+        started = float(os.environ.get("METAMIXER_JOB_START", signals.began))
+        reason = "time limit" if timed_out(time.time() - started, profile.minutes) else "preempted"
+    refusal = ""
+    if reason == "time limit" and history.count("time limit") >= profile.continuations:
+        refusal = f"after its {profile.continuations} continuations"
+    again = reason != "stopped" and not refusal
+    history.stop(reason, requeue=again)
+    if again:
+        refusal = requeue()
+        if refusal:
+            history.stop(reason, refused=refusal)
+    if again and not refusal:
+        sys.exit(0)  # SLURM ends this job and queues it again
+    raise RuntimeError(f"interrupted ({reason}{'; ' + refusal if refusal else ''}); {how}")
 
 
-class _Signals:
+class Signals:
     """Which of SIGUSR2 and SIGTERM came first; while training does not handle them itself they end the payload."""
 
     def __init__(self) -> None:
@@ -136,10 +142,10 @@ class _Signals:
         # the number of every signal is written here, whoever handles it
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
-    def listen(self) -> None:
-        """From here on a signal raises `Stopped`: at once, if SIGUSR2 came while it was blocked."""
+    def listen(self, handler: Callable[[int, Any], None] | None = None) -> None:
+        """From here on a signal raises `Stopped`, or calls `handler`: at once, if SIGUSR2 came while it was blocked."""
         for number in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, self._handle)
+            signal.signal(number, handler or self._handle)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 
     def _handle(self, number: int, frame: Any) -> None:
@@ -183,7 +189,7 @@ class History:
             raise RuntimeError(f"{IDLE_STARTS} starts in a row wrote no checkpoint")
         if self._failed():  # and is tried again
             (self.folder.path / "result.json").unlink()
-        self._append(event="start", job=_job(), snapshot=snapshot, checkpoint=checkpoint)
+        self._append(event="start", job=job_number(), snapshot=snapshot, checkpoint=checkpoint)
 
     def stop(self, reason: str, **more: Any) -> None:
         if not self.rank:
@@ -223,21 +229,21 @@ class History:
             file.write(json.dumps(row) + "\n")
 
 
-def _requeue() -> str:
+def requeue() -> str:
     """Ask SLURM to queue this job again; returns why it could not."""
     try:
-        done = subprocess.run(["scontrol", "requeue", _job()], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["scontrol", "requeue", job_number()], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"scontrol: {error}"
     return " ".join(done.stderr.split()) if done.returncode else ""
 
 
-def _job() -> str:
+def job_number() -> str:
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
-def _log_to(path: Path) -> None:
+def log_to(path: Path) -> None:
     """From here on this process writes to the run's own log, one for all its attempts."""
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):

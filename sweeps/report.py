@@ -108,7 +108,7 @@ def train_here(runs: list[PlannedRun], root: Path, workers: int | None, device: 
     console = Console()
     if debug:
         return _problems(console, run_here(runs, root, device))
-    workers = workers or _parallel_runs(device)
+    workers = workers or parallel_runs(device)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -135,7 +135,7 @@ def _problems(console: Console, outcomes: list[Outcome]) -> bool:
     return not problems
 
 
-def _parallel_runs(device: str) -> int:
+def parallel_runs(device: str) -> int:
     """One run a GPU, else one a core that this process may use."""
     if device in ("auto", "cuda"):
         import torch

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +49,19 @@ def chunks(hashes: Sequence[str], size: int, parallel: int) -> list[Chunk]:
 
 
 def submit(
-    root: Path, hashes: Sequence[str], grid: str, setting: str, profile: Profile, snapshot: str, array_size: int
+    root: Path,
+    hashes: Sequence[str],
+    grid: str,
+    setting: str,
+    profile: Profile,
+    snapshot: str,
+    array_size: int,
+    payload: Callable[[str, str, str, str], Any] = Payload,
 ) -> list[Submission]:
     """Submit runs, whose folders exist, `array_size` to an array at most; the launch lock is held.
+
+    Args:
+        payload: what each job does, made from the folder of the runs, the hash, the submission and the snapshot.
 
     Returns:
         The records, one for each call of sbatch. If the last one has an error, SLURM refused it and what
@@ -63,7 +73,7 @@ def submit(
         record(root, submission)
         after = submitted[chunk.after].job if chunk.after is not None else None
         try:
-            job, error = _sbatch(root, submission, chunk.parallel, after), None
+            job, error = _sbatch(root, submission, chunk.parallel, after, payload), None
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as failure:
             job, error = None, " ".join(str(failure).split())
         if error is not None:
@@ -99,7 +109,9 @@ def settle(root: Path, submissions: list[Submission]) -> list[Submission]:
     return settled
 
 
-def _sbatch(root: Path, submission: Submission, parallel: int, after: str | None) -> str:
+def _sbatch(
+    root: Path, submission: Submission, parallel: int, after: str | None, payload: Callable[[str, str, str, str], Any]
+) -> str:
     profile, folder = submission.profile, jobs_folder(root) / submission.id
     snapshot = (root / "snapshots" / submission.snapshot).resolve()
     python = " ".join(map(shlex.quote, (sys.executable, "-c", BLOCK)))
@@ -136,7 +148,7 @@ def _sbatch(root: Path, submission: Submission, parallel: int, after: str | None
         ],
         **optional,
     )
-    payloads = [Payload(str(root.resolve()), hash, submission.id, submission.snapshot) for hash in submission.hashes]
+    payloads = [payload(str(root.resolve()), hash, submission.id, submission.snapshot) for hash in submission.hashes]
     # submitit also prints the error that it raises; what is submitted inside `batch` becomes one array
     with _outside_any_job(), redirect_stderr(io.StringIO()), executor.batch():
         jobs = [executor.submit(payload) for payload in payloads]

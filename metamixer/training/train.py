@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def train(
     device: str = "auto",
     workers: int = 0,
     teacher_cache: Path | str | None = None,
+    after_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train a run in its folder, or go on with it; a finished run is returned as it is.
 
@@ -64,6 +65,8 @@ def train(
         device: a torch device, or `auto` for a GPU where there is one.
         workers: processes that load images which do not fit in memory, for each training process.
         teacher_cache: folder where runs that show a teacher the same images share what it says (`TeacherCache`).
+        after_epoch: called with each epoch's row of metrics once it is saved; may raise `Interrupted` to leave the run
+            there. For a run of one process.
 
     Returns:
         The content of `result.json`; a diverged run gives `{"state": "failed", ...}`.
@@ -80,7 +83,7 @@ def train(
         if done is not None:
             return done
         try:
-            return Trainer(config, folder, own_device, workers, world, teacher_cache).run()
+            return Trainer(config, folder, own_device, workers, world, teacher_cache, after_epoch).run()
         except (Interrupted, ConfigError):
             raise  # a signal or the surroundings, not the run itself: it goes on when launched again
         except Diverged as error:
@@ -135,8 +138,10 @@ class Trainer:
         workers: int = 0,
         world: World = ALONE,
         teacher_cache: Path | str | None = None,
+        after_epoch: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.config, self.folder, self.device, self.world = config, folder, device, world
+        self.after_epoch = after_epoch
         if world.first:
             folder.write("environment.json", {**environment(device), "processes": world.size})
         self.data = Data(config.data, config.recipe, config.seed, workers)
@@ -207,6 +212,12 @@ class Trainer:
             self.folder.append_metrics(self.row)
         learner.loss_sum.zero_()
         self._save(self.seconds)
+        if self.after_epoch is not None:
+            try:
+                self.after_epoch(self.row)
+            except Interrupted:
+                self._report_progress(state="interrupted")
+                raise
 
     def _check_finite(self, epoch: int) -> None:
         if not math.isfinite(self.learner.mean_loss()):

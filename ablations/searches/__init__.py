@@ -1,0 +1,1 @@
+"""Searches of Optuna over mixers and recipes, one small file each; what a search is: `sweeps/search.py`."""
