@@ -15,6 +15,7 @@ from test_commands import launch
 from torch import nn
 
 from analysis.latency import COLUMNS, imports, load, network_key, published
+from analysis.latency import measure as measuring
 from analysis.latency.backends import BACKENDS, Backend, Loaded, backend
 from analysis.latency.correlation import correlations, spearman
 from analysis.latency.measure import Subject, measure
@@ -304,9 +305,38 @@ def test_what_does_not_convert_names_operation_and_layer(fakes):
     assert report.refused == ["lin on fake: Fake does not take 'aten.linear' in layer 'head'"] and len(report.rows) == 1
 
 
-def test_a_process_that_ends_too_early_is_told_with_its_last_words(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match=r"fake: its process ended with code 1 \(starting\): KeyError: 'fake'"):
-        measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=1)
+def test_a_process_that_ends_too_early_is_told_with_its_last_words():
+    report = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=1)
+    (said,) = report.refused  # the process knows no such runtime
+    assert said == "fake: its process ended with code 1 (starting): KeyError: 'fake'" and report.rows == []
+
+
+def test_what_was_measured_before_a_process_ended_is_kept(fakes, monkeypatch):
+    fakes[0].append(1.0)
+    inner = measuring._session
+
+    def third_ends(tasks, threads, rounds, seed, progress):
+        if seed == 2:
+            raise measuring._Ended("its process ended with code -9")
+        inner(tasks, threads, rounds, seed, progress)
+
+    monkeypatch.setattr(measuring, "_session", third_ends)
+    report = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=5)
+    assert report.refused == ["fake: its process ended with code -9"] and report.rows[0]["sessions"] == 2
+
+
+def test_a_stopped_measurement_keeps_what_it_has(fakes, monkeypatch):
+    fakes[0].append(1.0)
+    inner = measuring._session
+
+    def stopped(tasks, threads, rounds, seed, progress):
+        if seed == 3:
+            raise KeyboardInterrupt
+        inner(tasks, threads, rounds, seed, progress)
+
+    monkeypatch.setattr(measuring, "_session", stopped)
+    report = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=5)
+    assert report.refused[0].startswith("stopped") and report.rows[0]["sessions"] == 3
 
 
 def test_keys_tell_folded_from_unfolded_and_runs_by_their_configuration():

@@ -35,15 +35,13 @@ def time_with_progress(
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=console
     ) as progress:
         bar = progress.add_task("starting", total=1.0)
-        return measure(
-            subjects,
-            list(chosen.values()),
-            threads,
-            batch,
-            rounds,
-            sessions,
-            lambda doing, share: progress.update(bar, description=doing, completed=share),
-        )
+
+        def show(doing: str, share: float) -> None:
+            if not console.is_terminal and doing != progress.tasks[bar].description:
+                console.print(f"{100 * share:3.0f} % {doing}", highlight=False)  # a log has no bar
+            progress.update(bar, description=doing, completed=share)
+
+        return measure(subjects, list(chosen.values()), threads, batch, rounds, sessions, show)
 
 
 def time_runs(name: str, runs: Sequence[RunConfig]) -> list[float]:

@@ -68,6 +68,10 @@ class Report:
     refused: list[str] = field(default_factory=list)
 
 
+class _Ended(Exception):
+    """A session ended before its work was done."""
+
+
 @dataclass
 class _Task:
     """A subject on a runtime: what was written for it, and the samples of each session."""
@@ -102,21 +106,19 @@ def measure(
 ) -> Report:
     """Time all subjects on all runtimes.
 
-    Ctrl-C ends it with what the finished sessions have measured.
+    Ctrl-C ends it with what the finished sessions have measured; a runtime whose process ended before its work was done
+    is left out from there on, and said.
 
     Args:
         rounds: turns that a network has in a session; a turn is some 60 ms of calls, three at least.
         sessions: fresh processes of each runtime; up to twice as many where the spread stays large.
         progress: told what is being done, and the share of the work that is done.
-
-    Raises:
-        ValueError: a runtime's process ended before its work was done.
     """
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
         tasks = _prepare(subjects, backends, batch, Path(folder), progress)
         try:
-            _sessions(tasks, threads, rounds, sessions, progress)
+            report.refused += _sessions(tasks, threads, rounds, sessions, progress)
         except KeyboardInterrupt:
             report.refused.append("stopped: rows are those of the sessions that had ended")
     for task in tasks:
@@ -162,9 +164,14 @@ def _prepare(
 
 def _sessions(
     tasks: list[_Task], threads: int, rounds: int, sessions: int, progress: Callable[[str, float], None]
-) -> None:
-    """Sessions of all runtimes in turn, shuffled, until each has its number and its networks are quiet."""
+) -> list[str]:
+    """Sessions of all runtimes in turn, shuffled, until each has its number and its networks are quiet.
+
+    Returns:
+        A line for each runtime that could not go on.
+    """
     backends = {task.backend.name: task.backend for task in tasks}
+    ended = []
     draws = random.Random(0)
     for session in range(MOST * sessions):
         waiting = [
@@ -184,7 +191,12 @@ def _sessions(
                 progress(doing, min(done + part * share, 1))
 
             report(0)
-            _session(live, threads, rounds, session, report)
+            try:
+                _session(live, threads, rounds, session, report)
+            except _Ended as error:
+                ended.append(f"{name}: {error}")
+                del backends[name]
+    return ended
 
 
 def _session(tasks: list[_Task], threads: int, rounds: int, seed: int, progress: Callable[[float], None]) -> None:
@@ -225,7 +237,7 @@ def _session(tasks: list[_Task], threads: int, rounds: int, seed: int, progress:
         if code:
             errors.seek(0)
             last = ([line.strip() for line in errors if line.strip()] or [""])[-1]
-            raise ValueError(f"{job['backend']}: its process ended with code {code} ({now}): {last[:300]}")
+            raise _Ended(f"its process ended with code {code} ({now}): {last[:300]}")
     for task, found in zip(tasks, samples, strict=True):
         if not task.refused:
             task.sessions.append(found)

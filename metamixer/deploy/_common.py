@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -60,9 +61,14 @@ def require(packages: Iterable[str], extra: str) -> None:
 def quiet() -> Iterator[None]:
     """No chatter of tracers and converters."""
     nowhere = io.StringIO()
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # loggers keep the stream that they began with
     with warnings.catch_warnings(), contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def exported(model: nn.Module, inputs: tuple[Tensor, ...], format: str) -> torch.export.ExportedProgram:
