@@ -98,7 +98,8 @@ def crossed(differences: np.ndarray, confidence: float = CONFIDENCE) -> Paired:
     (1: only the variant is right, −1: only the base). The variance is that of resampling seeds and images together
     (Owen, "The pigeonhole bootstrap", 2007) with endlessly many draws, in closed form and without the resampling's
     bias at few seeds: the two-way analysis of variance, whose parts are at least 0. Student's t with Satterthwaite's
-    degrees of freedom. NaN below two seeds or images, and where nothing varies.
+    degrees of freedom. At three seeds whose spread dominates it covers 92 to 93 % (simulated), so verdicts rest on
+    all that this interval and the one over seeds span. NaN below two seeds or images, and where nothing varies.
     """
     d = np.asarray(differences, float)
     n, m = d.shape[-2:]

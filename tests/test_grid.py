@@ -185,3 +185,56 @@ def test_an_unwritable_folder_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="cannot write"):
         RunFolder(tmp_path / "runs" / "x").create(RUN)
+
+
+def test_every_variant_runs_at_every_rate_of_a_set():
+    grid = Grid(bases=GRID.bases, base="gelu", variants={k: GRID.variants[k] for k in ("gelu", "relu")}, seeds=(0, 1))
+    own = RUN.recipe.lr
+    runs = grid.runs(lrs=[1e-3, own])
+    assert len(runs) == 2 * 2 * 2 and len({run.hash for run in runs}) == 8
+    for run in runs:
+        assert run.config.recipe.lr == run.lr and run.fixed == (run.lr == own)
+        assert run.hash == digest(run.config)
+    alone = {run.hash for run in grid.runs()}
+    assert alone == {run.hash for run in runs if run.fixed}  # what was run before counts
+    assert {run.name for run in runs if run.seed == 1 and run.variant == "relu"} == {
+        "relu seed 1 at 0.001", f"relu seed 1 at {own:g}"
+    }  # fmt: skip
+    kept = grid.model_copy(update={"lrs": (1e-3,)})
+    assert [run.hash for run in kept.runs()] == [run.hash for run in grid.runs(lrs=[1e-3])]
+    assert [run.hash for run in kept.runs(lrs=[])] == [run.hash for run in grid.runs()]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, "variant 'relu_fast' changes recipe.lr, which a set of learning rates sets for all"),
+        ({"data.val_samples": 0}, "chosen from on validation data: give data.val_samples"),
+        ({"recipe.min_lr": 2e-3}, "variant 'gelu': .*min_lr 0.002 must not exceed lr 0.001"),
+    ],
+)
+def test_rates_that_can_not_be_compared_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        GRID.runs(overrides=changes, lrs=[1e-3])
+
+
+def test_an_aa_test_is_the_base_twice_with_other_seeds(tmp_path):
+    plan = make_plan(LOADED, tmp_path, "tiny", seeds=[0, 2], aa=True)
+    base = {run.seed: run.hash for run in GRID.runs(seeds=[0, 2, 1, 3]) if run.variant == "gelu"}
+    found = [(run.variant, run.seed, run.pair, run.hash) for run in plan.runs]
+    assert found == [
+        ("gelu", 0, None, base[0]), ("gelu", 2, None, base[2]),
+        ("gelu_again", 1, 0, base[1]), ("gelu_again", 3, 2, base[3]),
+    ]  # fmt: skip
+    plan.write_manifest()
+    manifest = json.loads((tmp_path / "grids" / "test_aa@tiny.json").read_text())
+    assert manifest["aa"] and manifest["grid"] == "test_aa" and manifest["base"] == "gelu"
+    assert [entry.get("pair") for entry in manifest["runs"]] == [None, None, 0, 2]
+    with pytest.raises(ConfigError, match="leave out --only and --lrs"):
+        make_plan(LOADED, tmp_path, only=["relu"], aa=True)
+
+
+def test_the_manifest_says_which_rate_is_the_recipes(tmp_path):
+    make_plan(LOADED, tmp_path, only=["gelu", "relu"], lrs=[1e-3]).write_manifest()
+    entries = json.loads((tmp_path / "grids" / "test@tiny.json").read_text())["runs"]
+    assert {(entry["lr"], entry["fixed"]) for entry in entries} == {(RUN.recipe.lr, True), (1e-3, False)}
