@@ -31,7 +31,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from .plots import _BASE, _INK, _PALE, _VARIANT
-from .tables import count
+from .tables import count, plural
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
 
 COSTS = ("macs", "params", "latency")
 COLUMNS = ("trial", "state", "top1", *COSTS, "epochs", "front", "source", "hash", "minutes", "error")
@@ -76,7 +78,10 @@ def load_trials(
     folder = chosen[0].parent
     content = json.loads(chosen[0].read_text())
     definition = content["definition"]
-    study = optuna.load_study(study_name=folder.name, storage=_storage(folder, content["storage"]))
+    try:
+        study = optuna.load_study(study_name=folder.name, storage=_storage(folder, content["storage"]))
+    except json.JSONDecodeError:
+        raise ValueError(f"{folder}: a line of the journal is torn; launch.py search mends it") from None
     frame = _frame(study.get_trials(deepcopy=False), tuple(definition["objectives"]))
     kept = {key: definition[key] for key in ("name", "question", "constraints")}
     frame.attrs |= {**kept, "data": definition["setting"], "folder": str(folder)}
@@ -156,7 +161,7 @@ def render_trials(trials: pd.DataFrame, rows: int = ROWS) -> Table:
     alone = len(trials.attrs["objectives"]) == 1
     table = Table(
         title=f"{trials.attrs['name']} on {trials.attrs['data']}: {'the best' if alone else 'the front'}",
-        caption=f"{len(trials)} trials: {counts}. Top-1 is on validation images, one seed, the best of many: "
+        caption=f"{plural(len(trials), 'trial')}: {counts}. Top-1 is on validation images, one seed, the best of many: "
         "launch.py confirm writes a grid that confirms it",
         box=None,
         pad_edge=False,
@@ -275,7 +280,7 @@ def front_picture(trials: pd.DataFrame, axes: Axes | None = None) -> Axes:
     axes.scatter(drawn[cost] / scale, drawn["top1"], color=_PALE, edgecolor=_VARIANT, label="trial", zorder=2)
     front = done[done["front"]].sort_values(cost)
     if len(objectives) > 1:
-        axes.plot(front[cost] / scale, front["top1"], color=_VARIANT, marker="o", label="front", zorder=3)
+        axes.step(front[cost] / scale, front["top1"], where="post", color=_VARIANT, marker="o", label="front", zorder=3)
     for known in done[done["source"] != "sampler"].to_dict("records"):
         at = (known[cost] / scale, known["top1"])
         axes.scatter(*at, color=_BASE, marker="D", zorder=4)
@@ -291,7 +296,7 @@ def front_picture(trials: pd.DataFrame, axes: Axes | None = None) -> Axes:
     limit = trials.attrs["constraints"].get(cost)
     if limit:
         axes.axvline(limit / scale, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), label="limit")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="lower right")
     return axes
 
 

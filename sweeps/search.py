@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from metamixer.config import SCHEMA_VERSION, Config, ConfigError, differences, digest, override, parse
+from metamixer.cost import Cost
 from metamixer.training.config import RunConfig
 
 from .match import cost
-from .search_space import Node, Suggest, match_space, resolve_space
+from .search_match import match_space
+from .search_space import Node, Suggest, resolve_space
 
 CostName = Literal["macs", "params", "latency"]  # multiply-adds and parameters of the folded network, milliseconds
 Objective = Literal["top1", "macs", "params", "latency"]
@@ -108,13 +110,16 @@ class Definition(What):
             raise ConfigError(f"{', '.join(keys)}: not in the search's space, and not as in its base")
         return parameters
 
-    def costs(self, config: RunConfig, measure: Measure | None = None) -> dict[str, float]:
+    def costs(self, config: RunConfig, measure: Measure | None = None, counted: Cost | None = None) -> dict[str, float]:
         """What the run's network costs; latency only if it is sought or limited and nothing else is over its limit.
+
+        Args:
+            counted: its multiply-adds and parameters, if they were counted before.
 
         Raises:
             ValueError: its sizes do not fit each other.
         """
-        counted = cost(config)
+        counted = counted or cost(config)
         found: dict[str, float] = {"macs": counted.macs, "params": counted.parameters}
         if "latency" in (*self.objectives, *self.constraints) and not any(v > 0 for v in self.excess(found).values()):
             if measure is None:

@@ -13,7 +13,7 @@ from metamixer.training.config import RunConfig, UserModule
 
 from .grid import GRIDS, from_file, question_of, setting_label
 from .search import Definition, Search, What
-from .search_space import dimensions, suggested_by
+from .search_space import dimensions, mixers, suggested_by
 
 SEARCHES = GRIDS / "searches"
 DRAWS = 100
@@ -54,6 +54,8 @@ class LoadedSearch:
 
     def _check(self, definition: Definition, base: RunConfig) -> None:
         """There is something to choose, some choice makes a run, and every known configuration lies in the space."""
+        for mixer in mixers(definition.space):
+            mixer.check()
         if not list(dimensions(definition.space)):
             raise ConfigError("the space has nothing to choose from")
         for name, changes in definition.known.items():

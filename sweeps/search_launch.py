@@ -30,7 +30,7 @@ from .profiles import Profile
 from .search import Definition, Measure
 from .search_space import dimensions
 from .search_study import create_study, search_folder
-from .search_trials import TRAINED, Owner, Trials, has_finished
+from .search_trials import TRAINED, Nothing, Owner, Trials, has_finished
 from .search_worker import SearchPayload, work_here
 from .submissions import Submission, launch_lock, read_submissions
 
@@ -95,21 +95,14 @@ def print_search(definition: Definition) -> None:
 
 def search_here(launch: Launch, workers: int, device: str) -> bool:
     """Run the search on this machine, one process a worker; returns whether all trials have finished."""
+    if sum(map(has_finished, launch.trials.all())) >= launch.wanted:
+        return True
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["metamixer.training.train", "sweeps.search_worker"])
     console = Console()
     active = dict[Any, tuple[str, Any]]()
-    for index, place in enumerate(_devices(device, workers)):
-        name = f"{index}-{uuid.uuid4().hex[:8]}"
-        receiver, sender = context.Pipe(duplex=False)
-        root = str(launch.root.resolve())
-        arguments = (root, launch.definition.label, name, place, workers, launch.trials.measure, sender)
-        process = context.Process(target=work_here, args=arguments)
-        process.start()
-        sender.close()
-        active[process] = name, receiver
     stopped = False
 
     def stop(*_: Any) -> None:
@@ -119,6 +112,16 @@ def search_here(launch: Launch, workers: int, device: str) -> bool:
             process.terminate()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    for index, place in enumerate(_devices(device, workers)):
+        name = f"{index}-{uuid.uuid4().hex[:8]}"
+        receiver, sender = context.Pipe(duplex=False)
+        root = str(launch.root.resolve())
+        arguments = (root, launch.definition.label, name, place, workers, launch.trials.measure, sender)
+        process = context.Process(target=work_here, args=arguments)
+        if not stopped:
+            process.start()
+            active[process] = name, receiver
+        sender.close()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     try:
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
@@ -133,6 +136,7 @@ def search_here(launch: Launch, workers: int, device: str) -> bool:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    launch.trials.bury()
     trials = launch.trials.all()
     if stopped:
         console.print("stopped; the same command goes on from here", style="yellow")
@@ -156,8 +160,8 @@ def _report(console: Console, folder: Path, receiver: Any, exitcode: int | None)
     except (EOFError, OSError):
         name = signal.Signals(-exitcode).name if exitcode is not None and exitcode < 0 else f"exit code {exitcode}"
         said, is_error = f"a worker ended by {name}; see {folder / 'log.txt'}", True
-    if is_error:
-        console.print(said, style="red", highlight=False, soft_wrap=True, markup=False)
+    if is_error or said == Nothing.EXHAUSTED.value:
+        console.print(said, style="red" if is_error else "yellow", highlight=False, soft_wrap=True, markup=False)
 
 
 class _View:

@@ -159,8 +159,7 @@ def open_storage(folder: Path, storage: str) -> BaseStorage:
     except (ImportError, ModuleNotFoundError) as error:
         raise ConfigError(f"--storage {storage}: {error}; install the extra `postgres`") from None
     except OperationalError as error:
-        lines = str(error.orig).strip().splitlines()
-        raise ConfigError(f"--storage {storage}: {lines[-1] if lines else 'cannot be reached'}") from None
+        raise ConfigError(f"--storage {storage}: {' '.join(str(error.orig).split())}") from None
 
 
 def create_study(root: Path, definition: Definition, storage: str | None) -> tuple[optuna.Study, str]:

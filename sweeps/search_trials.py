@@ -18,11 +18,11 @@ A trial has finished when it was trained: complete, pruned or failed. Those are 
 from __future__ import annotations
 
 import json
-import os
 import random
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -33,11 +33,13 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from metamixer.config import ConfigError, digest, override
+from metamixer.cost import Cost
 from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
 
 from . import scheduler
-from .search import Definition, Measure
+from .search import Measure
+from .search_known import finished_runs, metrics, top1
 from .search_space import suggested_by
 from .search_study import lock, open_study
 from .states import SILENT_AFTER
@@ -142,7 +144,9 @@ class Trials:
             return parameters[name]
 
         self.definition.run(self.base, answer)
-        costs = self.definition.costs(config, self.measure)
+        result = RunFolder(self.root / digest(config)).result() or {}
+        counted = Cost(parameters=result["parameters"], macs=result["macs"]) if trained else None
+        costs = self.definition.costs(config, self.measure, counted)
         excess = self.definition.excess(costs)
         attributes = {"hash": digest(config), "source": source, **costs}
         rows = metrics(self.root / digest(config))
@@ -209,13 +213,18 @@ class Trials:
         return Claim(Trial(self.study, trial._trial_id), self.config(trial))
 
     def _propose(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-        """A trial that was not tried yet, running or too costly; None if none was found."""
+        """A trial that was not tried yet, running or too costly; None if none was found.
+
+        Raises:
+            ConfigError: nothing that was proposed makes a run.
+        """
         tried = {trial.user_attrs.get("hash") for trial in trials}
         draws = random.Random(f"{self.definition.draws} {len(trials)}")
         sampler = optuna.samplers.TPESampler(seed=draws.getrandbits(32), n_startup_trials=self.definition.startup)
         scratch = optuna.create_study(directions=self.study.directions, sampler=sampler)
         known = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         scratch.add_trials([trial for trial in trials if trial.state in known])
+        problem, repeated = "", False
         for attempt in range(PROPOSALS):
             if attempt == BY_SAMPLER:  # it insists on what was tried
                 scratch.sampler = optuna.samplers.RandomSampler(seed=draws.getrandbits(32))
@@ -223,13 +232,11 @@ class Trials:
             try:
                 config = self.definition.run(self.base, suggested_by(asked))
                 if digest(config) in tried:
+                    repeated = True
                     continue
                 costs = self.definition.costs(config, self.measure)
-            except ConfigError as error:
-                if "latency" in str(error):
-                    raise
-                continue
-            except ValueError:  # sizes that do not fit
+            except ValueError as error:  # values or sizes that do not fit
+                problem = str(error)
                 continue
             excess = self.definition.excess(costs)
             too_costly = any(value > 0 for value in excess.values())
@@ -241,34 +248,52 @@ class Trials:
                 user_attrs=attributes | ({} if too_costly else {"owner": vars(self.owner)}),
                 constraints=excess,
             )
+        if not repeated:
+            raise ConfigError(f"none of {PROPOSALS} proposals makes a run: {problem}")
         return None
 
     def finish(self, claim: Claim, row: dict[str, Any]) -> None:
         """Record the values of a trial that was trained to its end, from its last row of metrics."""
-        claim.trial.set_user_attr(TRAINED, True)
-        self.study.tell(claim.trial, self.values(row, claim.trial.user_attrs))
+        with self._held(claim) as still:
+            if still:
+                claim.trial.set_user_attr(TRAINED, True)
+                self.study.tell(claim.trial, self.values(row, claim.trial.user_attrs))
 
     def prune(self, claim: Claim) -> None:
-        claim.trial.set_user_attr(TRAINED, True)
-        self.study.tell(claim.trial, state=TrialState.PRUNED)
+        with self._held(claim) as still:
+            if still:
+                claim.trial.set_user_attr(TRAINED, True)
+                self.study.tell(claim.trial, state=TrialState.PRUNED)
 
-    def fail(self, trial: Trial, error: str) -> None:
+    def fail(self, claim: Claim, error: str) -> None:
         """Record that the run itself failed, e.g. diverged: no values, and no place for the sampler to return to."""
-        trial.set_user_attr("error", error)
-        trial.set_user_attr(TRAINED, True)
-        trial.set_constraint("failed", 1.0)
-        self.study.tell(trial, state=TrialState.PRUNED)
+        with self._held(claim) as still:
+            if still:
+                self._fail(claim.trial, error)
 
     def release(self, claim: Claim) -> None:
         """Give a trial back, for whoever goes on with its run."""
-        with lock(self.folder):
-            claim.trial.set_user_attr("owner", None)
-            self._storage.set_trial_state_values(claim.trial._trial_id, TrialState.WAITING)
+        with self._held(claim) as still:
+            if still:
+                claim.trial.set_user_attr("owner", None)
+                self._storage.set_trial_state_values(claim.trial._trial_id, TrialState.WAITING)
 
     def give_up(self, claim: Claim, error: str) -> None:
         """Treat the trial as a dead worker's, because the surroundings failed it."""
+        with self._held(claim) as still:
+            if still:
+                self._again(self.all()[claim.number], error)
+
+    @contextmanager
+    def _held(self, claim: Claim) -> Iterator[bool]:
+        """The search's lock, and whether the trial is still this worker's.
+
+        It is not once others took the worker for dead, as they do of one that SLURM cancels while it still saves. The
+        configuration then waits as another trial, which finds the run where this worker left it.
+        """
         with lock(self.folder):
-            self._again(self.all()[claim.number], error)
+            trial = self.all()[claim.number]
+            yield trial.state == TrialState.RUNNING and self._has(trial, self.owner.name)
 
     def bury(self) -> None:
         """Deal with the trials of dead workers, for a launcher that takes none itself."""
@@ -287,7 +312,7 @@ class Trials:
     def _again(self, trial: FrozenTrial, reason: str) -> None:
         deaths = trial.user_attrs.get("deaths", 0) + 1
         if deaths >= ATTEMPTS:
-            return self.fail(Trial(self.study, trial._trial_id), f"{reason}, {deaths} times")
+            return self._fail(Trial(self.study, trial._trial_id), f"{reason}, {deaths} times")
         if not any(each.user_attrs.get("again") == trial.number for each in self.all()):
             kept = {key: value for key, value in trial.user_attrs.items() if key != "owner"}
             self.study.add_trial(
@@ -302,6 +327,12 @@ class Trials:
         self._storage.set_trial_user_attr(trial._trial_id, "error", reason)
         self.study.tell(trial.number, state=TrialState.FAIL)
         return None
+
+    def _fail(self, trial: Trial, error: str) -> None:
+        trial.set_user_attr("error", error)
+        trial.set_user_attr(TRAINED, True)
+        trial.set_constraint("failed", 1.0)
+        self.study.tell(trial, state=TrialState.PRUNED)
 
     def _dead(self) -> set[tuple[int, str]]:
         """Running trials, with their owner, whose worker is confirmed to be gone: by SLURM, by its lock, by silence."""
@@ -338,44 +369,3 @@ def _owner(trial: FrozenTrial) -> str:
 
 def has_finished(trial: FrozenTrial) -> bool:
     return trial.state.is_finished() and bool(trial.user_attrs.get(TRAINED)) and trial.state != TrialState.FAIL
-
-
-def top1(row: dict[str, Any]) -> float:
-    """Validation top-1 of the weights that the recipe reports: the average where there is one."""
-    return float(row.get("val_top1_ema", row["val_top1"]))
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """A run's rows of metrics, a row an epoch; none if it has not begun."""
-    try:
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):
-        return []
-
-
-def finished_runs(root: Path, definition: Definition, base: RunConfig) -> list[RunConfig]:
-    """The finished runs of a folder that lie in the search's space, seed included."""
-    found = []
-    tops = {key.split(".")[0] for key in definition.space} | {
-        key.split(".")[0] for node in definition.space.values() for key in _keys_of_changes(node)
-    }
-    same = {key: value for key, value in base.to_dict().items() if key not in tops and key != "modules"}
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name) if root.is_dir() else []:
-        folder = RunFolder(entry.path)
-        content = folder.read("config.json") if entry.is_dir() else None
-        if content is None or any(content.get("config", {}).get(key) != value for key, value in same.items()):
-            continue
-        if (folder.result() or {}).get("state") != "done" or not metrics(folder.path):
-            continue
-        try:
-            config = folder.config()
-            definition.parameters_of(base, config)
-        except ConfigError:
-            continue
-        found.append(config)
-    return found
-
-
-def _keys_of_changes(node: Any) -> set[str]:
-    options = getattr(node, "options", {}) if getattr(node, "dimension", "") == "changes" else {}
-    return {key for changes in options.values() for key in changes}

@@ -6,16 +6,18 @@ that is told to go gives its trial back; one that is killed leaves it, until the
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import UpdateFinishedTrialError
 from sqlalchemy.exc import OperationalError
 
 from metamixer.config import ConfigError, digest
@@ -24,12 +26,14 @@ from metamixer.training.folder import RunBusy, RunFolder
 from metamixer.training.train import Interrupted, train
 
 from .payload import History, Signals, end_job, job_number, log_to
+from .search_known import metrics, top1
 from .search_study import first_at, search_folder
-from .search_trials import Claim, Nothing, Owner, Trials, metrics, top1
+from .search_trials import Claim, Nothing, Owner, Trials
 from .snapshot import verify
 from .submissions import read_submissions
 
 POLL_SECONDS = 2.0
+LONGEST_PAUSE = 30.0  # SLURM is asked each time
 
 
 class Pruned(Interrupted):
@@ -37,16 +41,25 @@ class Pruned(Interrupted):
 
 
 class Stop:
-    """Whether this worker was told to go; a signal's handler. (An Event may be locked where the signal comes.)"""
+    """Whether this worker was told to go; a signal's handler. (An Event may be locked where the signal comes.)
 
-    def __init__(self) -> None:
-        self.asked = False
+    A worker whose launch was killed is to go too; `launch_lives` says whether it was.
+    """
+
+    def __init__(self, launch_lives: Callable[[], bool] = lambda: True) -> None:
+        self._told, self._launch_lives = False, launch_lives
 
     def __call__(self, *_: Any) -> None:
-        self.asked = True
+        self._told = True
+
+    @property
+    def asked(self) -> bool:
+        return self._told or not self._launch_lives()
 
     def wait(self, seconds: float) -> bool:
-        time.sleep(seconds)
+        until = time.monotonic() + seconds
+        while not self.asked and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 1.0))
         return self.asked
 
 
@@ -71,8 +84,9 @@ class Worker:
                 with first_at(self.trials.folder, "watch") as first:
                     if not first:
                         return claim.value
-                    while claim is Nothing.BUSY and not self.stop.wait(POLL_SECONDS):
-                        claim = self.trials.claim()
+                    pause = POLL_SECONDS
+                    while claim is Nothing.BUSY and not self.stop.wait(pause):
+                        claim, pause = self.trials.claim(), min(1.5 * pause, LONGEST_PAUSE)
             if isinstance(claim, Claim):
                 self._train(claim)
             elif claim is not Nothing.BUSY:
@@ -94,18 +108,18 @@ class Worker:
         except RunBusy:
             return self.trials.release(claim)
         except Interrupted:
-            self.stop.asked = True
+            self.stop()
             return self.trials.release(claim)
         except (ConfigError, OSError) as error:
             if "out of memory" in str(error):  # of this configuration, not of the next
-                return self.trials.fail(claim.trial, str(error))
+                return self.trials.fail(claim, str(error))
             self.trials.give_up(claim, str(error))
             raise ConfigError(str(error)) from None
         except Exception as error:
-            return self.trials.fail(claim.trial, f"{type(error).__name__}: {error}")
+            return self.trials.fail(claim, f"{type(error).__name__}: {error}")
         if result["state"] == "done":
             return self.trials.finish(claim, metrics(folder.path)[-1])
-        return self.trials.fail(claim.trial, result.get("error", "the run failed"))
+        return self.trials.fail(claim, result.get("error", "the run failed"))
 
     def _run(self, claim: Claim, folder: RunFolder) -> dict[str, Any]:
         reported = set(self.trials.all()[claim.number].intermediate_values)
@@ -120,6 +134,8 @@ class Worker:
             try:
                 report(row)
                 unpromising = self.trials.single and not last and claim.trial.should_prune()
+            except UpdateFinishedTrialError:  # others took this worker for dead; the run is of use all the same
+                return
             except (OSError, OperationalError):  # a database that is away costs a report, not the run
                 traceback.print_exc()
                 return
@@ -173,7 +189,8 @@ def work_here(root: str, label: str, name: str, device: str, beside: int, measur
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    stop = Stop()
+    parent = multiprocessing.parent_process()
+    stop = Stop(parent.is_alive) if parent else Stop()
     # Ctrl-C reaches the whole group; the parent passes it on as SIGTERM, once
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)

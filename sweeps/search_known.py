@@ -1,0 +1,55 @@
+"""What runs say to a search: their validation top-1, and which finished ones lie in its space already."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from metamixer.config import ConfigError
+from metamixer.training.config import RunConfig
+from metamixer.training.folder import RunFolder
+
+from .search import Definition
+
+
+def top1(row: dict[str, Any]) -> float:
+    """Validation top-1 of the weights that the recipe reports: the average where there is one."""
+    return float(row.get("val_top1_ema", row["val_top1"]))
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """A run's rows of metrics, a row an epoch; none if it has not begun."""
+    try:
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
+def finished_runs(root: Path, definition: Definition, base: RunConfig) -> list[RunConfig]:
+    """The finished runs of a folder that lie in the search's space, seed included."""
+    found = []
+    tops = {key.split(".")[0] for key in definition.space} | {
+        key.split(".")[0] for node in definition.space.values() for key in _keys_of_changes(node)
+    }
+    same = {key: value for key, value in base.to_dict().items() if key not in tops and key != "modules"}
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name) if root.is_dir() else []:
+        folder = RunFolder(entry.path)
+        content = folder.read("config.json") if entry.is_dir() else None
+        if content is None or any(content.get("config", {}).get(key) != value for key, value in same.items()):
+            continue
+        if (folder.result() or {}).get("state") != "done" or not metrics(folder.path):
+            continue
+        try:
+            config = folder.config()
+            definition.parameters_of(base, config)
+        except ConfigError:
+            continue
+        found.append(config)
+    return found
+
+
+def _keys_of_changes(node: Any) -> set[str]:
+    options = getattr(node, "options", {}) if getattr(node, "dimension", "") == "changes" else {}
+    return {key for changes in options.values() for key in changes}

@@ -1,0 +1,94 @@
+"""A search from the command line, as its user meets it, with real workers and real training."""
+
+import runpy
+
+import pandas as pd
+import pytest
+from small_search import write_search
+from test_commands import launch
+
+from metamixer.operation import REGISTRY
+from sweeps import Grid
+from sweeps.search_known import metrics, top1
+from sweeps.search_study import search_folder
+from sweeps.search_trials import Owner, Trials
+
+SINE = """
+from metamixer import Activation, register
+
+
+@register
+class Sine(Activation):
+    name = "sine_for_search"
+
+    def forward(self, scores):
+        return scores.sin()
+"""
+OWN = """
+    objectives=("top1", "macs"), constraints={"macs": 3e5}, modules=("my_op.py",),
+    known={"base": {}, "sine": {f"{KEY}.activation": "sine_for_search"}},
+"""
+
+
+@pytest.fixture
+def own_operation(tmp_path):
+    (tmp_path / "my_op.py").write_text(SINE)
+    yield
+    REGISTRY["activation"].pop("sine_for_search", None)
+
+
+def test_from_the_dry_run_to_the_grid_that_confirms_it(tmp_path, own_operation):
+    file, runs = write_search(tmp_path, trials=3, more=OWN), tmp_path / "runs"
+    file.write_text(file.read_text().replace('"identity")', '"sine_for_search")'))
+    shown = launch("search", file, "--runs", runs, "--dry-run").stdout
+    assert (
+        "*.token_mixer.activation" in shown
+        and "gelu · relu · silu · sine_for_search" in shown
+        and "macs at most" in shown
+    )
+    assert not runs.exists(), "a dry run wrote something"
+    shown = launch("search", file, "--runs", runs, "--workers", 2, "--device", "cpu").stdout
+    assert "trial 0 (base): val top-1" in shown and "trial 1 (sine): val top-1" in shown and "the front" in shown
+    folder = search_folder(runs, "tiny@tiny")
+    trials = Trials(runs, folder, Owner.here("test"))
+    table = pd.read_csv(folder / "trials.csv")
+    assert (table["state"] == "done").sum() == 3 and set(table["state"]) <= {"done", "too costly"}
+    for row in table[table["state"] == "done"].itertuples():
+        assert row.top1 == top1(metrics(runs / row.hash)[-1])
+        # validation images, not the test images that its run reports in the end
+        assert row.top1 * 64 / 100 == round(row.top1 * 64 / 100)
+    assert all((folder / name).stat().st_size > 5000 for name in ("front.png", "importances.png"))
+
+    again = launch("search", file, "--runs", runs, "--workers", 2, "--device", "cpu").stdout
+    assert "3 of 3 trials have finished" in again and "val top-1 " not in again
+    assert "the front" in launch("collect", file, "--runs", runs).stdout
+
+    out = tmp_path / "confirm.py"
+    assert f"launch.py run {out}" in launch("confirm", file, "--runs", runs, "--out", out, "--top", 2).stdout
+    grid = runpy.run_path(str(out))["GRID"]
+    assert isinstance(grid, Grid) and grid.base == "base" and grid.seeds == (1, 2, 3)
+    planned = {run.variant: run.config for run in grid.runs(seeds=(0,))}
+    assert planned["base"] == trials.base and len(planned) > 1
+    for name in planned.keys() - {"base"}:
+        assert planned[name] == trials.config(trials.all()[int(name.removeprefix("trial_"))])
+    assert "confirm on tiny" in launch("plan", out, "--runs", runs).stdout
+
+
+def test_mistakes_are_one_line(tmp_path):
+    file, runs = write_search(tmp_path), tmp_path / "runs"
+    for arguments, line in (
+        (("search", "nothing"), "no search 'nothing'; there are mixer"),
+        (("search", file, "--cluster", "cloud"), "--cluster 'cloud': local or slurm"),
+        (("search", file, "--data", "other"), "no setting 'other'; the search has tiny"),
+        (("search", file, "--storage", "postgresql://me:pw@host/db"), "leave the password out"),
+        (("confirm", file), "no search here"),
+        (("search", file, "--set", "recipe.epoch=3"), "no key 'epoch'"),
+    ):
+        error = launch(*arguments, "--runs", runs, code=2).stderr
+        assert line in error and error.count("\n") == 1, error
+    assert not list(runs.rglob("search.json"))
+
+
+def test_latency_needs_something_that_measures_it(tmp_path):
+    file = write_search(tmp_path, more='objectives=("top1", "latency"),')
+    assert "say what measures it" in launch("search", file, "--runs", tmp_path / "runs", code=2).stderr
