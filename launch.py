@@ -1,10 +1,13 @@
 #!/usr/bin/env python
 """Command line of the MetaMixer sandbox; `python launch.py --help` lists what it does."""
 
+from __future__ import annotations
+
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -38,6 +41,11 @@ from sweeps.commands import (
     profile_of,
     seeds_of,
 )
+
+if TYPE_CHECKING:
+    from metamixer.networks import Network
+    from metamixer.training.config import RunConfig
+    from sweeps import Plan
 
 
 @app.command()
@@ -98,7 +106,7 @@ def run(
 
     if cluster not in ("local", "debug", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")
-    planned = plan_of(grid, data, set, seeds, only, runs, match, module, lrs, aa)
+    planned = plan_of(grid, data, set, seeds, only, runs, match, module, lrs, aa, _time_runs)
     print_plan(planned)
     _print_visible(planned)
     if cluster == "slurm":
@@ -377,6 +385,87 @@ def ship(
         for setting in dict.fromkeys(load(runs, grid, data)["data"]):
             path = pack(runs, grid, setting, out, weights.split(",") if weights else ())
             print(f"{path}: {path.stat().st_size / 1000:.0f} KB")
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        Optional[list[str]],
+        typer.Argument(help="timm models, recipes, mixers, runs' folders, or grids (then each of its variants)."),
+    ] = None,
+    backend: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="eager, eager-channels-last, compile, onnxruntime, executorch, coreml, or all that run here."
+        ),
+    ] = None,
+    resolution: Resolution = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads; more than one is several times noisier.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each network in a session.")] = 5,
+    sessions: Annotated[int, typer.Option(min=1, help="Fresh processes of each runtime; twice as many if noisy.")] = 5,
+    unfolded: Annotated[bool, typer.Option("--unfolded", help="Time each network as it was trained too.")] = False,
+    data: DataName = None,
+    set: Overrides = None,
+    only: Only = None,
+    match: Match = None,
+    runs: Runs = Path("runs"),
+    module: Modules = None,
+    file: Annotated[
+        Optional[Path], typer.Option("--import", help="Keep what a phone measured: an Xcode report, or a CSV.")
+    ] = None,
+) -> None:
+    """Latency on runtimes, beside costs; kept in latency.jsonl of the runs' folder."""
+    from rich.console import Console
+
+    from analysis.latency import imports, rows, table
+
+    console = Console()
+    problems: list[str] = []
+    if file is not None:
+        if models and len(models) > 1:
+            raise ValueError(f"--import: one model for a report, not {len(models)}")
+        found = imports.read(file, runs, models[0] if models else None, resolution)
+    else:
+        from analysis.latency.bench import time_with_progress
+        from analysis.latency.measure import Subject
+
+        if not models:
+            raise ValueError("give the models to time, or a file with --import")
+        networks = _networks(
+            models, resolution, lambda name: plan_of(name, data, set, "0", only, runs, match, module, _time_runs)
+        )
+        subjects = [Subject(network, folded) for network in networks for folded in ([True, False][: 1 + unfolded])]
+        report = time_with_progress(subjects, backend or ["all"], threads, batch, rounds, sessions)
+        found, problems = report.rows, report.refused
+    if found:
+        path = rows.append(runs, found)
+        console.print(table.render(rows.to_frame(found)))
+        console.print(f"kept in {path}", soft_wrap=True, highlight=False)
+    for problem in problems:
+        console.print(problem, style="yellow", soft_wrap=True, highlight=False)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _time_runs(runtime: str, runs: Sequence[RunConfig]) -> list[float]:
+    from analysis.latency.bench import time_runs
+
+    return time_runs(runtime, runs)
+
+
+def _networks(names: list[str], resolution: Optional[int], planned: Callable[[str], Plan]) -> list[Network]:
+    """The networks that names stand for; a grid's variants are taken from its plan."""
+    from metamixer.networks import find_network, of_run
+    from sweeps import grid_questions
+
+    found = []
+    for name in names:
+        if name.endswith(".py") or name in grid_questions():
+            found += [of_run(run.variant, run.config, resolution) for run in planned(name).runs]
+        else:
+            found.append(find_network(name, resolution))
+    return found
 
 
 def _print_visible(planned) -> None:  # type: ignore[no-untyped-def]

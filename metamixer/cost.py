@@ -27,8 +27,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from timm.models import reparameterize_model
 from torch import nn
+
+from .fold import fold
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,7 @@ def by_layer(model: nn.Module, input_size: tuple[int, int, int], inplace: bool =
     What operations between the children cost (residual sums, a fast path) is the parent's. Modules that cost
     nothing are left out; the network itself is named "".
     """
-    # in a container, for a model that folds as a whole
-    folded = reparameterize_model(nn.Sequential(model), inplace=inplace).eval()
+    folded = nn.Sequential(fold(model, inplace))  # in a container, so that the network itself has a name
     some = next(folded.parameters(), torch.empty(0))
     image = torch.zeros(1, *input_size, device=some.device, dtype=some.dtype)
     costs = _own_operations(folded, image)

@@ -17,7 +17,7 @@ from .operation import Site
 from .presets import BASELINES, PRESETS
 from .recipes import RECIPES, named_run
 from .training import checkpoint, weights
-from .training.config import DataConfig, RunConfig, Weights
+from .training.config import RunConfig, Weights
 from .training.folder import RunFolder
 
 MIXER_DIM, MIXER_SIZE = 64, 28
@@ -27,7 +27,7 @@ MIXER_DIM, MIXER_SIZE = 64, 28
 class Network:
     """A network in eval mode, not folded; images are (C, H, W), normalised by `mean` and `std`.
 
-    `data` is what a run's network was made for, None for others. A mixer's `input_size` is that of its map.
+    `run` is the run that it belongs to, None for others. A mixer's `input_size` is that of its map.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Network:
     input_size: tuple[int, int, int]
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
-    data: DataConfig | None = None
+    run: RunConfig | None = None
 
 
 def find_network(name: str, resolution: int | None = None, trained: bool = False, source: str | None = None) -> Network:
@@ -57,14 +57,14 @@ def find_network(name: str, resolution: int | None = None, trained: bool = False
     if timm.is_model(name):
         return _of_timm(name, resolution, source)
     if name in RECIPES:
-        return _of_run(name, named_run(name), resolution)
+        return of_run(name, named_run(name), resolution)
     if name in PRESETS or name in BASELINES:
         size = resolution or MIXER_SIZE
         mixer = build_mixer(resolve_mixer(name), Site(MIXER_DIM, size, size))
         return Network(name, mixer.eval(), (MIXER_DIM, size, size))
     if (Path(name) / "config.json").is_file():
         folder = RunFolder(name)
-        found = _of_run(name, folder.config(), resolution)
+        found = of_run(name, folder.config(), resolution)
         if trained:
             _load_reported(found.model, folder)
         return found
@@ -96,10 +96,11 @@ def _create(name: str, arguments: dict[str, Any]) -> Any:
         raise ConfigError(f"timm model {name!r} with {arguments or 'no arguments'}: {reason}") from None
 
 
-def _of_run(name: str, run: RunConfig, resolution: int | None) -> Network:
+def of_run(name: str, run: RunConfig, resolution: int | None = None) -> Network:
+    """A run's network, with its initial values."""
     size = resolution or run.data.image_size
     model = run.build(img_size=size).eval()
-    return Network(name, model, (run.data.channels, size, size), run.data.mean, run.data.std, run.data)
+    return Network(name, model, (run.data.channels, size, size), run.data.mean, run.data.std, run)
 
 
 def _load_reported(model: nn.Module, folder: RunFolder) -> None:

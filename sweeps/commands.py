@@ -25,7 +25,10 @@ Only = Annotated[Optional[str], typer.Option(help="These variants alone, separat
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
 Match = Annotated[
     Optional[str],
-    typer.Option(help="Scale the variants' widths until they have the base's macs or params; none: leave them alone."),
+    typer.Option(
+        help="Scale the variants' widths until they have the base's macs or params, or its latency: latency:RUNTIME; "
+        "none: leave them alone."
+    ),
 ]
 LearningRates = Annotated[
     Optional[str],
@@ -154,7 +157,8 @@ def changes_of(assignments: Optional[list[str]]) -> dict[str, Any]:
     return dict(parse_assignment(text) for text in assignments or [])
 
 
-def plan_of(grid, data, set, seeds, only, runs, match, modules, lrs=None, aa=False):  # type: ignore[no-untyped-def]
+def plan_of(grid, data, set, seeds, only, runs, match, modules, lrs=None, aa=False, timer=None):  # type: ignore[no-untyped-def]
+    """The plan that the command line's options ask for; only with a `timer` are latencies measured for it."""
     from metamixer.config import ConfigError, parse_assignment
     from sweeps import load_grid, make_plan
 
@@ -162,8 +166,6 @@ def plan_of(grid, data, set, seeds, only, runs, match, modules, lrs=None, aa=Fal
         rates = None if lrs is None else [] if lrs == "none" else [float(rate) for rate in lrs.split(",")]
     except ValueError:
         raise ConfigError(f"--lrs {lrs!r}: give numbers separated by commas, e.g. 1e-3,3e-3, or none") from None
-    if match not in (None, "none", "macs", "params"):
-        raise ConfigError(f"--match {match!r}: macs, params or none")
     return make_plan(
         load_grid(grid, [str(Path(m).resolve()) if m.endswith(".py") else m for m in modules or []]),
         runs,
@@ -174,6 +176,7 @@ def plan_of(grid, data, set, seeds, only, runs, match, modules, lrs=None, aa=Fal
         match,
         rates,
         aa,
+        timer,
     )
 
 

@@ -6,19 +6,22 @@ import ast
 import hashlib
 import runpy
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from rich.progress import track
 
 from metamixer.config import Config, ConfigError, digest_of, override
 from metamixer.modules import load_module
 from metamixer.training.config import RunConfig, UserModule
 
-from .match import Measure, matched
+from .match import check_measure, matched
+
+# a run, the base and a measure → the run with other widths
+Scale = Callable[[RunConfig, RunConfig, str], RunConfig]
 
 GRIDS = Path(__file__).resolve().parent.parent / "ablations"
 
@@ -42,7 +45,8 @@ class Grid(Config):
         variants: what is compared, in the order of the tables.
         base: the variant that differences are taken to.
         seeds: every variant runs once with each; equal seeds make a pair.
-        match: scale the widths of every variant until it has the base's multiply-adds or parameters (`sweeps.match`).
+        match: scale the widths of every variant until it has the base's "macs" or "params" (`sweeps.match`), or, with
+            "latency:RUNTIME", takes as long as the base on that runtime (`sweeps.latency`).
         lrs: learning rates at which every variant runs besides its recipe's own, so that none is judged by a rate
             that suits another; a table reports the recipe's and the best on validation data.
         modules: files (beside the grid's) or dotted modules that register operations of your own.
@@ -52,7 +56,7 @@ class Grid(Config):
     variants: dict[str, Variant]
     base: str
     seeds: tuple[int, ...] = (0, 1, 2)
-    match: Measure | None = None
+    match: Annotated[str, AfterValidator(check_measure)] | None = None
     lrs: tuple[Annotated[float, Field(gt=0)], ...] = ()
     modules: tuple[str, ...] = ()
 
@@ -79,8 +83,9 @@ class Grid(Config):
         overrides: dict[str, Any] | None = None,
         seeds: Sequence[int] | None = None,
         only: Sequence[str] | None = None,
-        match: Measure | Literal["none"] | None = None,
+        match: str | None = None,
         lrs: Sequence[float] | None = None,
+        scale: Scale = matched,
     ) -> list[PlannedRun]:
         """Every run of the grid.
 
@@ -90,6 +95,7 @@ class Grid(Config):
             only: these variants alone.
             match: in place of the grid's own; "none" leaves the widths alone.
             lrs: in place of the grid's own; none if empty.
+            scale: what matches a run to the base; `sweeps.latency` has another.
 
         Raises:
             ConfigError: no such setting or variant, or a variant that does not make a valid run.
@@ -117,7 +123,7 @@ class Grid(Config):
             try:
                 config = self._resolve(name, base)
                 if measure and name != self.base:
-                    config = matched(config, reference, measure)
+                    config = scale(config, reference, measure)
             except ValueError as error:
                 raise ConfigError(f"variant {name!r}: {error}") from None
             for own, lr in self._at_rates(name, config, self.lrs if lrs is None else lrs):

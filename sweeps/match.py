@@ -7,9 +7,9 @@ channels are coarse steps in small networks, so the rest is made up by the hidde
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import gcd, lcm
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from metamixer.config import ConfigError, digest, parse
 from metamixer.cost import Cost, count
 from metamixer.training.config import RunConfig
 
-Measure = Literal["macs", "params"]
+Counted = Literal["macs", "params"]
+LATENCY = "latency:"  # and the name of a runtime; see `latency`
 
 TOLERANCE = 0.02
 WIDEST_STEP = 1.5  # how far a channel mixer's hidden width may be changed to make up for the steps of the widths
@@ -35,7 +36,18 @@ def cost(config: RunConfig) -> Cost:
     return _costs[key]
 
 
-def matched(config: RunConfig, base: RunConfig, measure: Measure) -> RunConfig:
+def check_measure(measure: str) -> str:
+    """A measure as a grid or the command line gives it.
+
+    Raises:
+        ConfigError: no such measure.
+    """
+    if measure in get_args(Counted) or (measure.startswith(LATENCY) and measure != LATENCY):
+        return measure
+    raise ConfigError(f"match {measure!r}: macs, params, or latency:RUNTIME, e.g. latency:onnxruntime")
+
+
+def matched(config: RunConfig, base: RunConfig, measure: str) -> RunConfig:
     """`config` with its widths scaled so that it costs what `base` costs, within 2 %.
 
     Raises:
@@ -44,13 +56,14 @@ def matched(config: RunConfig, base: RunConfig, measure: Measure) -> RunConfig:
     target = _measured(base, measure)
     if abs(_measured(config, measure) / target - 1) <= TOLERANCE / 10:
         return config
-    width = _nearest_width(config, measure, target)
-    found = _scaled(config, width, 1.0)
+    points = {w: _measured(scaled(config, w, 1.0), measure) for w in fitting(config)}
+    width = nearest_width(config, points, target)
+    found = scaled(config, width, 1.0)
     gap = target - _measured(found, measure)
-    slope = (_measured(_scaled(config, width, PROBE), measure) - _measured(found, measure)) / (PROBE - 1)
+    slope = (_measured(scaled(config, width, PROBE), measure) - _measured(found, measure)) / (PROBE - 1)
     if slope > 0:
         factor = min(max(1 + gap / slope, 1 / WIDEST_STEP), WIDEST_STEP)
-        found = _scaled(config, width, round(factor, 4))
+        found = scaled(config, width, round(factor, 4))
     off = _measured(found, measure) / target - 1
     if abs(off) > TOLERANCE:
         raise ConfigError(
@@ -60,37 +73,38 @@ def matched(config: RunConfig, base: RunConfig, measure: Measure) -> RunConfig:
     return found
 
 
-def _measured(config: RunConfig, measure: Measure) -> int:
+def _measured(config: RunConfig, measure: str) -> int:
     found = cost(config)
     return found.macs if measure == "macs" else found.parameters
 
 
-def _nearest_width(config: RunConfig, measure: Measure, target: int) -> int:
-    """Channels of the first stage for which the cost is nearest to the target.
+def nearest_width(config: RunConfig, points: Mapping[int, float], target: float, widest: int = 8) -> int:
+    """Channels of the first stage for which the cost is nearest to the target, from that of three widths.
 
-    Cost is a parabola of the width but for the rounding of hidden widths, so three points give all of it.
+    Cost is a parabola of the width but for the rounding of hidden widths, so three points give all of it. Nothing
+    beyond `widest` times the present width is looked at.
     """
-    start = config.model.stages[0].width
-    points = {width: _measured(_scaled(config, width, 1.0), measure) for width in _fitting(config, start)}
     parabola = np.polynomial.Polynomial.fit(list(points), list(points.values()), 2)
-    step = _step(config)
-    return min(range(step, 8 * start, step), key=lambda width: abs(parabola(width) - target))
+    step = width_step(config)
+    widths = range(step, widest * config.model.stages[0].width, step)
+    return min(widths, key=lambda width: abs(parabola(width) - target))
 
 
-def _fitting(config: RunConfig, start: int) -> list[int]:
-    """The widths nearest to 60, 100 and 140 % of `start` with which the network can be built."""
+def fitting(config: RunConfig) -> list[int]:
+    """The widths nearest to 60, 100 and 140 % of the first stage's with which the network can be built."""
+    start = config.model.stages[0].width
     found: list[int] = []
-    step = _step(config)
+    step = width_step(config)
     for wanted in (start, 0.6 * start, 1.4 * start):
         nearest = sorted(range(step, 3 * start, step), key=lambda width: abs(width - wanted))
-        width = next((w for w in nearest if w not in found and _builds(_scaled(config, w, 1.0))), None)
+        width = next((w for w in nearest if w not in found and _builds(scaled(config, w, 1.0))), None)
         if width is None:
             raise ConfigError(f"too few widths near {start} channels in stage 1 can be built: take a wider base")
         found.append(width)
     return found
 
 
-def _step(config: RunConfig) -> int:
+def width_step(config: RunConfig) -> int:
     """Widths of the first stage are multiples of this, for as many heads as before, all of whole channels."""
     first = config.model.stages[0].width
     dims = [operation["head_dim"] for operation in _with_heads(config.to_dict()["model"])]
@@ -105,7 +119,7 @@ def _builds(config: RunConfig) -> bool:
     return True
 
 
-def _scaled(config: RunConfig, width: int, expansion: float) -> RunConfig:
+def scaled(config: RunConfig, width: int, expansion: float) -> RunConfig:
     """The run with `width` channels in its first stage, and channel mixers `expansion` times as wide inside."""
     values = config.to_dict()
     stages = values["model"]["stages"]

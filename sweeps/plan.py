@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from metamixer.config import SCHEMA_VERSION, ConfigError
 from metamixer.training.folder import RunFolder
 
 from .grid import LoadedGrid, PlannedRun, setting_label
-from .match import Measure
+from .latency import Latencies, Timer
+from .match import LATENCY, check_measure, matched
 from .states import State, find_states
 
 
@@ -81,21 +82,29 @@ def make_plan(
     overrides: dict[str, Any] | None = None,
     seeds: list[int] | None = None,
     only: list[str] | None = None,
-    match: Measure | Literal["none"] | None = None,
+    match: str | None = None,
     lrs: list[float] | None = None,
     aa: bool = False,
+    timer: Timer | None = None,
 ) -> Plan:
     """Plan of a grid; see `Grid.runs` for the arguments and errors.
 
     With `aa`, of an A/A test in its place, a grid named GRID_aa: the base as two variants that differ by nothing but
     their seeds. The first has the given ones (and so runs that may be done already), the second as many others.
+
+    With a `timer`, widths at equal latency that are not recorded yet are measured and recorded in `root`; else they are
+    an error.
     """
-    runs = _aa_runs(loaded, data, overrides, seeds, only, lrs) if aa else loaded.grid.runs(
-        data, overrides, seeds, only, match, lrs
-    )  # fmt: skip
+    measure = match or loaded.grid.match or "none"
+    if measure != "none":
+        check_measure(measure)
     if aa:
+        runs = _aa_runs(loaded, data, overrides, seeds, only, lrs)
         about = f"A/A: is {loaded.grid.base} called different from itself, at other seeds?"
         loaded = LoadedGrid(f"{loaded.name}_aa", about, loaded.grid)
+    else:
+        scale = Latencies(root, timer).matched if measure.startswith(LATENCY) else matched
+        runs = loaded.grid.runs(data, overrides, seeds, only, match, lrs, scale)
     changed = {**(overrides or {}), **({"match": match} if match and match != (loaded.grid.match or "none") else {})}
     setting = setting_label(data or next(iter(loaded.grid.bases)), changed)
     return Plan(loaded, setting, root, runs, find_states(root, {run.hash for run in runs}), aa)

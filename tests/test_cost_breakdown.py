@@ -181,3 +181,10 @@ def test_names():
         find_network("xca", 4)
     with pytest.raises(ConfigError, match="no timm model"):
         find_network("xca", source="weights.pt")
+
+
+def test_what_is_folded_already_costs_the_same():
+    """FastViT's mixers, large kernels and position embeddings can be folded but once."""
+    model = timm.create_model("fastvit_ma36")
+    once = timm.models.reparameterize_model(model.eval())
+    assert count(once, (3, 64, 64)) == count(model, (3, 64, 64))

@@ -2,12 +2,31 @@
 
 import json
 import multiprocessing
+from importlib.util import find_spec
+from shutil import which
 
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
 from small import RUN
+from test_commands import launch
+from torch import nn
 
-from analysis.latency import COLUMNS, load, network_key, published
-from analysis.latency.rows import FILE, append
+from analysis.latency import COLUMNS, imports, load, network_key, published
+from analysis.latency import measure as measuring
+from analysis.latency.backends import BACKENDS, Backend, Loaded, backend
+from analysis.latency.correlation import correlations, spearman
+from analysis.latency.measure import Subject, measure
+from analysis.latency.rows import FILE, append, to_frame
+from analysis.latency.session import difference
+from analysis.latency.session import run as run_session
+from analysis.latency.table import correlation_table, ranks, to_markdown
 from metamixer.config import digest_of
+from metamixer.deploy._common import NotConvertible
+from metamixer.networks import Network, find_network, of_run
+from metamixer.training.folder import RunFolder
 
 ROW = {"network": "ffnet_1", "name": "ffnet_1", "resolution": 256, "batch": 1, "device": "a CPU", "os": "Linux",
        "runtime": "onnxruntime", "version": "1", "precision": "fp32", "threads": 1, "compute_units": "CPU",
@@ -61,3 +80,357 @@ def test_two_writers_lose_nothing(tmp_path):
     found = load(tmp_path, with_published=False)
     assert set(found["network"]) == {f"{name}-{i}" for name in "ab" for i in range(50)} and len(found) == 100
     assert found.attrs["left_out"] == []
+
+
+CSV = """model,resolution,device,OS,compute units,median (us),batch
+ffnet_1,256,iPhone 15,iOS 17.4,CPU + NE,1500,
+ffnet_1,256,iPhone 15,iOS 17.4,CPU,9000,1
+"""
+
+
+def test_a_table_from_a_phone(tmp_path):
+    (tmp_path / "phone.csv").write_text(CSV)
+    append(tmp_path, imports.read(tmp_path / "phone.csv", tmp_path))
+    found = load(tmp_path, with_published=False)
+    assert list(found["median_ms"]) == [1.5, 9.0] and list(found["compute_units"]) == ["CPU+NE", "CPU"]
+    assert set(found["source"]) == {"phone.csv"} and list(found["batch"]) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("median (us)", "median (h)", "row 1: unit 'h' of the median: one of ms, s, us"),
+        ("median (us)", "median", "row 1: the median has no unit"),
+        ("device", "gadget", "row 1: unknown column 'gadget'"),
+        (",OS", ",batch", "row 1: column 'batch' twice"),
+        ("resolution,", "", "row 1: no column 'resolution'"),
+        ("9000", "9 ms", "row 3: median '9 ms': a time above 0"),
+        ("9000", "nan", "row 3: median 'nan'"),
+        ("CPU + NE", "TPU", "row 2: compute units 'TPU': one of all, CPU, CPU\\+GPU, CPU\\+NE"),
+        ("1500,", "1500", "row 2: 6 cells under 7 headings"),
+        ("ffnet_1,256,iPhone 15,iOS 17.4,CPU,", "ffnet_1,25.6,iPhone 15,iOS 17.4,CPU,", "row 3: resolution '25.6'"),
+        ("ffnet_1,256,iPhone 15,iOS 17.4,CPU,", "ffnet_1,256,,iOS 17.4,CPU,", "row 3: device is empty"),
+    ],
+)
+def test_a_table_is_refused_by_row(tmp_path, old, new, message):
+    assert old in CSV
+    (tmp_path / "phone.csv").write_text(CSV.replace(old, new, 1))
+    with pytest.raises(ValueError, match=f"phone.csv: {message}") as error:
+        imports.read(tmp_path / "phone.csv", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A performance report, as far as its form is known."""
+    content = {
+        "modelMetadata": {"fileName": "ffnet_1.mlpackage", "size": 27},
+        "deviceInfo": {"modelName": "iPhone 12", "osNameAndVersionWithoutBuildNumber": "iOS 16.5",
+                       "serialNumber": "SECRET1", "deviceID": "SECRET2", "displayName": "SECRET3"},
+        "computeUnit": 2,
+        "deviceResults": {"predict": {"samples": [0.0018, 0.0019, 0.0016, 0.0018, 0.01], "numOperations": 99}},
+    }  # fmt: skip
+    folder = tmp_path / "SECRET4's.mlperf"
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_xcodes_report_without_names_of_people(tmp_path, report):
+    path = append(tmp_path, imports.read(report, tmp_path, resolution=256))
+    (row,) = load(tmp_path, with_published=False).to_dict("records")
+    assert (row["network"], row["device"], row["os"], row["compute_units"]) == (
+        "ffnet_1",
+        "iPhone 12",
+        "iOS 16.5",
+        "all",
+    )
+    assert (row["median_ms"], row["resolution"], row["compute_units"]) == (pytest.approx(1.8), 256, "all")
+    assert "SECRET" not in path.read_text()
+    with pytest.raises(ValueError, match="give --resolution"):
+        imports.read(report, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("computeUnit", 7, "computeUnit 7: one of 0, 1, 2, 3"),
+        ("deviceInfo", {}, "no key deviceInfo.modelName"),
+        ("deviceResults", {"predict": {"samples": ["1 ms"]}}, "samples: a list of seconds"),
+    ],
+)
+def test_a_report_of_another_form_is_refused(tmp_path, report, key, value, message):
+    content = json.loads((report / "report.json").read_text())
+    (report / "report.json").write_text(json.dumps({**content, key: value}))
+    with pytest.raises(ValueError, match=message):
+        imports.read(report / "report.json", tmp_path, resolution=256)
+
+
+def test_a_report_on_a_run_gets_the_key_of_its_network(tmp_path, report):
+    RunFolder(tmp_path / "0123456789abcdef").create(RUN)
+    (row,) = imports.read(report, tmp_path, model="0123456789abcdef")
+    assert (row["network"], row["resolution"]) == (Subject(of_run("any", RUN)).key, RUN.data.image_size)
+
+
+def frame(medians, spreads, **columns):
+    rows = [{**ROW, "network": f"n{i}", "name": f"n{i}", "median_ms": m, "spread_ms": s} | {k: v[i] for k, v in
+            columns.items()} for i, (m, s) in enumerate(zip(medians, spreads, strict=True))]  # fmt: skip
+    return to_frame(rows)
+
+
+def test_nothing_is_ranked_inside_the_spread():
+    found = ranks(frame([10.0, 10.4, 12.0, 30.0], [1.0, 1.0, 0.2, 1.0]))
+    assert found == [(1, 2), (1, 2), (3, 3), (4, 4)]
+    assert ranks(frame([10.0, 20.0], [None, 0.1])) == [(1, 2), (1, 2)]  # an unknown spread tells nothing apart
+
+
+def test_the_table_says_all_that_a_row_must():
+    rows = frame([10.0, 40.0], [0.1, 8.0], quiet=[True, False], macs=[3e9, 6e9], parameters=[1e6, 2e6])
+    text = to_markdown(rows)
+    assert "| n0 | 256 | 1.00 M | 3.00 G | 10.0 (1.0 %) 1 |" in text and "40.0 (20.0 % noisy) 2" in text
+    assert "onnxruntime: 1, fp32, CPU, 1 thread, batch 1, a CPU, Linux, 5 sessions." in text and "Noisy:" in text
+
+
+def test_correlations_are_scipys_over_networks():
+    draws = np.random.default_rng(0)
+    macs, time = draws.permutation(12) + 1, draws.random(12)
+    rows = frame(time, [0.1] * 12, macs=macs)
+    rows = pd.concat([rows, rows.tail(1), rows.head(1).assign(network="n0 unfolded", median_ms=9.0)])
+    (row,) = correlations(rows).query("measure == 'multiply-adds'").to_dict("records")
+    expected = stats.spearmanr(macs, time).statistic
+    assert (row["n"], row["spearman"]) == (12, pytest.approx(expected)) and row["low"] < expected < row["high"]
+    assert np.isnan(correlations(rows).query("measure == 'parameters'")["spearman"]).all()
+    assert "multiply-adds" in correlation_table(rows)[1][0]
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    draws = np.random.default_rng(0)
+    truth, hits = 6 / np.pi * np.arcsin(0.8 / 2), 0  # of a normal pair with correlation 0.8
+    for _ in range(2000):
+        x, y = draws.multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], 20).T
+        _, low, high = spearman(x, y)
+        hits += low < truth < high
+    assert 0.92 < hits / 2000 < 0.98
+    assert np.isnan(spearman(np.arange(9), np.arange(9))[1])
+
+
+class Fake(Backend):
+    """A runtime whose calls take the times that it is told, on a clock of its own."""
+
+    name = "fake"
+    drift = (1.0,)
+
+    def prepare(self, model, image, path):
+        if isinstance(model, nn.Linear):
+            raise NotConvertible("Fake", "aten.linear", "head")
+        torch.save(model, path)
+
+    def load(self, path, image, threads):
+        model = torch.load(path, weights_only=False)
+        x = torch.from_numpy(image)
+        return Loaded(lambda: model(x) * (1.1 if isinstance(model[0], nn.Tanh) else 1), lambda y: y.detach().numpy())
+
+    def version(self):
+        return "1"
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Sessions in this process, on the fake runtime; returns the drifts of its sessions and the order of its visits."""
+    drifts, visits = [], []
+
+    def session(tasks, threads, rounds, seed, progress):
+        def say(line):
+            if "refused" in line:
+                tasks[line["refused"]].refused = line["why"]
+            elif "model" in line:
+                visits.append((seed, line["model"]))
+                samples[line["model"]] += [drifts[seed % len(drifts)] * (1 + line["model"])] * 3
+
+        samples = [[] for _ in tasks]
+        job = {"backend": "fake", "threads": threads, "rounds": rounds, "seed": seed, "modules": []}
+        run_session({**job, "models": [task.files for task in tasks]}, say)
+        for task, found in zip(tasks, samples, strict=True):
+            if not task.refused:
+                task.sessions.append(found)
+
+    monkeypatch.setitem(BACKENDS, "fake", Fake)
+    monkeypatch.setattr("analysis.latency.measure._session", session)
+    return drifts, visits
+
+
+def subject(*layers, name="net"):
+    return Subject(Network(name, nn.Sequential(*layers), (3, 8, 8)))
+
+
+def test_networks_take_turns_in_shuffled_rounds(fakes):
+    drifts, visits = fakes
+    drifts.append(1.0)
+    subjects = [subject(nn.Conv2d(3, 3, 1), name=name) for name in "abc"]
+    report = measure(subjects, [Fake()], rounds=8, sessions=3)
+    assert [row["median_ms"] for row in report.rows] == [1, 2, 3] and all(row["quiet"] for row in report.rows)
+    assert len(visits) == 3 * 8 * 3
+    rounds = [tuple(model for _, model in visits[i : i + 3]) for i in range(0, len(visits), 3)]
+    assert all(sorted(order) == [0, 1, 2] for order in rounds) and len(set(rounds)) > 3
+    (row,) = to_frame(report.rows[:1]).to_dict("records")
+    assert (row["macs"], row["parameters"], row["threads"], row["runtime"]) == (3 * 3 * 64, 12, 1, "fake")
+
+
+def test_it_is_repeated_until_the_sessions_agree_or_said_that_they_do_not(fakes):
+    drifts, _ = fakes
+    drifts += [1.0, 1.3, 1.0, 1.0, 1.0, 1.0]  # one session that something disturbed
+    (row,) = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], rounds=1, sessions=3).rows
+    assert (row["sessions"], row["quiet"], row["median_ms"]) == (6, False, 1.0)
+    assert row["spread_ms"] == pytest.approx(0.15)  # the 10th and the 90th percentile of the six
+    drifts[:] = [1.0, 1.01, 1.0, 1.02]
+    (row,) = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], rounds=1, sessions=3).rows
+    assert (row["sessions"], row["quiet"]) == (3, True)
+    (row,) = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], rounds=1, sessions=1).rows
+    assert row["spread_ms"] is None and row["quiet"] is False  # two sessions say nothing of a spread
+
+
+def test_what_computes_something_else_is_not_timed(fakes):
+    fakes[0].append(1.0)
+    report = measure([subject(nn.Tanh(), name="off"), subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=1)
+    assert [row["name"] for row in report.rows] == ["net"]
+    assert "off on fake: its scores differ from eager's by 1" in report.refused[0]
+    assert "shape (2,), eager's (3,)" in difference(np.zeros(2), np.zeros(3), 1)
+    assert difference(np.array([np.nan, 1]), np.ones(2), 1) and not difference(np.ones(2), np.ones(2) + 1e-6, 1e-5)
+
+
+def test_what_does_not_convert_names_operation_and_layer(fakes):
+    fakes[0].append(1.0)
+    linear = Subject(Network("lin", nn.Linear(8, 8), (3, 8, 8)))
+    report = measure([linear, subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=1)
+    assert report.refused == ["lin on fake: Fake does not take 'aten.linear' in layer 'head'"] and len(report.rows) == 1
+
+
+def test_a_process_that_ends_too_early_is_told_with_its_last_words():
+    report = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=1)
+    (said,) = report.refused  # the process knows no such runtime
+    assert said == "fake: its process ended with code 1 (starting): KeyError: 'fake'" and report.rows == []
+
+
+def test_what_was_measured_before_a_process_ended_is_kept(fakes, monkeypatch):
+    fakes[0].append(1.0)
+    inner = measuring._session
+
+    def third_ends(tasks, threads, rounds, seed, progress):
+        if seed == 2:
+            raise measuring._Ended("its process ended with code -9")
+        inner(tasks, threads, rounds, seed, progress)
+
+    monkeypatch.setattr(measuring, "_session", third_ends)
+    report = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=5)
+    assert report.refused == ["fake: its process ended with code -9"] and report.rows[0]["sessions"] == 2
+
+
+def test_a_stopped_measurement_keeps_what_it_has(fakes, monkeypatch):
+    fakes[0].append(1.0)
+    inner = measuring._session
+
+    def stopped(tasks, threads, rounds, seed, progress):
+        if seed == 3:
+            raise KeyboardInterrupt
+        inner(tasks, threads, rounds, seed, progress)
+
+    monkeypatch.setattr(measuring, "_session", stopped)
+    report = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=5)
+    assert report.refused[0].startswith("stopped") and report.rows[0]["sessions"] == 3
+
+
+def test_keys_tell_folded_from_unfolded_and_runs_by_their_configuration():
+    network = of_run("a", RUN)
+    data = RUN.data
+    key = network_key(RUN.to_dict()["model"], data.channels, data.image_size, data.num_classes)
+    assert Subject(network).key == key and Subject(network, False).key == f"{key} unfolded"
+    assert Subject(find_network("xca")).key == "xca"
+
+
+@pytest.mark.parametrize("name, extra", [("onnxruntime", "onnx"), ("executorch", "executorch")])
+def test_a_missing_runtime_names_its_extra(monkeypatch, name, extra):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=rf"is not installed: uv pip install -e '\.\[{extra}\]'"):
+        backend(name)
+
+
+def test_core_ml_is_for_macs():
+    with pytest.raises(ValueError, match="Core ML runs on macOS only: bench it there, or import an Xcode report"):
+        backend("coreml")
+    with pytest.raises(ValueError, match=r"backend 'tpu': one of eager, .*, or all"):
+        backend("tpu")
+
+
+@pytest.mark.skipif(find_spec("coremltools") is None, reason="needs the deploy extra")
+def test_core_ml_is_timed_by_coremltools_own_benchmarker(monkeypatch, tmp_path):
+    """All of it but the prediction, which only macOS has."""
+    from coremltools.models import MLModel
+    from coremltools.models.ml_program.experimental.async_wrapper import LocalMLModelAsyncWrapper
+
+    class Predicts:
+        last_predict_duration_in_nano_seconds, calls = 0, 0
+
+        def _is_stateful(self):
+            return False
+
+        def predict(self, inputs, state=None):
+            type(self).calls += 1
+            self.last_predict_duration_in_nano_seconds = 1_000_000 * self.calls
+            return {"scores": inputs["images"].mean((2, 3))}
+
+    async def load(self):
+        self._model = Predicts()
+
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(LocalMLModelAsyncWrapper, "load", load)
+    monkeypatch.setattr(MLModel, "predict", lambda self, inputs: Predicts().predict(inputs))
+    runtime = backend("coreml")
+    model, image = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.rand(1, 3, 8, 8)
+    runtime.prepare(model, image, tmp_path / "0-coreml")
+    loaded = runtime.load(tmp_path / "0-coreml", image.numpy(), 1)
+    assert not difference(loaded.scores(), model(image).numpy(), 1e-6)
+    Predicts.calls = 0
+    assert loaded.time(3) == [2, 3, 4]  # the first is its warm-up
+    assert runtime.precision == "fp16" and not runtime.takes_threads
+
+
+RUNTIMES = [
+    pytest.param("eager"),
+    pytest.param("eager-channels-last"),
+    pytest.param("compile", marks=pytest.mark.skipif(which("g++") is None, reason="needs a C++ compiler")),
+    pytest.param("onnxruntime", marks=pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs onnx")),
+    pytest.param("executorch", marks=pytest.mark.skipif(find_spec("executorch") is None, reason="needs executorch")),
+]
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_runtimes_compute_what_eager_does(tmp_path, name):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    image = torch.rand(2, 3, 8, 8)
+    runtime = backend(name)
+    runtime.prepare(model, image, tmp_path / "net")
+    loaded = runtime.load(tmp_path / "net", image.numpy(), 1)
+    with torch.no_grad():
+        assert not difference(loaded.scores(), model(image).numpy(), 1e-5)
+    assert len(loaded.time(3)) == 3 and runtime.version()
+
+
+@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the onnx extra")
+def test_the_command_times_a_grid_and_keeps_its_rows(grid, tmp_path, monkeypatch):
+    """In a process of its own, which needs no torch."""
+    monkeypatch.setattr("analysis.latency.measure.MOST", 1)
+    options = ("--backend", "onnxruntime", "--rounds", "2", "--sessions", "3", "--runs", tmp_path / "runs")
+    shown = launch("bench", grid, "--only", "gelu,relu", *options).stdout
+    found = load(tmp_path / "runs", with_published=False)
+    assert list(found["name"]) == ["gelu", "relu"] and found["network"].nunique() == 2
+    assert next(iter(found["network"])) == Subject(of_run("gelu", RUN)).key
+    assert (found["median_ms"] > 0).all() and set(found["sessions"]) == {3} and set(found["batch"]) == {1}
+    assert "gelu" in shown and "latency.jsonl" in shown
+
+
+def test_the_command_imports(tmp_path, report):
+    options = ("--runs", tmp_path, "--resolution", 256)
+    shown = launch("bench", "--import", report, *options).stdout
+    assert "iPhone 12" in shown and len(load(tmp_path)) == len(published()) + 1
+    assert "not 2" in launch("bench", "a", "b", "--import", report, code=2).stderr
+    assert "give the models" in launch("bench", code=2).stderr

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from itertools import product
+from pathlib import Path
 
 import optuna
 import pytest
@@ -185,6 +186,14 @@ def test_a_mixer_is_looked_at_once_users_operations_are_known(slots, line):
 def test_a_search_needs_validation_images(tmp_path):
     with pytest.raises(ConfigError, match="validation images"):
         load_search(str(write_search(tmp_path))).define(overrides={"data.val_samples": 0})
+
+
+def test_the_search_in_the_documents_is_one(tmp_path):
+    text = (Path(__file__).parent.parent / "docs" / "search.md").read_text()
+    (tmp_path / "example.py").write_text(text.split("```python\n")[1].split("```")[0])
+    example = load_search(str(tmp_path / "example.py")).define()
+    costs = [example.costs(run)["macs"] for run, _ in (p for p, _ in zip(drawn(example), range(6), strict=False))]
+    assert min(costs) < example.constraints["macs"], "nothing fits its limit"
 
 
 # studies

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 Json = dict[str, Any]
 
@@ -17,9 +20,103 @@ COMPUTE_UNITS = {
     "cpu+gpu": "CPU+GPU",
     "cpu+ne": "CPU+NE",
 }
+# MLComputeUnits, as a report has them
+_OF_REPORT = {0: "CPU", 1: "CPU+GPU", 2: "all", 3: "CPU+NE"}
 _NEEDED = ("model", "resolution", "device", "os", "compute units", "median")
 _OPTIONAL = ("runtime", "version", "precision", "batch", "threads", "source")
 _UNIT = re.compile(r"median \((.*)\)")
+
+
+def read(path: str | Path, root: str | Path, model: str | None = None, resolution: int | None = None) -> list[Json]:
+    """Rows of a file, by its kind: a table (.csv) or an Xcode report (.mlperf, or its report.json).
+
+    Args:
+        root: folder of the runs; a model of a run's name there (its hash) gets the key of the run's network.
+        model: what a report measured, in place of its file's name.
+        resolution: of a report's model, which does not say; that of a run is known.
+
+    Raises:
+        ValueError: what can't be read, with its row or key.
+    """
+    path = Path(path)
+    if path.suffix == ".csv":
+        if model or resolution:
+            raise ValueError(f"{path.name}: a table has columns for model and resolution; leave out the options")
+        rows = read_csv(path)
+    elif path.suffix in (".mlperf", ".json"):
+        rows = [read_report(path, model, resolution)]
+    else:
+        raise ValueError(f"{path}: neither a table (.csv) nor an Xcode report (.mlperf, or its report.json)")
+    for row in rows:
+        _identify(row, Path(root))
+        if row["resolution"] is None:
+            raise ValueError(f"{path.name}: a report does not say its resolution: give --resolution")
+    return rows
+
+
+def _identify(row: Json, root: Path) -> None:
+    """Give a run's network its key, which is that of its configuration, not the run's hash."""
+    from .rows import network_key
+
+    try:
+        content = json.loads((root / row["name"] / "config.json").read_text())
+        run, data = content["config"], content["config"]["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    row["resolution"] = row["resolution"] or data["image_size"]
+    row["network"] = network_key(run["model"], data["channels"], row["resolution"], data["num_classes"])
+
+
+def read_report(path: str | Path, model: str | None = None, resolution: int | None = None) -> Json:
+    """The row of a performance report that Xcode wrote (a folder X.mlperf, which holds report.json).
+
+    Its form is known from programs that read it: times in seconds under `deviceResults.predict.samples`. Serial numbers
+    and names of the device's owner that it holds are not taken over.
+
+    Raises:
+        ValueError: it can't be read, or a key is missing; the line names it.
+    """
+    path = Path(path)
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: {getattr(error, 'strerror', None) or 'no JSON'}") from None
+
+    def value(*keys: str) -> Any:
+        node = content
+        for key in keys:
+            if not isinstance(node, dict) or key not in node:
+                raise ValueError(f"{file}: no key {'.'.join(keys)}: not a report as Xcode 16 writes it")
+            node = node[key]
+        return node
+
+    samples = value("deviceResults", "predict", "samples")
+    if not isinstance(samples, list) or not samples or not all(isinstance(s, int | float) and s > 0 for s in samples):
+        raise ValueError(f"{file}: deviceResults.predict.samples: a list of seconds, got {str(samples)[:60]}")
+    units = value("computeUnit")
+    if units not in _OF_REPORT:
+        raise ValueError(f"{file}: computeUnit {units!r}: one of {', '.join(map(str, _OF_REPORT))}")
+    name = model or re.sub(r"\.ml(package|model|modelc)$", "", str(value("modelMetadata", "fileName")))
+    ms = 1e3 * np.array(samples, float)
+    return {
+        "network": name,
+        "name": name,
+        "resolution": resolution,
+        "batch": 1,
+        "device": str(value("deviceInfo", "modelName")),
+        "os": str(value("deviceInfo", "osNameAndVersionWithoutBuildNumber")),
+        "runtime": "Core ML",
+        "version": "",
+        "precision": "",
+        "threads": None,
+        "compute_units": _OF_REPORT[units],
+        "median_ms": float(np.median(ms)),
+        "iqr_ms": float(np.subtract(*np.percentile(ms, [75, 25]))),
+        "sessions": 1,
+        "source": "Xcode report",
+        "samples_ms": [[round(float(sample), 4) for sample in ms]],
+    }
 
 
 def read_csv(path: str | Path) -> list[Json]:

@@ -3,15 +3,16 @@
 import contextlib
 import importlib.util
 import io
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator
 
 import torch
-from timm.models import reparameterize_model
 from torch import Tensor, nn
 
 from ..config import ConfigError
+from ..fold import fold
 
 # an operation in an error; where it was decomposed, that is one of prims
 _OPERATION = re.compile(r"\b(aten|prims)(?:\.|::)(\w+)")
@@ -36,19 +37,13 @@ class Deployed(nn.Module):
         self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], softmax: bool = False
     ) -> None:
         super().__init__()
-        self.network = fold(model)
+        self.network = fold(model).requires_grad_(False)
         self.ending = nn.Softmax(-1) if softmax else nn.Identity()
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.ending(self.network((images - self.mean) / self.std))
-
-
-def fold(model: nn.Module) -> nn.Module:
-    """A copy of `model` in eval mode, its norms and branches folded into single convolutions."""
-    # in a container, for a model that folds as a whole
-    return reparameterize_model(nn.Sequential(model.eval()))[0].requires_grad_(False)
 
 
 def require(packages: Iterable[str], extra: str) -> None:
@@ -66,9 +61,14 @@ def require(packages: Iterable[str], extra: str) -> None:
 def quiet() -> Iterator[None]:
     """No chatter of tracers and converters."""
     nowhere = io.StringIO()
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # loggers keep the stream that they began with
     with warnings.catch_warnings(), contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def exported(model: nn.Module, inputs: tuple[Tensor, ...], format: str) -> torch.export.ExportedProgram:

@@ -11,26 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ConfigError
+from ..fold import fold
 from ..mixer import build_mixer, resolve_mixer
 from ..operation import Site
 from ..presets import BASELINES, PRESETS
 from . import coreml, executorch, onnx
-from ._common import fold
 
 DIM, SIZE = 64, 8
 BEGIN, END = "<!-- catalogue -->", "<!-- end -->"
 INTRODUCTION = f"""## The catalogue
 
-Each mixer alone, {DIM} channels on a {SIZE}×{SIZE} map, folded; ExecuTorch and ONNX Runtime run it, and the difference
-to eager PyTorch is relative (of L2 norms). What XNNPACK does not cover runs on portable kernels, which are slow. Made
-by `python -m metamixer.deploy.catalogue docs/deployment.md`.
+Each mixer alone, {DIM} channels on a map of {SIZE}×{SIZE}, folded; ExecuTorch and ONNX Runtime run it, and the
+difference to eager PyTorch is relative (of L2 norms). What XNNPACK does not cover runs on portable kernels, which are
+slow. Made by `python -m metamixer.deploy.catalogue docs/deployment.md`.
 """
 
 
 def row(name: str) -> list[str]:
     """A mixer's cells: its name, then for each format what came of its conversion."""
     torch.manual_seed(0)
-    mixer = fold(build_mixer(resolve_mixer(name), Site(DIM, SIZE, SIZE)))
+    mixer = fold(build_mixer(resolve_mixer(name), Site(DIM, SIZE, SIZE))).requires_grad_(False)
     with torch.no_grad():
         for parameter in mixer.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)  # nothing is zero or one by luck

@@ -54,7 +54,8 @@ def convert(model: nn.Module, image: Tensor, **options: Any) -> Any:
 def convert_classifier(model: nn.Module, image: Tensor, labels: list[str]) -> Any:
     """The same for a network of normalised images that ends in a softmax: image in, class and probabilities out."""
     require(["coremltools"], "deploy")
-    import coremltools
+    with quiet():
+        import coremltools
 
     layout = coremltools.colorlayout.GRAYSCALE if image.shape[1] == 1 else coremltools.colorlayout.RGB
     # pixels of 0-255 to the 0-1 that the network takes

@@ -1,0 +1,131 @@
+"""Latencies as a table, a row a network and a column a runtime; ranks only as far as the spread lets them be told."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ..frame import each
+from ..tables import count, plural
+from .correlation import correlations
+
+# rows that differ in any of these are not compared
+SETTING = ("device", "os", "runtime", "version", "precision", "threads", "compute_units", "batch")
+
+
+def ranks(rows: pd.DataFrame) -> list[tuple[int, int]]:
+    """The ranks that each of the rows may have, from 1 for the fastest.
+
+    Two rows are told apart if they differ by more than half of both spreads; where a spread is unknown, never.
+    """
+    half = (rows["spread_ms"].astype(float) / 2).fillna(math.inf)
+    bands = list(zip(rows["median_ms"] - half, rows["median_ms"] + half, strict=True))
+    return [
+        (1 + sum(high < low for _, high in bands), len(bands) - sum(other > top for other, _ in bands))
+        for low, top in bands
+    ]
+
+
+def pivot(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells, a row a network at a resolution: costs, then median, spread and rank on each runtime.
+
+    The rows are of one device, system, batch and number of threads; where not, only the newest of a network and runtime
+    is shown.
+    """
+    runtimes = list(dict.fromkeys(rows["runtime"]))
+    cells: dict[tuple[str, int], dict[str, str]] = {}
+    costs: dict[tuple[str, int], tuple[Any, Any]] = {}
+    names: dict[tuple[str, int], str] = {}
+    for runtime in runtimes:
+        of_one = rows[rows["runtime"] == runtime].drop_duplicates(["network", "resolution"], keep="last")
+        for row, (first, last) in zip(each(of_one), ranks(of_one), strict=True):
+            key = (row.network, row.resolution)
+            spread = "–" if math.isnan(row.spread_ms) else f"{100 * row.spread_ms / row.median_ms:.1f} %"
+            loud = " noisy" if not pd.isna(row.quiet) and not row.quiet else ""
+            rank = f"{first}" if first == last else f"{first}–{last}"
+            cells.setdefault(key, {})[runtime] = f"{_ms(row.median_ms)} ({spread}{loud}) {rank}"
+            costs.setdefault(key, (row.parameters, row.macs))
+            names.setdefault(key, row.name)
+    heads = ["network", "px", "params", "MACs", *runtimes]
+    body = [
+        [names[key], str(key[1]), *map(count, costs[key]), *(cells[key].get(runtime, "–") for runtime in runtimes)]
+        for key in cells
+    ]
+    return heads, body
+
+
+def notes(rows: pd.DataFrame) -> list[str]:
+    """What a reader must know to read the table, a line each."""
+    lines = [
+        "Median ms a batch (spread of the sessions' medians, 10th to 90th percentile, as a share of it), then the "
+        "rank: networks whose bands overlap share ranks."
+    ]
+    for _, group in rows.groupby(list(SETTING), dropna=False, sort=False):
+        one = next(each(group))
+        parts = [one.version or "version unknown", one.precision or "precision unknown", one.compute_units]
+        parts += [] if pd.isna(one.threads) else [plural(one.threads, "thread")]
+        parts += [f"batch {one.batch}", one.device, one.os]
+        if sessions := sorted(set(group["sessions"].dropna())):
+            parts.append(plural(sessions[-1], "session") if len(sessions) == 1 else f"{sessions[0]} to {sessions[-1]}"
+                         " sessions")  # fmt: skip
+        lines.append(f"{one.runtime}: {', '.join(parts)}.")
+    if (~rows["quiet"].fillna(True)).any():
+        lines.append("Noisy: the sessions' medians lie further apart than 5 %, however often it was measured.")
+    return lines
+
+
+def render(rows: pd.DataFrame) -> Table:
+    """The table for a terminal."""
+    heads, body = pivot(rows)
+    table = Table(
+        caption=Text("\n".join(notes(rows)), style="dim"),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i == 0 else "right", overflow="fold")
+    for cells in body:
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def to_markdown(rows: pd.DataFrame) -> str:
+    """The same for documents."""
+    return "\n".join([markdown(*pivot(rows)), "", *(f"{line}  " for line in notes(rows))]).rstrip() + "\n"
+
+
+def markdown(heads: list[str], body: list[list[str]]) -> str:
+    """A table in Markdown, its first column left, the others right."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
+
+
+def correlation_table(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of `correlations`: a row a measure of cost, a column a runtime."""
+    found = correlations(rows)
+    runtimes = list(dict.fromkeys(found["runtime"]))
+    body = []
+    for measure in dict.fromkeys(found["measure"]):
+        of_one = {row.runtime: row for row in each(found[found["measure"] == measure])}
+        body.append([measure, *(_correlation(of_one[runtime]) for runtime in runtimes)])
+    numbers = {row.runtime: row.n for row in each(found)}
+    return ["cost", *(f"{runtime} (n = {numbers[runtime]})" for runtime in runtimes)], body
+
+
+def _correlation(row: Any) -> str:
+    if math.isnan(row.spearman):
+        return "–"
+    around = "" if math.isnan(row.low) else f" [{row.low:.2f}, {row.high:.2f}]"
+    return f"{row.spearman:.2f}{around}"
+
+
+def _ms(value: float) -> str:
+    return f"{value:#.3g}" if value < 99.95 else f"{value:.0f}"
