@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .frame import Meta, each
-from .tables import about, count, metric_name, plural, signed, value
+from .tables import about, count, extremes, left_between, metric_name, plural, signed, value
 
 # Okabe and Ito's palette, told apart with any colour vision; form and filling repeat what the colour says.
 _BASE, _VARIANT, _INK = "#D55E00", "#0072B2", "#333333"
@@ -34,7 +34,8 @@ def accuracy_vs_macs(comparison: pd.DataFrame, meta: Meta, axes: Axes | None = N
     if axes is None:
         figure, axes = plt.subplots(figsize=(8, 5.4))
         figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
-    shown = comparison.dropna(subset=["mean", "macs"])
+    every = comparison.dropna(subset=["mean", "macs"])
+    shown = extremes(every)
     axes.set_title(textwrap.fill(_title(comparison, meta), 96), loc="left", fontsize=10)
     unit = " (%)" if value(0, meta).endswith("%") else ""
     axes.set_ylabel(f"{metric_name(meta)} on {meta.data}{unit}, mean over seeds")
@@ -45,8 +46,10 @@ def accuracy_vs_macs(comparison: pd.DataFrame, meta: Meta, axes: Axes | None = N
         axes.text(0.5, 0.5, "no finished run yet", transform=axes.transAxes, ha="center", color=_INK)
         return axes
     macs = shown["macs"].astype(float).to_numpy()
+    between = every.drop(shown.index)
     scale, letter = (1e9, "G") if macs.max() >= 1e9 else (1e6, "M")
     axes.set_xlabel(f"multiply-adds per image ({letter}), folded network")
+    axes.plot(between["macs"].astype(float) / scale, between["mean"], ".", color="#bbbbbb", markersize=3, zorder=1)
     for row, x in zip(each(shown), macs / scale, strict=True):
         axes.errorbar(x, row.mean, yerr=0 if math.isnan(row.sd) else row.sd, **_style(row.verdict))
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -68,7 +71,7 @@ def accuracy_vs_macs(comparison: pd.DataFrame, meta: Meta, axes: Axes | None = N
 def accuracy_by_variant(comparison: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes:
     """The metric's mean over seeds, a row a variant from best to worst; points and bars as in `accuracy_vs_macs`."""
     meta = about(comparison, meta)
-    shown = comparison.dropna(subset=["mean"]).sort_values("mean")
+    shown = extremes(comparison).dropna(subset=["mean"]).sort_values("mean")
     if axes is None:
         figure, axes = plt.subplots(figsize=(8, 1.6 + 0.24 * max(len(shown), 6)))
         figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
@@ -176,10 +179,12 @@ def _title(comparison: pd.DataFrame, meta: Meta) -> str:
     said += [f"{noise} inside the noise"] if noise else []
     said += [f"{unjudged} not to be judged"] if unjudged else []
     absent = comparison.loc[comparison["mean"].isna() | comparison["macs"].isna(), "variant"]
-    said += [f"no result: {', '.join(absent)}"] if len(absent) else []
+    some = [*absent[:8], *([f"{len(absent) - 8} more"] if len(absent) > 8 else [])]
+    said += [f"no result: {', '.join(some)}"] if some else []
     missing = int(comparison["missing"].sum())
     said += [f"preliminary, {plural(missing, 'run')} without a result"] if missing else []
     foot = f"{meta.base} ({value(head.mean, meta)} at {count(head.macs)} multiply-adds)"
+    said += list(filter(None, [left_between(comparison)]))
     return f"Against {foot}: " + "; ".join(said)
 
 

@@ -19,6 +19,8 @@ from rich.text import Text
 from .frame import Meta, each
 from .statistics import pooled_sd, smallest_visible_effect
 
+ROWS = 60  # of a table or picture: more variants than that nobody reads, and names would lie on names
+
 
 class _Metric(NamedTuple):
     name: str
@@ -79,6 +81,21 @@ def count(number: float | None) -> str:
     return f"{number:.0f}"
 
 
+def extremes(comparison: pd.DataFrame) -> pd.DataFrame:
+    """The comparison itself; of more than `ROWS` variants the base, the best and the worst, best first."""
+    if len(comparison) <= ROWS:
+        return comparison
+    ranked = comparison.dropna(subset=["mean"]).sort_values("mean", ascending=False, kind="stable")
+    ends = ranked if len(ranked) <= ROWS else pd.concat([ranked.head(ROWS // 2), ranked.tail(ROWS // 2)])
+    return ranked[ranked["base"] | ranked.index.isin(ends.index)]
+
+
+def left_between(comparison: pd.DataFrame) -> str:
+    """How many variants `extremes` leaves out, in words; nothing where it leaves out none."""
+    left = len(comparison) - len(extremes(comparison))
+    return f"{left} of {len(comparison)} variants, neither the best nor the worst, are not shown" if left else ""
+
+
 def _cells(comparison: pd.DataFrame, meta: Meta) -> list[list[str]]:
     rows = []
     for row in each(comparison):
@@ -123,6 +140,8 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
     parts += [f"{plural(len(meta.seeds), 'seed')} ({seeds})" if meta.seeds else "no seeds"]
     parts += [f"{meta.weights or 'unknown'} weights"]
     lines = [", ".join(parts) + "."]
+    if left := left_between(comparison):
+        lines += [f"{left}; the CSV has all."]
     verdicts = set(comparison["verdict"])
     if not verdicts - {"base"}:
         return [*lines, *_left_out(meta)]
@@ -143,7 +162,7 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
             f" {value(visible, meta, unit=False)}{points} in 8 cases of 10"
             f" (paired spread {value(spread, meta, unit=False)})."
         ]
-    lines += [f"{row.variant}: {row.note}." for row in each(comparison) if row.note]
+    lines += [f"{row.variant}: {row.note}." for row in each(extremes(comparison)) if row.note]
     return lines + _left_out(meta)
 
 
@@ -180,7 +199,8 @@ def render(comparison: pd.DataFrame, meta: Meta) -> Table:
         side: Literal["left", "right"] = "right" if 0 < index < 5 else "left"
         table.add_column(header, justify=side, no_wrap=0 < index < 6, overflow="fold")
     table.columns[-1].max_width = 9  # with the names the only column that may break
-    for cells, verdict in zip(_cells(comparison, meta), comparison["verdict"], strict=True):
+    shown = extremes(comparison)
+    for cells, verdict in zip(_cells(shown, meta), shown["verdict"], strict=True):
         table.add_row(*map(Text, cells), style=_STYLES.get(verdict, ""))
     return table
 
@@ -190,7 +210,7 @@ def to_markdown(comparison: pd.DataFrame, meta: Meta) -> str:
     meta = about(comparison, meta)
     headers, cells = (
         _headers(meta),
-        [[cell.replace("|", "\\|") for cell in row] for row in _cells(comparison, meta)],
+        [[cell.replace("|", "\\|") for cell in row] for row in _cells(extremes(comparison), meta)],
     )
     lines = [f"**{_title(meta)}**", "", _pipes(headers), _pipes(["---", *["---:"] * 4, "---", "---"])]
     lines += [_pipes(row) for row in cells]
@@ -266,7 +286,8 @@ def _absent(comparison: pd.DataFrame) -> list[str]:
 
 
 def _listed(chosen: pd.DataFrame, base_macs: float, meta: Meta) -> str:
-    return "; ".join(_item(row, base_macs, meta) for row in each(chosen))
+    items = [_item(row, base_macs, meta) for row in each(chosen.head(ROWS))]
+    return "; ".join([*items, *([f"and {len(chosen) - ROWS} more"] if len(chosen) > ROWS else [])])
 
 
 def _item(row: Any, base_macs: float, meta: Meta) -> str:
