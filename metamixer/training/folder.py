@@ -83,7 +83,7 @@ class RunFolder:
 
     def replace(self, name: str, writer: Any, sync: bool = True) -> None:
         """Write a file aside, with `sync` make sure that it is on the disk, then rename it into place."""
-        aside = self.path / f".{name}.{os.getpid()}"
+        aside = self.path / f".{name}.{socket.gethostname()}.{os.getpid()}"
         try:
             writer(aside)
             if sync:

@@ -27,7 +27,7 @@ from ..cost import count
 from . import checkpoint
 from .config import RunConfig
 from .data import Data
-from .distributed import ALONE, World, joined, lost_another
+from .distributed import ALONE, ProcessLost, World, joined, lost_another
 from .evaluate import evaluate
 from .folder import RunBusy, RunFolder, environment
 from .learner import Learner, on_device
@@ -70,7 +70,7 @@ def train(
 
     Raises:
         ConfigError: data, folder, weights or configuration can't be used, or memory, the disk, a data worker or
-            another process of the run is gone; the run then goes on when it is launched again.
+            another process of the run is gone (`ProcessLost`); the run then goes on when it is launched again.
         RunBusy: another process is training this run.
         Interrupted: SIGINT, SIGTERM or SIGUSR2 came; everything is saved.
     """
@@ -86,11 +86,15 @@ def train(
         except Diverged as error:
             return folder.fail(str(error), error.epoch, write=world.first)
         except Exception as error:
-            line = _surroundings(error, config, folder, world)
+            if lost_another(error, world):
+                line = f"process {world.rank} of {world.size}: another one of this run ended; launch again to go on"
+                raise ProcessLost(line) from error
+            line = _surroundings(error, config, folder)
             if line is not None:
                 raise ConfigError(line) from error
             at = (folder.read("progress.json") or {}).get("epoch", 0) + 1
-            folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", at, write=world.first)
+            # whichever process it is: of an error that only one of them meets, the others see that it is gone
+            folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", at)
             raise
 
 
@@ -110,10 +114,8 @@ def _take(folder: RunFolder, config: RunConfig, world: World, stack: ExitStack) 
     return found if found is not None and found["state"] == "done" else None
 
 
-def _surroundings(error: Exception, config: RunConfig, folder: RunFolder, world: World) -> str | None:
+def _surroundings(error: Exception, config: RunConfig, folder: RunFolder) -> str | None:
     """A line for an error that is not the run's own fault, with what to do; None for any other."""
-    if lost_another(error, world):
-        return f"process {world.rank} of {world.size}: another one of this run ended; launch again to go on"
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         size = config.recipe.micro_batch or config.recipe.batch_size
         advice = f"lower recipe.micro_batch (now {size} images in a pass)" if size > 2 else "take a smaller network"
@@ -328,6 +330,8 @@ def _stop_signals() -> Iterator[threading.Event]:
         number: signal.signal(number, lambda *_: stop.set())
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     }
+    # a launcher may have held it back until here, where it is safe (sweeps.payload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
     try:
         yield stop
     finally:
