@@ -76,11 +76,14 @@ def train(
     """
     folder = RunFolder(path)
     with joined(device) as (world, own_device), ExitStack() as stack:
+        # data that can't be used must not leave a folder behind
+        data = None if (folder.path / "config.json").exists() else _open_data(config, folder, workers)
         done = _take(folder, config, world, stack)
         if done is not None:
             return done
         try:
-            return Trainer(config, folder, own_device, workers, world, teacher_cache).run()
+            data = data or _open_data(config, folder, workers)
+            return Trainer(config, folder, own_device, data, world, teacher_cache).run()
         except (Interrupted, ConfigError):
             raise  # a signal or the surroundings, not the run itself: it goes on when launched again
         except Diverged as error:
@@ -96,6 +99,13 @@ def train(
             # whichever process it is: of an error that only one of them meets, the others see that it is gone
             folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", at)
             raise
+
+
+def _open_data(config: RunConfig, folder: RunFolder, workers: int) -> Data:
+    try:
+        return Data(config.data, config.recipe, config.seed, workers)
+    except (OSError, MemoryError) as error:
+        raise ConfigError(_surroundings(error, config, folder)) from error
 
 
 def _take(folder: RunFolder, config: RunConfig, world: World, stack: ExitStack) -> dict[str, Any] | None:
@@ -134,14 +144,13 @@ class Trainer:
         config: RunConfig,
         folder: RunFolder,
         device: torch.device,
-        workers: int = 0,
+        data: Data,
         world: World = ALONE,
         teacher_cache: Path | str | None = None,
     ) -> None:
-        self.config, self.folder, self.device, self.world = config, folder, device, world
+        self.config, self.folder, self.device, self.data, self.world = config, folder, device, data, world
         if world.first:
             folder.write("environment.json", {**environment(device), "processes": world.size})
-        self.data = Data(config.data, config.recipe, config.seed, workers)
         state = checkpoint.load_newest(folder)
         positions = world.gather(state["step"] if state else None)
         if len(set(positions)) > 1:
