@@ -204,7 +204,7 @@ def resolve(slot: Slot, value: Any) -> OperationConfig:
     if cls is None:
         raise ConfigError(f"no {slot} operation {value['name']!r}; there are {', '.join(sorted(REGISTRY[slot]))}")
     try:
-        return _parsed(cls, json.dumps(value))
+        return _parsed(cls, json.dumps(value))  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:
         raise ConfigError(_explain_parameters(slot, cls, error)) from None
 

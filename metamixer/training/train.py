@@ -92,9 +92,9 @@ def train(
             if lost_another(error, world):
                 line = f"process {world.rank} of {world.size}: another one of this run ended; launch again to go on"
                 raise ProcessLost(line) from error
-            line = _surroundings(error, config, folder)
-            if line is not None:
-                raise ConfigError(line) from error
+            known = _surroundings(error, config, folder)
+            if known is not None:
+                raise ConfigError(known) from error
             at = (folder.read("progress.json") or {}).get("epoch", 0) + 1
             # whichever process it is: of an error that only one of them meets, the others see that it is gone
             folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", at)
