@@ -2,30 +2,27 @@
 
 The full recipe with one ingredient left out at a time. On ImageNet that is FFNet-3 distilled, the one run that has
 them all (8 GPUs); on Fashion-MNIST a small network with layer scale and the recipe scaled down, in minutes on a CPU.
-There the teacher is the run of `launch.py train small_teacher`: without it in `runs/`, nothing is distilled.
+There the teacher is the run of `launch.py train small_teacher`, unless `--set recipe.distillation.teacher=FOLDER`
+names another one.
 
     python launch.py plan recipe_ingredients --profile imagenet
     python launch.py train small_teacher && python launch.py run recipe_ingredients --data fashion-mnist
 """
 
-from pathlib import Path
+from typing import Any
 
-from metamixer import digest, override
+from metamixer import override
 from metamixer.recipes import named_run
-from metamixer.training.folder import RunFolder
+from metamixer.training.config import RunConfig
 from sweeps import Grid, Variant
 
-teacher = Path("runs") / digest(named_run("small_teacher"))
-has_teacher = (RunFolder(teacher).result() or {}).get("state") == "done"
 
-small = override(
-    named_run("small"),
-    {
-        "recipe.mixup": 0.8,
-        "model.layer_scale": 1e-6,
-        "recipe.distillation": {"teacher": str(teacher)} if has_teacher else None,
-    },
-)
+def small(overrides: dict[str, Any]) -> RunConfig:
+    """The distilled small run, which needs its teacher, with every ingredient that a variant leaves out."""
+    return override(
+        named_run("small_distilled", overrides), {"model.layer_scale": 1e-6, "recipe.drop_path": 0.1, **overrides}
+    )
+
 
 GRID = Grid(
     bases={"imagenet": named_run("ffnet_3_distilled"), "fashion-mnist": small},
@@ -39,9 +36,7 @@ GRID = Grid(
         "no_smoothing": Variant(changes={"recipe.label_smoothing": 0.0}),
         "no_ema": Variant(changes={"recipe.ema": None}),
         "no_drop_path": Variant(changes={"recipe.drop_path": 0.0}),
-        "no_distillation": Variant(
-            changes={"recipe.distillation": None}, settings=None if has_teacher else ("imagenet",)
-        ),
+        "no_distillation": Variant(changes={"recipe.distillation": None}),
         "no_warmup": Variant(changes={"recipe.warmup_epochs": 0}),
         "no_layer_scale": Variant(changes={"model.layer_scale": None}),
     },

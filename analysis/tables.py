@@ -19,6 +19,8 @@ from rich.text import Text
 from .frame import Meta, each, plural
 from .statistics import pooled_sd, smallest_visible_effect
 
+ROWS = 60  # of a table or picture: more variants than that nobody reads, and names would lie on names
+
 
 class _Metric(NamedTuple):
     name: str
@@ -80,6 +82,21 @@ def count(number: float | None) -> str:
     return f"{number:.0f}"
 
 
+def extremes(comparison: pd.DataFrame) -> pd.DataFrame:
+    """The comparison itself; of more than `ROWS` variants the base, the best and the worst, best first."""
+    if len(comparison) <= ROWS:
+        return comparison
+    ranked = comparison.dropna(subset=["mean"]).sort_values("mean", ascending=False, kind="stable")
+    ends = ranked if len(ranked) <= ROWS else pd.concat([ranked.head(ROWS // 2), ranked.tail(ROWS // 2)])
+    return ranked[ranked["base"] | ranked.index.isin(ends.index)]
+
+
+def left_between(comparison: pd.DataFrame) -> str:
+    """How many variants `extremes` leaves out, in words; nothing where it leaves out none."""
+    left = len(comparison) - len(extremes(comparison))
+    return f"{left} of {len(comparison)} variants, neither the best nor the worst, are not shown" if left else ""
+
+
 def cells(comparison: pd.DataFrame, meta: Meta) -> list[list[str]]:
     """The table's rows, as texts under `headers`."""
     rows, with_rate = [], (comparison["rate"] != "").any()
@@ -130,6 +147,8 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
     parts += [f"{plural(len(meta.seeds), 'seed')} ({seeds})" if meta.seeds else "no seeds"]
     parts += [f"{meta.weights or 'unknown'} weights"]
     lines = [", ".join(parts) + "."]
+    if left := left_between(comparison):
+        lines += [f"{left}; the CSV has all."]
     verdicts = set(comparison["verdict"])
     if not verdicts - {"base"}:
         return [*lines, *_left_out(meta)]
@@ -159,7 +178,7 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
             f" (paired spread {value(spread, meta, unit=False)})."
         ]
     lines += unequal(comparison)
-    lines += [f"{row.variant}: {row.note}." for row in each(comparison) if row.note]
+    lines += [f"{row.variant}: {row.note}." for row in each(extremes(comparison)) if row.note]
     return lines + _left_out(meta)
 
 
@@ -214,7 +233,8 @@ def render(comparison: pd.DataFrame, meta: Meta) -> Table:
         side: Literal["left", "right"] = "right" if 0 < index < len(names) - 2 else "left"
         table.add_column(header, justify=side, no_wrap=0 < index < len(names) - 1, overflow="fold")
     table.columns[-1].max_width = 9  # with the names the only column that may break
-    for texts, verdict in zip(cells(comparison, meta), comparison["verdict"], strict=True):
+    shown = extremes(comparison)
+    for texts, verdict in zip(cells(shown, meta), shown["verdict"], strict=True):
         table.add_row(*map(Text, texts), style=_STYLES.get(verdict, ""))
     return table
 
@@ -223,7 +243,7 @@ def to_markdown(comparison: pd.DataFrame, meta: Meta) -> str:
     """The same for documents: a heading line, the table, the footnotes."""
     meta = about(comparison, meta)
     names = headers(comparison, meta)
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in cells(comparison, meta)]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in cells(extremes(comparison), meta)]
     lines = [
         f"**{title(comparison, meta)}**",
         "",
@@ -307,7 +327,8 @@ def _absent(comparison: pd.DataFrame) -> list[str]:
 
 
 def _listed(chosen: pd.DataFrame, base_macs: float, meta: Meta) -> str:
-    return "; ".join(_item(row, base_macs, meta) for row in each(chosen))
+    items = [_item(row, base_macs, meta) for row in each(chosen.head(ROWS))]
+    return "; ".join([*items, *([f"and {len(chosen) - ROWS} more"] if len(chosen) > ROWS else [])])
 
 
 def _item(row: Any, base_macs: float, meta: Meta) -> str:

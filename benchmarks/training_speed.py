@@ -65,6 +65,7 @@ def overhead() -> dict[str, float]:
     """Parts of a step's time, in percent, that are not the network's; logging is what falls to a step of it."""
     import torch
 
+    from metamixer.training.data import Data
     from metamixer.training.folder import RunFolder
     from metamixer.training.profile import measure as profile
     from metamixer.training.train import PROGRESS_SECONDS, Trainer
@@ -75,7 +76,7 @@ def overhead() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder(path)
         folder.create(run)
-        trainer = Trainer(run, folder, torch.device("cpu"))
+        trainer = Trainer(run, folder, torch.device("cpu"), Data(run.data, run.recipe, run.seed))
         trainer.learner.train_step(trainer.data.batches(0))  # fills the optimizer's state
 
         def median(action) -> float:

@@ -10,6 +10,7 @@ import json
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import ValidationError
@@ -203,9 +204,15 @@ def resolve(slot: Slot, value: Any) -> OperationConfig:
     if cls is None:
         raise ConfigError(f"no {slot} operation {value['name']!r}; there are {', '.join(sorted(REGISTRY[slot]))}")
     try:
-        return cls.Config.model_validate_json(json.dumps(value))
+        return _parsed(cls, json.dumps(value))  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:
         raise ConfigError(_explain_parameters(slot, cls, error)) from None
+
+
+@lru_cache(4096)
+def _parsed(cls: type[Operation], values: str) -> OperationConfig:
+    """A grid of thousands names the same few operations in each of its networks; configurations are frozen."""
+    return cls.Config.model_validate_json(values)
 
 
 def operation_class(slot: Slot, config: OperationConfig) -> type[Operation]:

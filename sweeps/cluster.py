@@ -6,21 +6,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from metamixer.config import ConfigError, override
-from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
 
 from . import follow, scheduler, slurm, snapshot
-from .grid import PlannedRun, Variant
-from .plan import Plan
 from .profiles import Profile
-from .report import train_here
 from .states import State, find_standings
 from .submissions import Submission, attempts, launch_lock, read_submissions
+
+if TYPE_CHECKING:
+    from metamixer.training.config import RunConfig
+
+    from .plan import Plan
 
 RETRIED = {State.FAILED, State.INTERRUPTED}
 
@@ -186,6 +187,9 @@ def retry(
             size = scheduler.max_array_size()
             complete &= report(launch(root, configs, RETRIED, grid, setting, chosen, max_attempts, size))
         else:
+            from .grid import PlannedRun, Variant
+            from .report import train_here
+
             runs = [PlannedRun(each.variant, each.seed, configs[each.hash], Variant(), each.hash) for each in group]
             complete &= train_here(runs, root, None, "auto")
     return complete

@@ -41,7 +41,8 @@ class Grid(Config):
     """A question as data.
 
     Attributes:
-        bases: the base run for each setting (usually a data set); the first is the default.
+        bases: the base run for each setting (usually a data set); the first is the default. One that needs another
+            run's results may be a function of the launch's overrides, called where the setting is chosen.
         variants: what is compared, in the order of the tables.
         base: the variant that differences are taken to.
         seeds: every variant runs once with each; equal seeds make a pair.
@@ -52,7 +53,9 @@ class Grid(Config):
         modules: files (beside the grid's) or dotted modules that register operations of your own.
     """
 
-    bases: dict[str, Any]  # str → RunConfig; Any because pydantic would copy and re-validate them
+    bases: dict[
+        str, Any
+    ]  # str → RunConfig, or a function that makes one; Any because pydantic would copy and re-validate them
     variants: dict[str, Variant]
     base: str
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -107,7 +110,8 @@ class Grid(Config):
         if unknown:
             raise ConfigError(f"no variant {unknown[0]!r}; there are {', '.join(self.variants)}")
         modules = [UserModule.of(source) for source in self.modules]
-        base = override(self.bases[setting], {"modules": modules})
+        base = self.bases[setting]
+        base = override(base(overrides or {}) if callable(base) else base, {"modules": modules})
         base = override(base, overrides or {})
         measure = None if match == "none" else match or self.match
         reference = self._resolve(self.base, base) if measure else base

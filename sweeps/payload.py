@@ -3,6 +3,9 @@
 A time limit or a preemption announces itself by SIGUSR2: the checkpoint is written and the job requeued, within
 its limits. SIGTERM alone (scancel, a shutdown) leaves a checkpoint and an interrupted run. After SIGKILL or a lost
 node SLURM itself starts the job again, and it goes on from the newest whole checkpoint.
+
+Of several processes each runs this; the first one speaks for all. An error that only another one meets is recorded by
+that one, and the first sees that it is gone.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 
 IDLE_STARTS = 5  # a run that starts so often without writing a checkpoint is broken, not preempted
 SIGNAL_SECONDS = 90  # how long before its time limit a job is told
+LAST_WORD = 10  # seconds that the first process has to say how a run ended, before another one takes it down
 SLACK = 75  # SLURM keeps a minute's time, and tells early rather than late
 
 
@@ -61,24 +65,32 @@ class Payload:
             return f"left to the newer submission {latest[0].id}"
         folder = RunFolder(root / self.hash)
         rank = int(os.environ.get("SLURM_PROCID", "0"))
+        processes = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
         if rank == 0:
             log_to(folder.path / "log.txt")
-        elif int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        else:
             log_to(folder.path / f"log-{rank}.txt")
         history = History(folder, self.submission, rank)
         try:
-            signals.listen()
+            # one that stopped before it met the others would leave them waiting for it
+            signals.listen(at_once=processes == 1)
             verify(root / "snapshots" / self.snapshot)
             history.start(self.snapshot)
-            state = self._train(folder, mine.profile.cpus_per_task)
+            state = self._train(folder, mine.profile)
         except BaseException as error:
+            signals.ignore()
+            from metamixer.training.distributed import ProcessLost
             from metamixer.training.folder import RunBusy
             from metamixer.training.train import Interrupted
 
             if isinstance(error, Stopped | Interrupted):
                 return end_job(history, signals, mine.profile, "`launch.py retry` goes on")
+            if isinstance(error, ProcessLost):
+                return end_job(history, signals, mine.profile, "`launch.py retry` goes on", str(error))
             if not isinstance(error, RunBusy):  # a run that another process trains has not failed
                 history.fail(error)
+            if rank:
+                time.sleep(LAST_WORD)
             raise
         history.stop(state)
         return state
@@ -88,7 +100,7 @@ class Payload:
 
         return DelayedSubmission(self)
 
-    def _train(self, folder: Any, cores: int) -> str:
+    def _train(self, folder: Any, profile: Any) -> str:
         from metamixer.config import parse
         from metamixer.training.config import RunConfig
         from metamixer.training.train import train
@@ -98,22 +110,30 @@ class Payload:
         snapshot = folder.path.parent / "snapshots" / self.snapshot
         for module in values["modules"]:
             module["source"] = module_source(snapshot, module["source"], module["digest"])
-        result = train(parse(RunConfig, values), folder.path, workers=cores - 1)
+        # a node whose GPUs don't work must not train on its CPU for days
+        device = "cuda" if profile.gpus_per_node else "auto"
+        teachers = folder.path.parent / "teachers"
+        result = train(parse(RunConfig, values), folder.path, device, profile.cpus_per_task - 1, teachers)
         if result["state"] != "done":
             raise RuntimeError(result.get("error", "the run failed"))  # SLURM is to call it FAILED too
         return str(result["state"])
 
 
-def end_job(history: History, signals: Signals, profile: Any, how: str) -> str:
-    """End a job that was told to go: requeued after SIGUSR2, within its limits, else with an error that says `how` on.
+def end_job(history: History, signals: Signals, profile: Any, how: str, lost: str = "") -> str:
+    """End a job that was told to go, or that lost a process: requeued, within its limits, if SIGUSR2 came or one is lost.
 
     Raises:
-        RuntimeError: it is not queued again; SLURM must not call this COMPLETED.
+        RuntimeError: it is not queued again, and the line says `how` it goes on; SLURM must not call this COMPLETED.
     """
     signals.ignore()
-    if history.rank:
-        sys.exit(0)  # the first process speaks for all
-    reason = "stopped"
+    if history.rank:  # the first process speaks for all
+        time.sleep(LAST_WORD if lost else 0)
+        sys.exit(0)
+    if lost and signals.first != signal.SIGUSR2:
+        time.sleep(LAST_WORD / 2)  # for the other's own words, if it has any
+        if history.failed():
+            raise RuntimeError(lost)
+    reason = "a process was lost" if lost else "stopped"
     if signals.first == signal.SIGUSR2:
         started = float(os.environ.get("METAMIXER_JOB_START", signals.began))
         reason = "time limit" if timed_out(time.time() - started, profile.minutes) else "preempted"
@@ -136,17 +156,22 @@ class Signals:
 
     def __init__(self) -> None:
         self.began = time.time()
+        self._first: int | None = None
         self._reader, writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(writer, False)
         # the number of every signal is written here, whoever handles it
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
-    def listen(self, handler: Callable[[int, Any], None] | None = None) -> None:
-        """From here on a signal raises `Stopped`, or calls `handler`: at once, if SIGUSR2 came while it was blocked."""
+    def listen(self, handler: Callable[[int, Any], None] | None = None, at_once: bool = True) -> None:
+        """From here on a signal raises `Stopped`, or calls `handler`.
+
+        SIGUSR2 was blocked before and comes now if it came then; if not `at_once`, it stays so until training listens.
+        """
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, handler or self._handle)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+        if at_once:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 
     def _handle(self, number: int, frame: Any) -> None:
         self.ignore()
@@ -160,11 +185,13 @@ class Signals:
 
     @property
     def first(self) -> int | None:
-        try:
-            numbers = os.read(self._reader, 4096)
-        except BlockingIOError:
-            return None
-        return next((n for n in numbers if n in (signal.SIGUSR2, signal.SIGTERM)), None)
+        if self._first is None:
+            try:
+                numbers = os.read(self._reader, 4096)
+            except BlockingIOError:
+                return None
+            self._first = next((n for n in numbers if n in (signal.SIGUSR2, signal.SIGTERM)), None)
+        return self._first
 
 
 class History:
@@ -187,7 +214,7 @@ class History:
             return
         if len(starts) == IDLE_STARTS and set(starts) == {checkpoint}:
             raise RuntimeError(f"{IDLE_STARTS} starts in a row wrote no checkpoint")
-        if self._failed():  # and is tried again
+        if self.failed():  # and is tried again
             (self.folder.path / "result.json").unlink()
         self._append(event="start", job=job_number(), snapshot=snapshot, checkpoint=checkpoint)
 
@@ -197,9 +224,7 @@ class History:
 
     def fail(self, error: BaseException) -> None:
         """Record an error that training did not record itself, e.g. missing data."""
-        if self.rank:
-            return
-        if not self._failed():
+        if not self.failed():
             line = (str(error).splitlines() or [""])[0]
             epoch = (self.folder.read("progress.json") or {}).get("epoch", 0) + 1
             self.folder.fail(f"{type(error).__name__}: {line}", epoch)
@@ -220,7 +245,7 @@ class History:
                 rows.append(row)
         return rows
 
-    def _failed(self) -> bool:
+    def failed(self) -> bool:
         return (self.folder.result() or {}).get("state") == "failed"
 
     def _append(self, **row: Any) -> None:

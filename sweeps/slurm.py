@@ -26,6 +26,10 @@ from .submissions import Submission, jobs_folder, new_submission, record
 BLOCK = "import os,signal,sys; signal.pthread_sigmask(signal.SIG_BLOCK,{signal.SIGUSR2}); "
 BLOCK += "os.execv(sys.executable,[sys.executable,*sys.argv[1:]])"
 
+# the address by which SLURM itself reaches the first node, whose name need not resolve
+FIND_FIRST = "MASTER_ADDR=$(scontrol show node $SLURMD_NODENAME | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')"
+FIND_FIRST += '; [ -z "$MASTER_ADDR" ] || export MASTER_ADDR'
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -137,9 +141,13 @@ def _sbatch(
         signal_delay_s=signal_delay(profile.minutes),
         array_parallelism=parallel,
         stderr_to_stdout=True,
+        srun_args=["--kill-on-bad-exit=1"],  # a process that dies takes the others with it, which else wait for it
         additional_parameters={"requeue": True},  # whatever the cluster's default: after a lost node it starts again
         setup=[
             "export METAMIXER_JOB_START=$(date +%s)",
+            # those of a launch from inside another distributed run
+            "unset RANK WORLD_SIZE LOCAL_RANK MASTER_PORT MASTER_ADDR",
+            *([FIND_FIRST] if profile.nodes > 1 else []),
             f"export OMP_NUM_THREADS={profile.cpus_per_task}",
             *(f"export {key}={shlex.quote(value)}" for key, value in profile.environment.items()),
             *profile.setup,

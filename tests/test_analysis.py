@@ -410,3 +410,22 @@ def test_nothing_to_show_is_shown_as_nothing(tmp_path, ladder):
     plots.save(axes, tmp_path / "empty.png")
     plots.save(plots.accuracy_by_variant(comparison, meta), tmp_path / "empty.png")
     plots.plt.close("all")
+
+
+def test_of_thousands_of_variants_the_best_and_the_worst_are_shown(runs):
+    """The table and the picture say how many they leave out; the CSV has all."""
+    comparison, meta = compared(runs)
+    (head,) = comparison[comparison["base"]].to_dict("records")
+    others = [
+        {**head, "variant": f"v{i}", "base": False, "mean": 50 + i * 7 % 300, "verdict": "hint"} for i in range(300)
+    ]
+    many = pd.concat([comparison, pd.DataFrame(others).astype(comparison.dtypes)], ignore_index=True)
+    shown = tables.extremes(many)
+    means = many["mean"].dropna().sort_values(ascending=False)
+    assert shown["mean"].is_monotonic_decreasing and shown["base"].sum() == 1
+    assert set(shown["mean"].head(30)) == set(means.head(30)) and set(shown["mean"].tail(30)) == set(means.tail(30))
+    assert tables.extremes(comparison) is comparison
+    text = tables.to_markdown(many, meta)
+    assert f"{len(many) - len(shown)} of {len(many)} variants" in text
+    assert sum(f"| v{i} |" in text for i in range(300)) == len(shown) - 1
+    assert len(tables.to_csv(many, meta).splitlines()) == len(many) + 1

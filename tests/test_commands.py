@@ -266,3 +266,43 @@ def test_profile_shows_the_parts_of_a_step_and_writes_nothing(trained, tmp_path,
     shown = launch("profile", trained[0] / "run.json", "--device", "cpu").stdout
     assert all(part in shown for part in ("data", "forward", "backward", "optimizer", "MiB"))
     assert not list(tmp_path.iterdir())
+
+
+def test_data_that_cannot_be_used_leaves_no_folder_behind(tmp_path):
+    run = stored(override(RUN, {"data": {**RUN.data.to_dict(), "name": "folder", "root": str(tmp_path / "nowhere")}}),
+                 tmp_path / "run.json")  # fmt: skip
+    assert "nowhere" in launch("train", run, "--runs", tmp_path / "runs", code=2).stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_following_runs_waits_for_neither_torch_nor_timm(trained):
+    """In a process of its own: this one has them. A hook has FFNet join timm in either order of imports."""
+    check = "import sys, launch; launch.app(sys.argv[1:], standalone_mode=False); "
+    check += "print([name for name in ('torch', 'timm', 'numpy', 'pandas') if name in sys.modules])"
+    root = trained[0] / "runs"
+    (root / "grids").mkdir(exist_ok=True)
+    listed = {"grid": "one", "data": "tiny", "runs": [{"hash": next(root.glob("*/config.json")).parent.name,
+              "variant": "gelu", "seed": 0}]}  # fmt: skip
+    (root / "grids" / "one@tiny.json").write_text(json.dumps(listed))
+    for command in (["status"], ["logs", "one"], ["retry", "--dry-run"], ["cancel", "one"]):
+        done = subprocess.run([sys.executable, "-c", check, *command, "--runs", str(root)], cwd=ROOT,
+                              capture_output=True, text=True, check=True, timeout=100)  # fmt: skip
+        assert done.stdout.splitlines()[-1] == "[]", command
+    assert "1 done" in launch("status", "--runs", root).stdout
+
+
+@pytest.mark.parametrize("order", ["metamixer, timm", "timm, metamixer", "metamixer.ops.query_key, timm"])
+def test_ffnet_joins_timm_in_either_order(order):
+    made = f"import {order}; assert timm.is_model('ffnet_4'); print(type(timm.create_model('ffnet_mini')).__name__)"
+    done = subprocess.run([sys.executable, "-c", made], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "Backbone\n", done.stderr
+
+
+def test_the_package_lists_and_gives_all_its_names():
+    import metamixer
+
+    found = {}
+    exec("from metamixer import *", found)
+    assert set(metamixer.__all__) <= found.keys() and set(metamixer.__all__) <= set(dir(metamixer))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = metamixer.nothing

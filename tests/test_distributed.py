@@ -144,7 +144,7 @@ def test_a_process_that_dies_ends_the_run_with_a_line_and_it_goes_on(two, tmp_pa
         return train(CONFIG, tmp_path / "run", "cpu")
 
     first, second = processes(2, body)
-    assert first == "ConfigError: process 0 of 2: another one of this run ended; launch again to go on"
+    assert first == "ProcessLost: process 0 of 2: another one of this run ended; launch again to go on"
     assert second == "exit code -9"
     assert RunFolder(tmp_path / "run").result() is None
     assert checkpoint.read(tmp_path / "run" / "last.pt")["step"] == step - 1

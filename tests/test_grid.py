@@ -121,7 +121,13 @@ def test_a_grid_from_a_file_anywhere(tmp_path):
 
 
 @pytest.mark.parametrize("name", list(grid_questions()))
-def test_every_shipped_grid_plans_in_every_setting(name, tmp_path):
+def test_every_shipped_grid_plans_in_every_setting(name, tmp_path, monkeypatch):
+    from test_recipes import finished
+
+    monkeypatch.chdir(tmp_path)
+    finished(tmp_path / "runs", "small_teacher")  # which one of them builds on
+    tmp_path = tmp_path / "nothing"
+    tmp_path.mkdir()
     loaded = load_grid(name)
     assert loaded.question.endswith("?") or "." in loaded.question
     for setting in loaded.grid.bases:
@@ -129,6 +135,21 @@ def test_every_shipped_grid_plans_in_every_setting(name, tmp_path):
         assert plan.count() == {State.NEW: len(plan.runs)}
         assert len({run.hash for run in plan.runs}) == len(plan.runs), "two variants are the same run"
     assert not any(tmp_path.iterdir())
+
+
+def test_a_grid_whose_teacher_is_not_trained_says_so_only_where_it_is_needed(tmp_path, monkeypatch):
+    from test_recipes import finished
+
+    monkeypatch.chdir(tmp_path)
+    loaded = load_grid("recipe_ingredients")
+    assert make_plan(loaded, tmp_path / "runs", "imagenet").runs
+    with pytest.raises(ConfigError, match=r"builds on recipe 'small_teacher'.*launch.py train small_teacher"):
+        make_plan(loaded, tmp_path / "runs", "fashion-mnist")
+    own = finished(tmp_path / "elsewhere", "small_teacher")
+    plan = make_plan(loaded, tmp_path / "runs", "fashion-mnist", {"recipe.distillation.teacher": str(own)})
+    teachers = {run.variant: run.config.recipe.distillation for run in plan.runs}
+    assert [name for name, teacher in teachers.items() if teacher is None] == ["no_distillation"]
+    assert teachers["full"].teacher == str(own)
 
 
 def test_kernel_size_changes_nothing_but_the_kernel():

@@ -46,7 +46,8 @@ KEY = "model.stages.*.token_mixer.activation"
 GRID = Grid(bases={"fashion": BASE}, base="gelu", seeds=(0, 1),
             variants={name: Variant(changes={KEY: name}) for name in ("gelu", "relu", "silu")})
 """
-LONG = ("--only", "gelu", "--seeds", "0", "--set", "recipe.epochs=60")  # long enough to be met while it trains
+# long enough to be met while it trains; two passes a step, which two processes can share
+LONG = ("--only", "gelu", "--seeds", "0", "--set", "recipe.epochs=40", "--set", "recipe.micro_batch=16")
 PROFILE = ("--cluster", "slurm", "--profile", "cpu", "--resource", "cpus_per_task=1", "--resource", "memory_gb=2",
            "--resource", "minutes=60")  # fmt: skip
 
@@ -117,10 +118,10 @@ def figures(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The figures of the long run, trained here without SLURM."""
+    """The folder of the long run, trained here without SLURM."""
     folder = tmp_path_factory.mktemp("undisturbed")
     launch("run", write_grid(folder), *LONG, "--runs", folder / "runs")
-    return figures(run_folder(folder / "runs"))
+    return run_folder(folder / "runs")
 
 
 def begun(root, epochs=2):
@@ -236,7 +237,7 @@ def test_requeued_without_warning_it_goes_on_from_its_checkpoint(grid, root, und
     slurm("scontrol", "requeue", submission.job)
     until(all_done(root))
     assert [row["event"] for row in history(run_folder(root))] == ["start", "start", "stop"]
-    assert figures(run_folder(root)) == undisturbed
+    assert figures(run_folder(root)) == figures(undisturbed)
 
 
 def test_where_nothing_can_be_requeued_it_is_interrupted_and_retried(grid, root, undisturbed):
@@ -253,7 +254,7 @@ def test_where_nothing_can_be_requeued_it_is_interrupted_and_retried(grid, root,
     assert "had their attempts" in launch("retry", "gelu", "--runs", root, "--max-attempts", "1")
     launch("retry", "gelu", "--runs", root)
     until(all_done(root))
-    assert figures(run_folder(root)) == undisturbed
+    assert figures(run_folder(root)) == figures(undisturbed)
 
 
 def test_a_partition_that_cancels_what_it_preempts_leaves_an_interrupted_run(grid, root, undisturbed):
@@ -268,7 +269,7 @@ def test_a_partition_that_cancels_what_it_preempts_leaves_an_interrupted_run(gri
         slurm("scancel", urgent)
     launch("retry", "gelu", "--runs", root)
     until(all_done(root))
-    assert figures(run_folder(root)) == undisturbed
+    assert figures(run_folder(root)) == figures(undisturbed)
 
 
 def test_a_signal_to_everything_in_the_job_leaves_a_whole_checkpoint(grid, root, undisturbed):
@@ -281,7 +282,7 @@ def test_a_signal_to_everything_in_the_job_leaves_a_whole_checkpoint(grid, root,
         file.truncate(1000)
     launch("run", grid, *LONG, "--runs", root, *PROFILE)
     until(all_done(root))
-    assert figures(run_folder(root)) == undisturbed
+    assert figures(run_folder(root)) == figures(undisturbed)
 
 
 def test_a_job_runs_the_code_it_was_launched_with(grid, root):
@@ -347,3 +348,102 @@ def test_2500_runs_are_three_arrays_within_the_cap(root):
     throttles = [part for each in made for part in slurm("scontrol", "show", "job", each.job).split()
                  if part.startswith("ArrayTaskThrottle=")]  # fmt: skip
     assert throttles == ["ArrayTaskThrottle=4", "ArrayTaskThrottle=3", "ArrayTaskThrottle=3"]
+
+
+TWO_NODES = ("--resource", "nodes=2")
+
+
+def same_up_to_float_error(folder, other):
+    """Losses step for step the same; BatchNorm's running statistics alone depend on who meets which pass."""
+    ours, theirs = rows(folder), rows(other)
+    assert [row["epoch"] for row in ours] == [row["epoch"] for row in theirs] == list(range(1, 41))
+    for mine, its in zip(ours[:5], theirs[:5], strict=True):
+        assert mine["train_loss"] == pytest.approx(its["train_loss"], rel=1e-3)
+    ours, theirs = (json.loads((each / "result.json").read_text()) for each in (folder, other))
+    assert ours["raw"]["images"] == theirs["raw"]["images"] and abs(ours["top1"] - theirs["top1"]) < 3
+
+
+def test_two_nodes_train_a_run_as_one_process_does_through_a_preemption(grid, root, undisturbed):
+    launch("run", grid, *LONG, *TWO_NODES, "--runs", root, *PROFILE)
+    begun(root)
+    (submission,) = read_submissions(root)
+    assert len(slurm("squeue", "-h", "-j", submission.job, "-o", "%N").strip()) == len("n[1-2]")
+    slurm("scancel", "--signal=USR2", submission.job)
+    until(all_done(root))
+    assert [row["reason"] for row in history(run_folder(root)) if row["event"] == "stop"] == ["preempted", "done"]
+    assert json.loads((run_folder(root) / "environment.json").read_text())["processes"] == 2
+    same_up_to_float_error(run_folder(root), undisturbed)
+
+
+def test_a_preemption_while_two_processes_look_for_each_other_is_not_lost(grid, root):
+    """Told while they import, a second before they meet."""
+    launch(
+        "run",
+        grid,
+        "--only",
+        "gelu",
+        "--seeds",
+        "0",
+        "--set",
+        "recipe.micro_batch=16",
+        *TWO_NODES,
+        "--runs",
+        root,
+        *PROFILE,
+    )
+    (submission,) = read_submissions(root)
+    until(lambda: (run_folder(root) / "log-1.txt").exists())
+    slurm("scancel", "--signal=USR2", submission.job)
+    until(all_done(root))
+    assert [row["reason"] for row in history(run_folder(root)) if row["event"] == "stop"] == ["preempted", "done"]
+
+
+def test_where_one_of_two_processes_dies_the_job_ends_and_the_run_goes_on(grid, root, undisturbed):
+    launch("run", grid, *LONG, *TWO_NODES, "--runs", root, *PROFILE)
+    begun(root)
+    (submission,) = read_submissions(root)
+    (second,) = (p for p in processes_of(submission.job) if environment_of(p).get("SLURM_PROCID") == "1")
+    os.kill(second, signal.SIGKILL)
+    until(lambda: set(states(root).values()) == {State.INTERRUPTED}, seconds=120)
+    launch("retry", "gelu", "--runs", root)
+    until(all_done(root))
+    same_up_to_float_error(run_folder(root), undisturbed)
+
+
+def environment_of(pid):
+    try:
+        pairs = (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    return dict(pair.decode().split("=", 1) for pair in pairs if b"=" in pair)
+
+
+def processes_of(job):
+    """The Python processes of a job's tasks, and no shell or srun."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            is_task = (
+                b"submitit.core._submit" in (path / "cmdline").read_bytes() and (path / "comm").read_text() != "srun\n"
+            )
+        except OSError:
+            continue
+        if is_task and environment_of(path.name).get("SLURM_JOB_ID") == job:
+            found.append(int(path.name))
+    return found
+
+
+def test_srun_trains_one_run_with_several_processes_on_each_node(root, undisturbed):
+    """What a job with several GPUs a node starts: four tasks of `launch.py train` on two nodes."""
+    command = ["srun", "-N2", "--ntasks-per-node=2", "-t5", "--kill-on-bad-exit=1", sys.executable, ROOT / "launch.py"]
+    command += ["train", undisturbed / "config.json", "--set", "recipe.batch_size=64", "--set", "recipe.epochs=3"]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*map(str, command), "--runs", str(root)], check=True, timeout=300, cwd=root.parent, env=environment)
+    assert json.loads((run_folder(root) / "environment.json").read_text())["processes"] == 4
+    assert len(rows(run_folder(root))) == 3
+
+
+def test_a_job_that_asked_for_gpus_does_not_train_on_a_cpu(grid, root):
+    launch("run", grid, "--only", "gelu", "--seeds", "0", "--runs", root, *PROFILE, "--resource", "gpus_per_node=2")
+    until(lambda: set(states(root).values()) == {State.FAILED})
+    assert "finds no GPU here" in launch("status", "--runs", root)

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..frame import Meta, each
 from ..fronts import LATENCY, front, published_name
-from ..tables import about, count, plural, signed, value
+from ..tables import about, count, extremes, left_between, plural, signed, value
 from ._common import BASE, INK, QUIET, legend_below, metric_label, new, nothing, plain, verdict_style
 from ._common import title as set_title
 from ._labels import place_labels
@@ -62,7 +62,8 @@ def accuracy_vs(
     if axes is None:
         axes = new()[1]
     kind = _cost(cost)
-    shown = comparison.dropna(subset=["mean", cost])
+    every = comparison.dropna(subset=["mean", cost])
+    shown = extremes(every)
     set_title(axes, _title(comparison, meta, cost))
     axes.set_ylabel(metric_label(meta))
     if not len(shown):
@@ -73,6 +74,8 @@ def accuracy_vs(
     costs = both[cost].astype(float).to_numpy()
     scale, letter = ((1e9, "G") if costs.max() >= 1e9 else (1e6, "M")) if kind.counted else (1.0, "")
     axes.set_xlabel(kind.label.format(unit=letter))
+    between = every.drop(shown.index)
+    axes.plot(between[cost].astype(float) / scale, between["mean"], ".", color=QUIET, markersize=3, zorder=1)
     for row, x in zip(each(shown), costs / scale, strict=False):
         axes.errorbar(x, row.mean, yerr=0 if math.isnan(row.sd) else row.sd, **verdict_style(row.verdict))
     plain(axes)
@@ -170,7 +173,7 @@ def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | No
 def accuracy_by_variant(comparison: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes:
     """The metric's mean over seeds, a row a variant from best to worst; points and bars as in `accuracy_vs`."""
     meta = about(comparison, meta)
-    shown = comparison.dropna(subset=["mean"]).sort_values("mean")
+    shown = extremes(comparison).dropna(subset=["mean"]).sort_values("mean")
     if axes is None:
         axes = new(8, 1.6 + 0.24 * max(len(shown), 6))[1]
     set_title(axes, _title(comparison, meta))
@@ -296,7 +299,9 @@ def _title(comparison: pd.DataFrame, meta: Meta, cost: str = "macs") -> str:
     said += [f"{noise} inside the noise"] if noise else []
     said += [f"{unjudged} not to be judged"] if unjudged else []
     absent = comparison.loc[comparison["mean"].isna() | comparison[cost].isna(), "variant"]
-    said += [f"no result: {', '.join(absent)}"] if len(absent) else []
+    some = [*absent[:8], *([f"{len(absent) - 8} more"] if len(absent) > 8 else [])]
+    said += [f"no result: {', '.join(some)}"] if some else []
     missing = int(comparison["missing"].sum())
     said += [f"preliminary, {plural(missing, 'run')} without a result"] if missing else []
+    said += list(filter(None, [left_between(comparison)]))
     return f"Against {meta.base} ({value(base_row.mean, meta)}{at(base_row)}): " + "; ".join(said)

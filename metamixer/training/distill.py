@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,14 +166,16 @@ class TeacherCache:
 
     def _read(self, epoch: int) -> np.ndarray | None:
         try:
-            stored = np.load(self._path(epoch), mmap_mode="r")
+            # not mapped: on a shared file system another machine may replace the file meanwhile
+            stored = np.load(self._path(epoch))
         except (OSError, ValueError, EOFError):  # none, or a torn one: it is written again
             return None
         return stored if len(stored) == self.passes else None
 
     def _write(self, epoch: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.folder / f".{epoch}.{os.getpid()}.npy"
+        # runs on several machines may write the same answers at a time
+        aside = self.folder / f".{epoch}.{socket.gethostname()}.{os.getpid()}.npy"
         try:
             answers = torch.stack(self.fresh).cpu()
             np.save(aside, answers.numpy() if answers.is_floating_point() else answers.numpy().astype(np.int16))

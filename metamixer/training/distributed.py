@@ -20,6 +20,11 @@ from torch import Tensor, distributed
 
 from ..config import ConfigError
 
+
+class ProcessLost(ConfigError):
+    """Another process of the run is gone; the run goes on from its checkpoint when it is launched again."""
+
+
 # for slow starts of a node, not for steps: a process that dies closes its connections, which the others see at once
 TIMEOUT = timedelta(minutes=10)
 

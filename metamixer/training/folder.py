@@ -23,10 +23,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import SCHEMA_VERSION, ConfigError, digest, parse
-from .config import RunConfig
+
+if TYPE_CHECKING:
+    from .config import RunConfig
 
 
 class RunBusy(RuntimeError):
@@ -57,6 +59,8 @@ class RunFolder:
             raise ConfigError(f"{self.path}: cannot write the run's folder: {error.strerror or error}") from None
 
     def config(self) -> RunConfig:
+        from .config import RunConfig  # loads torch, which reading the other files does not need
+
         content = self.read("config.json")
         if content is None or "config" not in content:
             raise ConfigError(f"{self.path}: no run here (config.json is missing or unreadable)")
@@ -79,7 +83,7 @@ class RunFolder:
 
     def replace(self, name: str, writer: Any, sync: bool = True) -> None:
         """Write a file aside, with `sync` make sure that it is on the disk, then rename it into place."""
-        aside = self.path / f".{name}.{os.getpid()}"
+        aside = self.path / f".{name}.{socket.gethostname()}.{os.getpid()}"
         try:
             writer(aside)
             if sync:

@@ -12,7 +12,7 @@ from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
 from ..config import ConfigError, override
-from ..ffnet import default_cfgs
+from ..entrypoints import default_cfgs
 from . import checkpoint, weights
 from .config import DataConfig, RunConfig, Weights
 from .data import Data

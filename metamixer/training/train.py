@@ -27,7 +27,7 @@ from ..cost import count
 from . import checkpoint
 from .config import RunConfig
 from .data import Data
-from .distributed import ALONE, World, joined, lost_another
+from .distributed import ALONE, ProcessLost, World, joined, lost_another
 from .evaluate import evaluate
 from .folder import RunBusy, RunFolder, environment
 from .learner import Learner, on_device
@@ -73,28 +73,42 @@ def train(
 
     Raises:
         ConfigError: data, folder, weights or configuration can't be used, or memory, the disk, a data worker or
-            another process of the run is gone; the run then goes on when it is launched again.
+            another process of the run is gone (`ProcessLost`); the run then goes on when it is launched again.
         RunBusy: another process is training this run.
         Interrupted: SIGINT, SIGTERM or SIGUSR2 came; everything is saved.
     """
     folder = RunFolder(path)
     with joined(device) as (world, own_device), ExitStack() as stack:
+        # data that can't be used must not leave a folder behind
+        data = None if (folder.path / "config.json").exists() else _open_data(config, folder, workers)
         done = _take(folder, config, world, stack)
         if done is not None:
             return done
         try:
-            return Trainer(config, folder, own_device, workers, world, teacher_cache, after_epoch).run()
+            data = data or _open_data(config, folder, workers)
+            return Trainer(config, folder, own_device, data, world, teacher_cache, after_epoch).run()
         except (Interrupted, ConfigError):
             raise  # a signal or the surroundings, not the run itself: it goes on when launched again
         except Diverged as error:
             return folder.fail(str(error), error.epoch, write=world.first)
         except Exception as error:
-            line = _surroundings(error, config, folder, world)
-            if line is not None:
-                raise ConfigError(line) from error
+            if lost_another(error, world):
+                line = f"process {world.rank} of {world.size}: another one of this run ended; launch again to go on"
+                raise ProcessLost(line) from error
+            known = _surroundings(error, config, folder)
+            if known is not None:
+                raise ConfigError(known) from error
             at = (folder.read("progress.json") or {}).get("epoch", 0) + 1
-            folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", at, write=world.first)
+            # whichever process it is: of an error that only one of them meets, the others see that it is gone
+            folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", at)
             raise
+
+
+def _open_data(config: RunConfig, folder: RunFolder, workers: int) -> Data:
+    try:
+        return Data(config.data, config.recipe, config.seed, workers)
+    except (OSError, MemoryError) as error:
+        raise ConfigError(_surroundings(error, config, folder)) from error
 
 
 def _take(folder: RunFolder, config: RunConfig, world: World, stack: ExitStack) -> dict[str, Any] | None:
@@ -113,10 +127,8 @@ def _take(folder: RunFolder, config: RunConfig, world: World, stack: ExitStack) 
     return found if found is not None and found["state"] == "done" else None
 
 
-def _surroundings(error: Exception, config: RunConfig, folder: RunFolder, world: World) -> str | None:
+def _surroundings(error: Exception, config: RunConfig, folder: RunFolder) -> str | None:
     """A line for an error that is not the run's own fault, with what to do; None for any other."""
-    if lost_another(error, world):
-        return f"process {world.rank} of {world.size}: another one of this run ended; launch again to go on"
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         size = config.recipe.micro_batch or config.recipe.batch_size
         advice = f"lower recipe.micro_batch (now {size} images in a pass)" if size > 2 else "take a smaller network"
@@ -135,16 +147,15 @@ class Trainer:
         config: RunConfig,
         folder: RunFolder,
         device: torch.device,
-        workers: int = 0,
+        data: Data,
         world: World = ALONE,
         teacher_cache: Path | str | None = None,
         after_epoch: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        self.config, self.folder, self.device, self.world = config, folder, device, world
+        self.config, self.folder, self.device, self.data, self.world = config, folder, device, data, world
         self.after_epoch = after_epoch
         if world.first:
             folder.write("environment.json", {**environment(device), "processes": world.size})
-        self.data = Data(config.data, config.recipe, config.seed, workers)
         state = checkpoint.load_newest(folder)
         positions = world.gather(state["step"] if state else None)
         if len(set(positions)) > 1:
@@ -339,6 +350,8 @@ def _stop_signals() -> Iterator[threading.Event]:
         number: signal.signal(number, lambda *_: stop.set())
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     }
+    # a launcher may have held it back until here, where it is safe (sweeps.payload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
     try:
         yield stop
     finally:
