@@ -186,7 +186,7 @@ def test_in_100_columns_names_give_way_and_no_figure_or_state_is_cut(root, monke
     progress = {"epoch": 120, "epochs": 300, "top1": 71.25, "host": "gpu-node-012", "time": 0}
     plan.folder(plan.runs[0]).write("progress.json", progress)
     show_status(root, [], None, every=False, watch=None)
-    _, *cells, _, _ = capsys.readouterr().out.splitlines()
+    cells = capsys.readouterr().out.split("logs: ")[0].splitlines()[1:]
     assert cells[0].split()[1:] == ["0", "interrupted", "120/300", "71.25", "gpu-node-012", plan.runs[0].hash]
     assert "".join(line.split()[0] for line in cells) == name and max(map(len, cells)) <= 100
 
