@@ -53,7 +53,10 @@ class Payload:
 
     def __call__(self) -> str:
         signals = _Signals()
-        from metamixer.training.folder import RunFolder
+        # all of it before a signal may raise: torch can't be imported twice
+        from metamixer.training.distributed import ProcessLost
+        from metamixer.training.folder import RunBusy, RunFolder
+        from metamixer.training.train import Interrupted
         from sweeps.snapshot import verify
         from sweeps.submissions import newest, read_submissions
 
@@ -78,10 +81,6 @@ class Payload:
             state = self._train(folder, mine.profile)
         except BaseException as error:
             signals.ignore()
-            from metamixer.training.distributed import ProcessLost
-            from metamixer.training.folder import RunBusy
-            from metamixer.training.train import Interrupted
-
             if isinstance(error, Stopped | Interrupted):
                 return self._stop(history, signals, mine.profile)
             if isinstance(error, ProcessLost):
