@@ -104,8 +104,9 @@ def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -
     headings = ("variant", "seed", "state", "epoch", "top-1", "node", "time", "log")
     for heading in ("grid", *headings) if several else headings:
         right = heading in ("seed", "epoch", "top-1", "time")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis",
-                         min_width=24 if heading == "log" else None)  # fmt: skip
+        # only names give way where the terminal is narrow: a figure or a state that is cut says something else
+        gives_way = heading in ("grid", "variant")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=not gives_way, overflow="fold")
     notes = []
     for entry in shown:
         standing = now.runs[entry.hash]
@@ -121,7 +122,7 @@ def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -
             _top1(standing, progress),
             _node(standing, progress),
             _time(standing, progress),
-            f"{entry.hash}/log.txt" if (folder.path / "log.txt").exists() else entry.hash,
+            entry.hash,
         )
         note = (standing.result or {}).get("error") if standing.state == State.FAILED else standing.note
         note = note or standing.note
@@ -135,6 +136,8 @@ def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -
         lines.append(Text(f"{len(entries) - len(shown)} more runs are in the counts only; --all shows them"))
     if now.problem:
         lines.append(Text(f"{now.problem}; states are from the runs' own files", "yellow"))
+    if shown:
+        lines.append(Text(f"logs: {root}/LOG/log.txt, or `launch.py logs`"))
     by_state = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
     lines.append(Text(f"{len(entries)} runs: {by_state}"))
     return Group(*lines)

@@ -54,7 +54,10 @@ class Payload:
 
     def __call__(self) -> str:
         signals = Signals()
-        from metamixer.training.folder import RunFolder
+        # all of it before a signal may raise: torch can't be imported twice
+        from metamixer.training.distributed import ProcessLost
+        from metamixer.training.folder import RunBusy, RunFolder
+        from metamixer.training.train import Interrupted
         from sweeps.snapshot import verify
         from sweeps.submissions import newest, read_submissions
 
@@ -79,10 +82,6 @@ class Payload:
             state = self._train(folder, mine.profile)
         except BaseException as error:
             signals.ignore()
-            from metamixer.training.distributed import ProcessLost
-            from metamixer.training.folder import RunBusy
-            from metamixer.training.train import Interrupted
-
             if isinstance(error, Stopped | Interrupted):
                 return end_job(history, signals, mine.profile, "`launch.py retry` goes on")
             if isinstance(error, ProcessLost):
@@ -120,7 +119,7 @@ class Payload:
 
 
 def end_job(history: History, signals: Signals, profile: Any, how: str, lost: str = "") -> str:
-    """End a job that was told to go, or that lost a process: requeued, within its limits, if SIGUSR2 came or one is lost.
+    """End a job that was told to go, or that lost a process: requeued if SIGUSR2 came or one is lost, within its limits.
 
     Raises:
         RuntimeError: it is not queued again, and the line says `how` it goes on; SLURM must not call this COMPLETED.

@@ -176,6 +176,21 @@ def test_status_reads_well_in_100_columns(slurm, root, monkeypatch, capsys):
     assert lines[-1] == "6 runs: 6 queued"
 
 
+def test_in_100_columns_names_give_way_and_no_figure_or_state_is_cut(root, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    name = "parallel_branch_with_softmax"
+    grid = Grid(bases={"tiny": RUN}, base=name, variants={name: Variant()}, seeds=(0,))
+    plan = make_plan(LoadedGrid("tiny", "Why?", grid), root)
+    plan.write_manifest()
+    plan.folder(plan.runs[0]).create(plan.runs[0].config)
+    progress = {"epoch": 120, "epochs": 300, "top1": 71.25, "host": "gpu-node-012", "time": 0}
+    plan.folder(plan.runs[0]).write("progress.json", progress)
+    show_status(root, [], None, every=False, watch=None)
+    cells = capsys.readouterr().out.split("logs: ")[0].splitlines()[1:]
+    assert cells[0].split()[1:] == ["0", "interrupted", "120/300", "71.25", "gpu-node-012", plan.runs[0].hash]
+    assert "".join(line.split()[0] for line in cells) == name and max(map(len, cells)) <= 100
+
+
 def test_runs_are_named_by_grid_hash_or_variant(slurm, root):
     assert launch(root)
     runs = make_plan(LOADED, root).runs
