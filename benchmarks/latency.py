@@ -18,7 +18,7 @@ from torch import nn
 
 from analysis.frame import each
 from analysis.latency import load
-from analysis.latency.backends import device, system
+from analysis.latency.backends import BACKENDS, device, system
 from analysis.latency.bench import time_with_progress
 from analysis.latency.measure import Subject
 from analysis.latency.rows import append
@@ -29,7 +29,7 @@ MODELS = (
     "ffnet_1,ffnet_2,ffnet_3,fastvit_t8,fastvit_sa12,repvit_m1,efficientformerv2_s0,mobilenetv4_conv_medium,"
     "starnet_s2,poolformerv2_s12,convnext_atto,caformer_s18"
 )
-KERNELS, CHANNELS, MAP = (3, 5, 7, 9), 320, 16
+KERNELS, CHANNELS, MAP = (3, 5, 7), 320, 16
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 
 
@@ -124,10 +124,8 @@ def main() -> None:
         sys.exit(f"{arguments.out}: no {BEGIN} and {END} to write between")
     names = arguments.models.split(",")
     if not arguments.tables:
-        for chosen in (depthwise(), subjects(names, arguments.resolution)):
-            report = time_with_progress(
-                chosen, arguments.backends.split(","), 1, 1, arguments.rounds, arguments.sessions
-            )
+        for some in (depthwise(), subjects(names, arguments.resolution)):
+            report = time_with_progress(some, arguments.backends.split(","), 1, 1, arguments.rounds, arguments.sessions)
             append(arguments.runs, report.rows)
             for problem in report.refused:
                 Console().print(problem, style="yellow", soft_wrap=True, highlight=False)
@@ -135,7 +133,9 @@ def main() -> None:
     here = (rows["device"] == device()) & (rows["os"] == system()) & (rows["threads"] == 1) & (rows["batch"] == 1)
     known = rows["network"].str.removesuffix(" unfolded").isin(names) & (rows["resolution"] == arguments.resolution)
     known |= rows["name"].isin([subject.name for subject in depthwise()]) & (rows["resolution"] == MAP)
-    arguments.out.write_text(f"{head}{BEGIN}\n{page(rows[here & known])}\n{END}{tail}")
+    order = {name: i for i, name in enumerate(BACKENDS)}
+    chosen = rows[here & known].sort_values("runtime", key=lambda column: column.map(order), kind="stable")
+    arguments.out.write_text(f"{head}{BEGIN}\n{page(chosen)}\n{END}{tail}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -41,7 +42,11 @@ def time_with_progress(
                 console.print(f"{100 * share:3.0f} % {doing}", highlight=False)  # a log has no bar
             progress.update(bar, description=doing, completed=share)
 
-        return measure(subjects, list(chosen.values()), threads, batch, rounds, sessions, show)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was measured is kept
+        try:
+            return measure(subjects, list(chosen.values()), threads, batch, rounds, sessions, show)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def time_runs(name: str, runs: Sequence[RunConfig]) -> list[float]:
