@@ -126,16 +126,17 @@ def images(networks: list[Inside], count: int = 64) -> tuple[Tensor, str]:
     if not networks:
         return torch.zeros(0), "no images"
     inside = networks[0]
-    assert inside.network.data is not None
+    assert inside.network.run is not None
+    data = inside.network.run.data
     try:
-        batches = Data(inside.network.data, None).evaluation("test")
+        batches = Data(data, None).evaluation("test")
         found: list[Tensor] = []
         while sum(map(len, found)) < count and (batch := next(batches, None)) is not None:
             found.append(batch[0])
         return torch.cat(found)[:count].contiguous(), f"{count} test images"
     except ConfigError:
         noise = torch.randn(count, *inside.network.input_size, generator=torch.Generator().manual_seed(0))
-        return noise, f"{count} images of noise ({inside.network.data.name} is not on this machine)"
+        return noise, f"{count} images of noise ({data.name} is not on this machine)"
 
 
 def receptive_field(inside: Inside, batch: Tensor, stage: int | None = None) -> np.ndarray:

@@ -27,6 +27,7 @@ from .tables import plural
 
 SUFFIX = ".tar.xz"
 _PREDICTIONS = "predictions.npz"
+_LATENCIES = "latency.jsonl"
 # of environment.json: what a figure may depend on, but nothing of whose machine it was
 _VERSIONS = ("python", "torch", "timm", "numpy", "pillow", "cpu", "threads", "device", "gpu", "commit", "dirty")
 
@@ -55,6 +56,7 @@ def _unpacked_as_of(packs: tuple[tuple[Path, int], ...]) -> Path:
             with tarfile.open(path) as tar:
                 tar.extractall(root, filter="data")
             _hand_out(root / _PREDICTIONS, root)
+            _join_latencies(root)
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
             raise ValueError(f"{path}: no pack of results, or a damaged one ({error}): pack it again") from None
     return root
@@ -75,6 +77,14 @@ def _hand_out(packed: Path, root: Path) -> None:
             for key, predictions in runs.items():
                 np.savez(root / key / _PREDICTIONS, label=label, **predictions)  # type: ignore[arg-type]
     packed.unlink()
+
+
+def _join_latencies(root: Path) -> None:
+    """Rows of one pack's latencies join those of the packs before."""
+    for path in root.glob(f"*.{_LATENCIES}"):
+        with (root / _LATENCIES).open("ab") as file:
+            file.write(path.read_bytes())
+        path.unlink()
 
 
 def pack(root: str | Path, grid: str, data: str, out: str | Path, weights: Iterable[str] = ()) -> Path:
@@ -103,6 +113,8 @@ def pack(root: str | Path, grid: str, data: str, out: str | Path, weights: Itera
     for key in keys:
         files |= dict(_text_files(root / key))
     files |= dict(_predictions(root, keys))
+    if rows := _latencies(root, set(load(root, grid, data, with_config=True)["network"])):
+        files[f"{grid}@{data}.{_LATENCIES}"] = rows
     for variant in weights:
         from .inside import rounded_weights  # loads torch
 
@@ -172,6 +184,19 @@ def _predictions(root: Path, keys: list[str]) -> Iterator[tuple[str, bytes]]:
         packed[f"off.{i}"] = off.astype(np.min_scalar_type(off.max()) if off.dtype.kind == "u" else off.dtype)
     if packed:
         yield _PREDICTIONS, _npz(**packed)
+
+
+def _latencies(root: Path, networks: set[str]) -> bytes:
+    """The whole lines of the file of latencies that are about these networks."""
+    lines = (root / _LATENCIES).read_bytes().splitlines(keepends=True) if (root / _LATENCIES).is_file() else []
+    kept = []
+    for line in lines:
+        try:
+            if json.loads(line)["network"] in networks:
+                kept.append(line.rstrip(b"\n") + b"\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # torn: `frame.load` said so
+    return b"".join(kept)
 
 
 def _npz(**arrays: np.ndarray) -> bytes:

@@ -147,7 +147,7 @@ def built(mixer, size=13):
     run = override(RUN, changes)
     torch.manual_seed(0)
     model = run.build(img_size=size).eval()
-    return inside.Inside("it", Network("it", model, (1, size, size), data=run.data), True)
+    return inside.Inside("it", Network("it", model, (1, size, size), run=run), True)
 
 
 def conv(size):
@@ -201,5 +201,9 @@ def test_networks_that_can_not_be_looked_at_are_said(tmp_path):
     found, left_out = inside.networks(tmp_path, frame.load(tmp_path), ["gelu", "relu", "nobody"])
     assert [(each.name, each.trained) for each in found] == [("gelu", False)]
     assert "schema 2" in left_out[0] and left_out[1] == "nobody: no variant of these runs"
+    elsewhere = override(RUN, {"data.name": "folder", "data.root": str(tmp_path / "nowhere")})
+    network = Network("it", RUN.build(), (1, 12, 12), run=elsewhere)
+    noise, what = inside.images([inside.Inside("it", network, False)], 8)
+    assert noise.shape == (8, 1, 12, 12) and what == "8 images of noise (folder is not on this machine)"
     axes = plots.receptive_fields({}, {}, "no images")
     assert "no run" in axes[0, 0].texts[0].get_text()
