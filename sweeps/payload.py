@@ -119,7 +119,7 @@ class Payload:
 
 
 def end_job(history: History, signals: Signals, profile: Any, how: str, lost: str = "") -> str:
-    """End a job that was told to go, or that lost a process: requeued if SIGUSR2 came or one is lost, within its limits.
+    """End a job that was told to go, or that lost a process: requeued within its limits if SIGUSR2 came or one is lost.
 
     Raises:
         RuntimeError: it is not queued again, and the line says `how` it goes on; SLURM must not call this COMPLETED.
