@@ -338,6 +338,20 @@ def test_accuracy_alone_is_pruned_by_the_median(tmp_path, root, monkeypatch):
     assert trials.study.best_trial.number in {trial.number for trial in done}
 
 
+def all_compete(tmp_path, root, number):
+    """How several workers end; not forks of this process, whose libraries may hold locks in other threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sweeps.search_worker"])
+    workers = [context.Process(target=compete, args=(tmp_path, root, each, 0.3)) for each in range(number)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join(240)
+        process.kill()  # if it hangs
+        process.join()
+    return [process.exitcode for process in workers]
+
+
 def compete(tmp_path, root, number, seconds):
     """Body of one of several workers that train in no time."""
     trained = stand_in()
@@ -355,13 +369,7 @@ def compete(tmp_path, root, number, seconds):
 
 def test_several_workers_finish_exactly_what_was_asked_for(tmp_path, root):
     trials = begin(tmp_path, root, wanted=10)
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=compete, args=(tmp_path, root, number, 0.3)) for number in range(4)]
-    for process in workers:
-        process.start()
-    for process in workers:
-        process.join(240)
-    assert [process.exitcode for process in workers] == [0] * 4
+    assert all_compete(tmp_path, root, 4) == [0] * 4
     finished = [trial for trial in trials.all() if has_finished(trial)]
     assert len(finished) == 10 and {outcome(trial) for trial in trials.all()} <= {"done", "too costly"}
     assert len({trial.user_attrs["owner"]["name"] for trial in finished if trial.user_attrs["owner"]}) > 1

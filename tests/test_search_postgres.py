@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from small_search import write_search
-from test_search import compete, stand_in, work
+from test_search import all_compete, stand_in, work
 
 from metamixer import ConfigError
 from sweeps import search_worker
@@ -56,8 +56,6 @@ def postgres(tmp_path_factory):
 
 
 def test_a_search_in_postgresql_survives_a_dead_worker_and_counts_exactly(postgres, tmp_path, monkeypatch):
-    import multiprocessing
-
     root = tmp_path / "runs"
     loaded = load_search(str(write_search(tmp_path, trials=8))).define()
     create_study(root, loaded, postgres)
@@ -66,15 +64,7 @@ def test_a_search_in_postgresql_survives_a_dead_worker_and_counts_exactly(postgr
     trials = Trials(root, folder, Owner.here("me"))
     trials.prepare(8)
     Trials(root, folder, Owner.here("dead")).claim()  # it holds no lock
-    context = multiprocessing.get_context("fork")
-    trials.study._storage.remove_session()
-    trials.study._storage._backend.engine.dispose()  # connections are not shared with forks
-    workers = [context.Process(target=compete, args=(tmp_path, root, number, 0.2)) for number in range(3)]
-    for process in workers:
-        process.start()
-    for process in workers:
-        process.join(240)
-    assert [process.exitcode for process in workers] == [0] * 3
+    assert all_compete(tmp_path, root, 3) == [0] * 3
     found = trials.all()
     assert sum(map(has_finished, found)) == 8 and {outcome(trial) for trial in found} <= {"done", "too costly", "lost"}
     assert outcome(found[0]) == "lost" and any(trial.user_attrs.get("again") == 0 for trial in found)
