@@ -131,7 +131,7 @@ class Payload:
         refusal = ""
         if reason == "time limit" and history.count("time limit") >= profile.continuations:
             refusal = f"after its {profile.continuations} continuations"
-        requeue = reason != "stopped" and not refusal
+        requeue = reason in ("time limit", "preempted") and not refusal
         history.stop(reason, requeue=requeue)
         if requeue:
             refusal = _requeue()
