@@ -4,7 +4,8 @@
 
 The runs are made up: 2,000 variants of a small network's learning rate and activation, five seeds each; nine of
 ten are done, a quarter of the others wait in the queue of a stand-in for SLURM (`tests/fake_slurm.py`). Figures are
-seconds of a whole `launch.py` command with its output thrown away; `import` is the part that torch's import takes.
+seconds of a whole `launch.py` command with its output thrown away; `import` is the part
+of `plan` that importing torch and timm takes.
 """
 
 import argparse
@@ -94,8 +95,8 @@ def main() -> None:
             if index % 10:
                 finish(plan.folder(run).path, index)
         plan.write_manifest()
-        # what every command below begins with
-        measure(figures, "import", "-c", "import sweeps.follow")
+        # what plan begins with
+        measure(figures, "import", "-c", "import sweeps.grid")
         measure(figures, "plan", "launch.py", "plan", grid, "--runs", runs)
         measure(figures, "status", "launch.py", "status", "--runs", runs)
         measure(figures, "collect", "launch.py", "collect", "rates", "--runs", runs)

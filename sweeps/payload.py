@@ -119,7 +119,7 @@ class Payload:
 
 
 def end_job(history: History, signals: Signals, profile: Any, how: str, lost: str = "") -> str:
-    """End a job that was told to go, or that lost a process: requeued within its limits if SIGUSR2 came or one is lost.
+    """End a job that was told to go, or that lost a process: requeued, within its limits, if SIGUSR2 told it.
 
     Raises:
         RuntimeError: it is not queued again, and the line says `how` it goes on; SLURM must not call this COMPLETED.
@@ -139,7 +139,7 @@ def end_job(history: History, signals: Signals, profile: Any, how: str, lost: st
     refusal = ""
     if reason == "time limit" and history.count("time limit") >= profile.continuations:
         refusal = f"after its {profile.continuations} continuations"
-    again = reason != "stopped" and not refusal
+    again = reason in ("time limit", "preempted") and not refusal
     history.stop(reason, requeue=again)
     if again:
         refusal = requeue()

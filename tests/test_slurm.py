@@ -41,7 +41,7 @@ from metamixer import override
 from metamixer.recipes import FASHION_MNIST
 from sweeps import Grid, Variant
 BASE = override(RUN, {"data": {**FASHION_MNIST.to_dict(), "train_samples": 200, "val_samples": 40},
-                      "model.stem_stride": 2, "recipe.epochs": 60})
+                      "model.stem_stride": 2, "recipe.epochs": 40})
 KEY = "model.stages.*.token_mixer.activation"
 GRID = Grid(bases={"fashion": BASE}, base="gelu", seeds=(0, 1),
             variants={name: Variant(changes={KEY: name}) for name in ("gelu", "relu", "silu")})
@@ -91,7 +91,12 @@ def states(root):
 
 
 def all_done(root):
-    return lambda: set(states(root).values()) == {State.DONE}
+    def ask():
+        now = set(states(root).values())
+        assert State.FAILED not in now, launch("status", "--runs", root)
+        return now == {State.DONE}
+
+    return ask
 
 
 def run_folder(root):
@@ -202,9 +207,13 @@ def test_a_grid_comes_through_a_preemption_a_kill_and_a_lost_node_bit_for_bit(ro
     nodes = until(lambda: len(now := at_work()) == 4 and now)
     told, killed = (job for job, node in nodes.items() if node == "n1")
     lost = [job for job, node in nodes.items() if node == "n2"]
-    subprocess.Popen(["scancel", "--signal=USR2", told])  # of an array's task it may wait for its restart
+    telling = subprocess.Popen(["scancel", "--signal=USR2", told])
     os.kill(json.loads((folder[killed] / "progress.json").read_text())["pid"], signal.SIGKILL)
     slurm("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    try:
+        telling.wait(timeout=3)
+    except subprocess.TimeoutExpired:  # of an array's task it may wait for the restart, and tell it again
+        telling.kill()
     try:
         until(lambda: all(starts(folder[job]) == 2 for job in lost))
     finally:
