@@ -222,7 +222,7 @@ RECIPES: dict[str, NamedRun] = {
     "small_distilled": NamedRun(
         "ffnet_1_distilled's recipe scaled down to Fashion-MNIST; the teacher is small_teacher",
         "this project",
-        "84.1 % measured",
+        "84.2 % measured",
         {**_network("ffnet_1", 0.02, 0.8), **SCALED},
         needs={"recipe.distillation.teacher": ("small_teacher", "")},
     ),
