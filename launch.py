@@ -106,7 +106,7 @@ def run(
 
     if cluster not in ("local", "debug", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")
-    planned = plan_of(grid, data, set, seeds, only, runs, match, module, lrs, aa, _time_runs)
+    planned = plan_of(grid, data, set, seeds, only, runs, match, module, lrs, aa, timer=_time_runs)
     print_plan(planned)
     _print_visible(planned)
     if cluster == "slurm":
@@ -433,7 +433,7 @@ def bench(
         if not models:
             raise ValueError("give the models to time, or a file with --import")
         networks = _networks(
-            models, resolution, lambda name: plan_of(name, data, set, "0", only, runs, match, module, _time_runs)
+            models, resolution, lambda name: plan_of(name, data, set, "0", only, runs, match, module, timer=_time_runs)
         )
         subjects = [Subject(network, folded) for network in networks for folded in ([True, False][: 1 + unfolded])]
         report = time_with_progress(subjects, backend or ["all"], threads, batch, rounds, sessions)
