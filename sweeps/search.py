@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -137,11 +137,10 @@ class Definition(What):
         return self.model_copy(update={"base": {**self.base, "modules": modules}, "question": "", "known": {}})
 
 
-class Measure:
+class Measure(Protocol):
     """What measures a network: a run's configuration → milliseconds. Anything that can be called so and pickled."""
 
-    def __call__(self, config: RunConfig) -> float:
-        raise NotImplementedError
+    def __call__(self, config: RunConfig) -> float: ...
 
 
 def changed(before: Definition, now: Definition) -> list[str]:
