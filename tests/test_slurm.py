@@ -91,10 +91,12 @@ def states(root):
 
 
 def all_done(root):
+    """Whether every run has its result and its job the last word on it, which comes after."""
+
     def ask():
         now = set(states(root).values())
         assert State.FAILED not in now, launch("status", "--runs", root)
-        return now == {State.DONE}
+        return now == {State.DONE} and all(history(path.parent)[-1]["event"] == "stop" for path in root.glob("*/config.json"))
 
     return ask
 

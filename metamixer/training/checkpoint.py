@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,7 @@ LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 def save(folder: RunFolder, state: dict[str, Any]) -> None:
     """Write `state` as the newest checkpoint and keep the one before."""
-
-    def write(aside: Path) -> None:
-        _write(aside, state)
-        if (folder.path / LAST).exists():
-            os.replace(folder.path / LAST, folder.path / PREVIOUS)
-
-    folder.replace(LAST, write)
+    folder.replace(LAST, lambda aside: _write(aside, state), keep=PREVIOUS)
 
 
 def save_best(folder: RunFolder, state: dict[str, Any]) -> None:

@@ -81,14 +81,20 @@ class RunFolder:
         """Replace a JSON file in one step."""
         self.replace(name, lambda path: path.write_text(json.dumps(content, indent=1)), sync)
 
-    def replace(self, name: str, writer: Any, sync: bool = True) -> None:
-        """Write a file aside, with `sync` make sure that it is on the disk, then rename it into place."""
+    def replace(self, name: str, writer: Any, sync: bool = True, keep: str | None = None) -> None:
+        """Write a file aside, with `sync` make sure that it is on the disk, then rename it into place.
+
+        With `keep` the file that was there stays under that name; `name` itself is there at every moment where the file
+        system has hard links.
+        """
         aside = self.path / f".{name}.{socket.gethostname()}.{os.getpid()}"
         try:
             writer(aside)
             if sync:
                 with aside.open("rb") as file:
                     os.fsync(file.fileno())
+            if keep is not None and (self.path / name).exists():
+                _link(self.path / name, self.path / keep)
             os.replace(aside, self.path / name)
         finally:
             aside.unlink(missing_ok=True)
@@ -158,6 +164,18 @@ def _let_go() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go)
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give a file a second name, in place of what had it; where there are no hard links, move it there."""
+    aside = name.with_name(f".{name.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        aside.unlink(missing_ok=True)
+        os.link(file, aside)
+    except OSError:
+        os.replace(file, name)
+    else:
+        os.replace(aside, name)
 
 
 def _epoch(line: str) -> float:
