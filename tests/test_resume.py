@@ -126,7 +126,7 @@ def test_the_best_epoch_is_the_one_of_the_metrics_and_survives_kills(config, und
 
 @pytest.mark.parametrize("links", [True, False])
 def test_at_no_moment_is_a_run_without_a_checkpoint(tmp_path, monkeypatch, links):
-    """Killed before or after any rename there is a whole one, and where there are hard links the newest has its name."""
+    """Killed around any rename there is a whole one; where there are hard links the newest has its name."""
     folder, seen, rename = RunFolder(tmp_path), [], os.replace
     checkpoint.save(folder, {"step": 0})
 

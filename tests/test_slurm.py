@@ -96,7 +96,8 @@ def all_done(root):
     def ask():
         now = set(states(root).values())
         assert State.FAILED not in now, launch("status", "--runs", root)
-        return now == {State.DONE} and all(history(path.parent)[-1]["event"] == "stop" for path in root.glob("*/config.json"))
+        folders = [path.parent for path in root.glob("*/config.json")]
+        return now == {State.DONE} and all(history(each)[-1]["event"] == "stop" for each in folders)
 
     return ask
 
