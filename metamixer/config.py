@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -148,7 +149,23 @@ def digest(config: Config) -> str:
 
 def digest_of(identity: dict[str, Any]) -> str:
     """The digest of the configuration with this identity."""
-    content = json.dumps({"schema": SCHEMA_VERSION, "config": identity}, sort_keys=True, separators=(",", ":"))
+    return _hash(_content(identity))
+
+
+def digests_of(identity: dict[str, Any], key: str, values: Iterable[Any]) -> list[str]:
+    """The digests of configurations that differ in one key of the identity alone; it is written out only once."""
+    before, after = _content({**identity, key: _PLACE}).split(json.dumps(_PLACE))
+    return [_hash(f"{before}{json.dumps(value)}{after}") for value in values]
+
+
+_PLACE = "\0here"  # no configuration holds it
+
+
+def _content(identity: dict[str, Any]) -> str:
+    return json.dumps({"schema": SCHEMA_VERSION, "config": identity}, sort_keys=True, separators=(",", ":"))
+
+
+def _hash(content: str) -> str:
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 

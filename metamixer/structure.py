@@ -16,7 +16,7 @@ from torch import nn
 
 from .config import differences
 from .operation import SLOTS
-from .training.config import RunConfig
+from .training.config import Recipe, RunConfig
 
 _MIXER = re.compile(r"model\.stages\.(\d+)\.((?:token|channel)_mixer)(?:\.(\d+))?(?:\.(\w+))?(?:\..*)?$")
 _PARTS = {  # what else a key of the configuration builds
@@ -93,9 +93,11 @@ def _explained(base: RunConfig, other: RunConfig) -> tuple[list[re.Pattern[str]]
 
 
 @lru_cache(maxsize=64)
-def _built_of(values: str) -> dict[str, tuple[str, str]]:
-    return structure(RunConfig.model_validate_json(values).build(device="meta"))
+def _built_of(network: str) -> dict[str, tuple[str, str]]:
+    return structure(RunConfig.model_validate_json(network).build(device="meta"))
 
 
 def _built(config: RunConfig) -> dict[str, tuple[str, str]]:
-    return _built_of(config.model_copy(update={"seed": 0}).model_dump_json())
+    """Structure of a run's network, built once for all runs that build the same one."""
+    recipe = Recipe(drop_path=config.recipe.drop_path)  # all that a network takes from it
+    return _built_of(config.model_copy(update={"seed": 0, "recipe": recipe}).model_dump_json())

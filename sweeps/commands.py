@@ -1,5 +1,8 @@
 """The command line's part on grids: planning and following them. `launch.py` adds what needs more than this folder."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -149,6 +152,16 @@ def retry(
     changes = {} if chosen else dict(parse_assignment(text) for text in resource or [])
     if not retry_runs(runs, targets or [], data, chosen, changes, max_attempts, max_gpu_hours, dry_run):
         raise typer.Exit(1)
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """For a command that ends soon: Python's cycle collector walks all that torch holds, again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def changes_of(assignments: Optional[list[str]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, Field
 from rich.progress import track
 
-from metamixer.config import Config, ConfigError, digest_of, override
+from metamixer.config import Config, ConfigError, digests_of, override
 from metamixer.modules import load_module
 from metamixer.training.config import RunConfig, UserModule
 
@@ -109,6 +109,9 @@ class Grid(Config):
         unknown = [name for name in only or () if name not in self.variants]
         if unknown:
             raise ConfigError(f"no variant {unknown[0]!r}; there are {', '.join(self.variants)}")
+        all_seeds = list(self.seeds if seeds is None else seeds)
+        if any(seed < 0 for seed in all_seeds):
+            raise ConfigError(f"seed {min(all_seeds)}: a seed is 0 or more")
         modules = [UserModule.of(source) for source in self.modules]
         base = self.bases[setting]
         base = override(base(overrides or {}) if callable(base) else base, {"modules": modules})
@@ -131,12 +134,9 @@ class Grid(Config):
             except ValueError as error:
                 raise ConfigError(f"variant {name!r}: {error}") from None
             for own, lr in self._at_rates(name, config, self.lrs if lrs is None else lrs):
-                # the seed's range is all that a variant's runs don't share: ten thousand are not validated one by one
-                identity = own.identity()
-                for seed in seeds if seeds is not None else self.seeds:
-                    if seed < 0:
-                        raise ConfigError(f"seed {seed}: a seed is 0 or more")
-                    run, hash = own.model_copy(update={"seed": seed}), digest_of({**identity, "seed": seed})
+                # the seed is all that a variant's runs don't share: ten thousand are not validated one by one
+                for seed, hash in zip(all_seeds, digests_of(own.identity(), "seed", all_seeds), strict=True):
+                    run = own.model_copy(update={"seed": seed})
                     planned.append(PlannedRun(name, seed, run, variant, hash, lr, own is config))
         return planned
 

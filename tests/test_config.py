@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from metamixer import CONFIGS, BackboneConfig, ConfigError, differences, digest, override, parse
-from metamixer.config import parse_assignment
+from metamixer.config import digests_of, parse_assignment
 from metamixer.recipes import DIGITS, FASHION_MNIST, FFNET_1, SMALL, SMALL_DIGITS
 from metamixer.training.config import DataConfig, Recipe, RunConfig
 
@@ -44,6 +44,12 @@ def test_hash_covers_every_value_and_no_spelling():
     one_by_one = [{"recipe.lr": 0.1}, {"seed": 1}, {"data.image_size": 17}, {f"{TOKEN}.activation": "relu"}]
     hashes = {digest(RUN)} | {digest(override(RUN, change)) for change in one_by_one}
     assert len(hashes) == 5
+
+
+def test_many_hashes_at_once_are_those_of_each():
+    seeds = [0, 7, 10**6]
+    expected = [digest(override(RUN, {"seed": seed})) for seed in seeds]
+    assert digests_of(RUN.identity(), "seed", seeds) == expected
 
 
 def test_hash_is_the_same_in_another_process():

@@ -73,7 +73,8 @@ class RunFolder:
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder; None if it is missing or not whole."""
         try:
-            return json.loads((self.path / name).read_text())
+            with open(os.path.join(self.path, name)) as file:  # plain, as some ask ten thousand folders
+                return json.load(file)
         except (OSError, ValueError):
             return None
 
