@@ -164,7 +164,7 @@ def search(
         if not search_on_slurm(prepared, workers or 4, chosen, max_gpu_hours):
             raise typer.Exit(1)
         return
-    prepared = prepare(runs, definition, wanted, storage)
+    prepared = prepare(runs, definition, wanted, storage, _time_runs)
     complete = search_here(prepared, workers or parallel_runs(device), device)
     _show_search(runs, definition.name, definition.setting)
     if not complete:
@@ -524,22 +524,21 @@ def main() -> None:
     """Run the command line; what a user got wrong is one line on stderr and exit code 2."""
     # OpenMP's threads otherwise spin while another process has the core, at a tenth of the speed and less
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    code: object = 0
     try:
         app()
-    except SystemExit as ended:
-        code = ended.code
     except ValueError as error:
         # ConfigError, and the ValueErrors of operations whose sizes do not fit
         print(f"error: {error}", file=sys.stderr)
-        code = 2
-    if sys.argv[1:2] in (["plan"], ["collect"]) and isinstance(code, int):
-        # they leave nothing to clear up, and taking torch down at the end would be a fifth of their time
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)  # type: ignore[arg-type]
+        sys.exit(2)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        if sys.argv[1:2] not in (["plan"], ["collect"]) or not isinstance(ended.code, int):
+            raise
+        # they leave nothing to clear up, and taking torch down at the end would be a fifth of their time
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended.code)

@@ -30,6 +30,20 @@ Timer = Callable[[str, Sequence[RunConfig]], Sequence[float]]
 
 
 @dataclass(frozen=True)
+class Clock:
+    """Measures a run's network beside the base, whose milliseconds are the scale: the machine's pace drops out."""
+
+    timer: Timer
+    runtime: str
+    base: RunConfig
+    milliseconds: float
+
+    def __call__(self, config: RunConfig) -> float:
+        base, own = self.timer(self.runtime, [self.base, config])
+        return self.milliseconds * own / base
+
+
+@dataclass(frozen=True)
 class Latencies:
     """The recorded widths below `root`; with a `timer`, those that are missing are measured and recorded."""
 

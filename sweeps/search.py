@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from metamixer.config import SCHEMA_VERSION, Config, ConfigError, differences, d
 from metamixer.cost import Cost
 from metamixer.training.config import RunConfig
 
+from .latency import Clock
 from .match import cost
 from .search_match import match_space
 from .search_space import Node, Suggest, resolve_space
@@ -36,6 +37,7 @@ class What(Config):
         space: dimensions by dotted key (`sweeps.search_space`).
         objectives: `top1`, on validation images, first; with costs after it, the front of best trades is sought.
         constraints: what a trial may cost at most; one above it is recorded as infeasible, not trained.
+        runtime: where latency is among those two, what it is measured on, e.g. "onnxruntime" (`launch.py bench`).
         pruning: for a search of accuracy alone.
         known: changes of the base by dotted key that are tried first, by name; they must lie in the space.
         startup: trials before the sampler (Optuna's TPE) stops drawing at random.
@@ -45,14 +47,24 @@ class What(Config):
     space: dict[str, Node] = Field(min_length=1)
     objectives: tuple[Objective, ...] = ("top1",)
     constraints: dict[CostName, Limit] = {}
+    runtime: str | None = None
     pruning: Pruning | None = None
     known: dict[str, dict[str, Any]] = {}
     startup: int = Field(default=10, ge=0)
     draws: int = Field(default=0, ge=0)
 
+    @property
+    def times(self) -> bool:
+        """Whether latency is sought or limited."""
+        return "latency" in (*self.objectives, *self.constraints)
+
     def model_post_init(self, _: Any) -> None:
         if self.objectives[:1] != ("top1",) or len(set(self.objectives)) < len(self.objectives):
             raise ConfigError(f"objectives {self.objectives}: 'top1' first, then each cost at most once")
+        if self.times and self.runtime is None:
+            raise ConfigError('latency is sought or limited, but on what? Name it, e.g. runtime="onnxruntime"')
+        if self.runtime is not None and not self.times:
+            raise ConfigError(f"runtime {self.runtime!r}, but latency is neither sought nor limited")
         if self.pruning is not None and len(self.objectives) > 1:
             raise ConfigError(
                 f"objectives {self.objectives} can't be pruned: seek top1 alone and put the costs into constraints"
@@ -110,8 +122,8 @@ class Definition(What):
             raise ConfigError(f"{', '.join(keys)}: not in the search's space, and not as in its base")
         return parameters
 
-    def costs(self, config: RunConfig, measure: Measure | None = None, counted: Cost | None = None) -> dict[str, float]:
-        """What the run's network costs; latency only if it is sought or limited and nothing else is over its limit.
+    def costs(self, config: RunConfig, measure: Clock | None = None, counted: Cost | None = None) -> dict[str, float]:
+        """What the run's network costs; latency only if `measure` is there and nothing else is over its limit.
 
         Args:
             counted: its multiply-adds and parameters, if they were counted before.
@@ -121,9 +133,7 @@ class Definition(What):
         """
         counted = counted or cost(config)
         found: dict[str, float] = {"macs": counted.macs, "params": counted.parameters}
-        if "latency" in (*self.objectives, *self.constraints) and not any(v > 0 for v in self.excess(found).values()):
-            if measure is None:
-                raise ConfigError("latency is sought, but nothing was given that measures it")
+        if measure is not None and self.times and not any(excess > 0 for excess in self.excess(found).values()):
             found["latency"] = measure(config)
         return found
 
@@ -135,12 +145,6 @@ class Definition(What):
         """What a study's trials have in common: this must not change, the rest may."""
         modules = [module["digest"] for module in self.base["modules"]]  # where they lie does not matter
         return self.model_copy(update={"base": {**self.base, "modules": modules}, "question": "", "known": {}})
-
-
-class Measure(Protocol):
-    """What measures a network: a run's configuration → milliseconds. Anything that can be called so and pickled."""
-
-    def __call__(self, config: RunConfig) -> float: ...
 
 
 def changed(before: Definition, now: Definition) -> list[str]:

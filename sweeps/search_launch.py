@@ -26,8 +26,9 @@ from metamixer.training.folder import RunFolder
 
 from . import scheduler, slurm, snapshot
 from .cluster import check_budget
+from .latency import Clock, Timer
 from .profiles import Profile
-from .search import Definition, Measure
+from .search import Definition
 from .search_space import dimensions
 from .search_study import create_study, search_folder
 from .search_trials import TRAINED, Nothing, Owner, Trials, has_finished
@@ -35,6 +36,7 @@ from .search_worker import SearchPayload, work_here
 from .submissions import Submission, launch_lock, read_submissions
 
 POLL_SECONDS = 0.5
+BASE_LATENCY = "base_latency_ms"
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,23 @@ class Launch:
 
 
 def prepare(
-    root: Path, definition: Definition, wanted: int, storage: str | None = None, measure: Measure | None = None
+    root: Path, definition: Definition, wanted: int, storage: str | None = None, timer: Timer | None = None
 ) -> Launch:
     """Make the study or find it, put into it what is known, deal with what dead workers left; and say so.
 
     Raises:
-        ConfigError: see `search_study.create_study`.
+        ConfigError: see `search_study.create_study`; or latency is sought and there is no `timer`, as on a cluster.
     """
-    if "latency" in (*definition.objectives, *definition.constraints) and measure is None:
-        raise ConfigError("the search is about latency: say what measures it")
-    create_study(root, definition, storage)
+    if definition.times and timer is None:
+        raise ConfigError("latency is measured on one machine: search it locally, or limit macs and params instead")
+    study, _ = create_study(root, definition, storage)
     folder = search_folder(root, definition.label)
+    measure = None
+    if definition.runtime is not None and timer is not None:
+        base = definition.base_run()
+        known = study.user_attrs.get(BASE_LATENCY)  # of the first launch: one scale for all trials
+        measure = Clock(timer, definition.runtime, base, known or timer(definition.runtime, [base])[0])
+        study.set_user_attr(BASE_LATENCY, measure.milliseconds)
     trials = Trials(root, folder, Owner.here(f"launch-{uuid.uuid4().hex[:8]}"), measure)
     console = Console(highlight=False, soft_wrap=True)
     came_in = trials.prepare(wanted)
@@ -83,14 +91,13 @@ def print_search(definition: Definition) -> None:
     for name, span in dimensions(definition.space):
         table.add_row(escape(name.removeprefix("model.stages.")), escape(span))
     console.print(table)
-    console.print(f"sought: {', '.join(definition.objectives)}", highlight=False)
+    on = f"; latency on {definition.runtime}" if definition.runtime else ""
+    console.print(f"sought: {', '.join(definition.objectives)}{on}", highlight=False)
     for name, limit in definition.constraints.items():
         console.print(f"{name} at most {readable(limit)}", highlight=False)
     base = definition.base_run()
-    cost = definition.costs(base) if "latency" not in (*definition.objectives, *definition.constraints) else {}
-    if cost:
-        words = ", ".join(f"{readable(value)} {name}" for name, value in cost.items())
-        console.print(f"the base costs {words}; {base.recipe.total_epochs} epochs", highlight=False)
+    words = ", ".join(f"{readable(value)} {name}" for name, value in definition.costs(base).items())
+    console.print(f"the base costs {words}; {base.recipe.total_epochs} epochs", highlight=False)
 
 
 def search_here(launch: Launch, workers: int, device: str) -> bool:
@@ -240,8 +247,6 @@ def search_on_slurm(launch: Launch, workers: int, profile: Profile, max_gpu_hour
         ConfigError: SLURM can't be asked what it already has, a worker would be several processes, or they may take
             more GPU-hours than `max_gpu_hours`.
     """
-    if launch.trials.measure is not None:
-        raise ConfigError("latency is measured on one machine: search it locally, or limit macs and params instead")
     if profile.processes > 1:
         raise ConfigError(
             f"a worker is one process, the profile asks for {profile.processes}: take --resource gpus_per_node=1 "

@@ -38,7 +38,7 @@ from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
 
 from . import scheduler
-from .search import Measure
+from .latency import Clock
 from .search_known import finished_runs, metrics, top1
 from .search_space import suggested_by
 from .search_study import lock, open_study
@@ -90,7 +90,7 @@ class Trials:
     """The trials of one study, for one worker or for whoever launches them."""
 
     def __init__(
-        self, root: Path, folder: Path, owner: Owner, measure: Measure | None = None, snapshot: Path | None = None
+        self, root: Path, folder: Path, owner: Owner, measure: Clock | None = None, snapshot: Path | None = None
     ) -> None:
         self.root, self.folder, self.owner, self.measure = root, folder, owner, measure
         self.study, self.definition = open_study(folder, snapshot)

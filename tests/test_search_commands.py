@@ -1,5 +1,6 @@
 """A search from the command line, as its user meets it, with real workers and real training."""
 
+import random
 import runpy
 
 import pandas as pd
@@ -7,9 +8,12 @@ import pytest
 from small_search import write_search
 from test_commands import launch
 
+from analysis.search import load_trials
 from metamixer.operation import REGISTRY
 from sweeps import Grid
+from sweeps.search_files import load_search
 from sweeps.search_known import metrics, top1
+from sweeps.search_launch import prepare, search_here
 from sweeps.search_study import search_folder
 from sweeps.search_trials import Owner, Trials
 
@@ -89,6 +93,36 @@ def test_mistakes_are_one_line(tmp_path):
     assert not list(runs.rglob("search.json"))
 
 
-def test_latency_needs_something_that_measures_it(tmp_path):
-    file = write_search(tmp_path, more='objectives=("top1", "latency"),')
-    assert "say what measures it" in launch("search", file, "--runs", tmp_path / "runs", code=2).stderr
+LATENCY = 'objectives=("top1", "latency"), constraints={"macs": 3e5},'
+
+
+def time_by_width(runtime, runs):
+    """A machine that is slower by chance each time that it is asked, and that takes a millisecond a channel."""
+    pace = 1 + random.random()
+    return [pace * run.model.stages[0].width for run in runs]
+
+
+def test_latency_is_sought_on_one_scale_whatever_the_pace(tmp_path):
+    file, runs = write_search(tmp_path, trials=4, more=LATENCY + ' runtime="eager",'), tmp_path / "runs"
+    definition = load_search(str(file)).define(None, {})
+    prepared = prepare(runs, definition, 2, None, time_by_width)
+    base = prepared.trials.study.user_attrs["base_latency_ms"]
+    assert search_here(prepared, 2, "cpu")
+    assert search_here(prepare(runs, definition, 4, None, time_by_width), 1, "cpu")  # later, at another pace
+    trials = Trials(runs, search_folder(runs, definition.label), Owner.here("test"))
+    found = [(trials.config(t).model.stages[0].width, t.values[1]) for t in trials.all() if t.state.name == "COMPLETE"]
+    width = definition.base_run().model.stages[0].width
+    assert len(found) == 4 and all(value == pytest.approx(base * own / width) for own, value in found)
+
+
+def test_latency_from_the_command_line(tmp_path):
+    runs = tmp_path / "runs"
+    file = write_search(tmp_path, more=LATENCY)
+    assert "on what? Name it" in launch("search", file, "--runs", runs, code=2).stderr
+    file = write_search(tmp_path, trials=1, more=LATENCY + ' runtime="eager",')
+    refused = launch("search", file, "--runs", runs, "--cluster", "slurm", code=2).stderr
+    assert "latency is measured on one machine" in refused and not runs.exists()
+    shown = launch("search", file, "--workers", 1, "--runs", runs).stdout
+    assert "sought: top1, latency; latency on eager" in shown
+    trials = load_trials(runs, "tiny", "tiny")
+    assert (trials.loc[trials["state"] == "done", "latency"] > 0).all() and "ms" in shown
