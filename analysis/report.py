@@ -9,7 +9,6 @@ import base64
 import io
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,15 +17,12 @@ import jinja2
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from . import plots, tables
-from .frame import Meta, describe, each, load
+from . import ladder, plots, tables
+from .frame import Meta, curves, describe, each, load
+from .fronts import LATENCY
 from .statistics import declared, explore
 from .tables import interval, signed
-
-# Each draws a comparison with what it is about; their axes' titles say what is seen. To show another, add it here.
-PICTURES: list[Callable[[pd.DataFrame, Meta], Axes | Figure]] = [plots.picture]
 
 _TEMPLATE = Path(__file__).parent / "report.html"
 _MOST_PAIRS = 300  # of variants that nobody declared, before a page gets unreadable
@@ -74,7 +70,7 @@ def report(root: str | Path, grid: str, data: str | None = None) -> tuple[str, M
             )
             for comparison in comparisons
         ],
-        pictures=[_inline(draw(main, meta)) for draw in PICTURES],
+        pictures=[_inline(picture) for picture in _pictures(root, runs, main, meta)],
         rates=_rates(runs),
         exploratory=[*_other_metrics(runs, main, meta), *_other_pairs(runs, meta)],
         changes=_changes(manifest, meta),
@@ -102,9 +98,22 @@ def _key(value: Any) -> Any:
     return None if pd.isna(value) else value.item() if hasattr(value, "item") else value
 
 
-def _inline(picture: Axes | Figure) -> tuple[str, str]:
+def _pictures(root: str | Path, runs: pd.DataFrame, comparison: pd.DataFrame, meta: Meta) -> list[Axes]:
+    """What was reached, against each cost that tells the variants apart; the ladder where there is one; the training."""
+    found = [plots.picture(comparison, meta)]
+    if comparison["parameters"].nunique() > 1 and not plots.same_cost(comparison):
+        found.append(plots.accuracy_vs_parameters(comparison, meta))
+    if any(name.startswith(LATENCY) for name in runs.columns):
+        found.append(plots.accuracy_vs_latency(comparison, meta, runs)[0])  # of one figure
+    if runs["on"].notna().any():
+        found.append(plots.waterfall(ladder.steps(runs, meta.metric), meta))
+    found.append(plots.learning_curves(runs, curves(root, runs["hash"]), meta))
+    return found
+
+
+def _inline(picture: Axes) -> tuple[str, str]:
     """A picture as data for an image, and its title for who can't see it."""
-    figure = picture if isinstance(picture, Figure) else picture.get_figure(root=True)
+    figure = picture.get_figure(root=True)
     assert figure is not None
     words = " ".join(axes.get_title(loc="left") or axes.get_title() for axes in figure.axes)
     buffer = io.BytesIO()
