@@ -150,7 +150,7 @@ def search(
     """Search mixers and recipes with Optuna until so many trials have finished, then show the best and the pictures."""
     from metamixer.config import ConfigError
     from sweeps.report import parallel_runs
-    from sweeps.search_launch import prepare, print_search, search_here, search_on_slurm
+    from sweeps.search.launch import prepare, print_search, search_here, search_on_slurm
 
     if cluster not in ("local", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local or slurm")
@@ -185,7 +185,7 @@ def confirm(
     out: Annotated[Optional[Path], typer.Option(help="The grid's file; confirm_NAME.py if not given.")] = None,
 ) -> None:
     """Write a grid that confirms the best of a search, with seeds of its own and on the test images."""
-    from sweeps.search_confirm import confirm_search
+    from sweeps.search.confirm import confirm_search
 
     path = confirm_search(runs, definition_of(name, data, set, None, module)[1], top, seeds_of(seeds), out)
     print(f"{path}: python launch.py run {path}")

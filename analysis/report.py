@@ -99,7 +99,7 @@ def _key(value: Any) -> Any:
 
 
 def _pictures(root: str | Path, runs: pd.DataFrame, comparison: pd.DataFrame, meta: Meta) -> list[Axes]:
-    """What was reached, against each cost that tells the variants apart; the ladder where there is one; the training."""
+    """What was reached, against each cost that tells variants apart; the ladder where there is one; the training."""
     found = [plots.picture(comparison, meta)]
     if comparison["parameters"].nunique() > 1 and not plots.same_cost(comparison):
         found.append(plots.accuracy_vs_parameters(comparison, meta))

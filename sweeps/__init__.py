@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .grid import Grid, PlannedRun, Variant, grid_questions, load_grid
     from .plan import Plan, make_plan
-    from .search import Pruning, Search
-    from .search_space import Changes, Choice, Integer, Mixer, Real
+    from .search.definition import Pruning, Search
+    from .search.space import Changes, Choice, Integer, Mixer, Real
     from .states import State
 
 __all__ = [
@@ -31,8 +31,14 @@ __all__ = [
 ]
 
 _HOME = {
-    **{"Plan": "plan", "make_plan": "plan", "State": "states", "Search": "search", "Pruning": "search"},
-    **dict.fromkeys(("Changes", "Choice", "Integer", "Mixer", "Real"), "search_space"),
+    **{
+        "Plan": "plan",
+        "make_plan": "plan",
+        "State": "states",
+        "Search": "search.definition",
+        "Pruning": "search.definition",
+    },
+    **dict.fromkeys(("Changes", "Choice", "Integer", "Mixer", "Real"), "search.space"),
 }  # of the others: grid
 
 

@@ -45,7 +45,8 @@ Modules = Annotated[
 ]
 
 Targets = Annotated[
-    Optional[list[str]], typer.Argument(help="Grids, beginnings of run hashes, or variants; everything if not given.")
+    Optional[list[str]],
+    typer.Argument(help="Grids, beginnings of run hashes, or variants; everything if not given."),
 ]
 ProfileName = Annotated[Optional[str], typer.Option("--profile", help="Profile of the jobs; `default` if not given.")]
 ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of profiles; slurm.toml if not given.")]
@@ -81,7 +82,7 @@ def list_grids() -> None:
     from rich.table import Table
 
     from sweeps.grid import grid_questions
-    from sweeps.search_files import search_questions
+    from sweeps.search.files import search_questions
 
     table = Table("grid", "question", box=None, pad_edge=False)
     for name, question in grid_questions().items():
@@ -94,7 +95,10 @@ def list_grids() -> None:
 
 @app.command()
 def status(
-    targets: Targets = None,
+    targets: Annotated[
+        Optional[list[str]],
+        typer.Argument(help="Grids, searches, beginnings of run hashes, or variants; all grids if not given."),
+    ] = None,
     data: DataName = None,
     runs: Runs = Path("runs"),
     every: Annotated[bool, typer.Option("--all", help="A row for every run, however many.")] = False,
@@ -108,7 +112,7 @@ def status(
 
 @app.command()
 def logs(
-    targets: Annotated[list[str], typer.Argument(help="Grids, beginnings of run hashes, or variants.")],
+    targets: Annotated[list[str], typer.Argument(help="Grids, searches, beginnings of run hashes, or variants.")],
     data: DataName = None,
     runs: Runs = Path("runs"),
     lines: Annotated[int, typer.Option(min=1, help="Lines of each log, counted from its end.")] = 30,
@@ -121,7 +125,7 @@ def logs(
 
 @app.command()
 def cancel(
-    targets: Annotated[list[str], typer.Argument(help="Grids, beginnings of run hashes, or variants.")],
+    targets: Annotated[list[str], typer.Argument(help="Grids, searches, beginnings of run hashes, or variants.")],
     data: DataName = None,
     runs: Runs = Path("runs"),
 ) -> None:
@@ -203,7 +207,7 @@ def profile_of(name, file, resources):  # type: ignore[no-untyped-def]
 def definition_of(search, data, set, trials, modules):  # type: ignore[no-untyped-def]
     """How many trials are wanted, and the search in its setting."""
     from metamixer.config import parse_assignment
-    from sweeps.search_files import load_search
+    from sweeps.search.files import load_search
 
     absolute = tuple(str(Path(m).resolve()) if m.endswith(".py") else m for m in modules or [])
     loaded = load_search(search, absolute)

@@ -19,7 +19,7 @@ from metamixer.training.folder import RunFolder
 
 from . import scheduler
 from .states import Standing, Standings, State, find_standings
-from .submissions import jobs_folder
+from .submissions import jobs_folder, read_submissions
 
 ROWS = 60  # a longer table shows what needs a look, and counts the rest
 STYLES = {State.DONE: "green", State.FAILED: "red", State.INTERRUPTED: "yellow", State.RUNNING: "cyan"}
@@ -36,12 +36,13 @@ class Entry:
     setting: str
 
 
-def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[Entry]:
-    """The runs that the targets name, each once; every run of the folder without targets.
+def select(root: Path, targets: Sequence[str], data: str | None = None, trials: bool = False) -> list[Entry]:
+    """The runs that the targets name, each once; every grid's runs without targets.
 
     Args:
         targets: names of grids, beginnings of hashes (8 digits or more) or names of variants.
         data: one of a grid's settings; all that were launched if None.
+        trials: a target may be a search, too, whose trials are runs as well.
 
     Raises:
         ConfigError: nothing of this name was launched.
@@ -60,6 +61,10 @@ def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[
             for entry in entries
             if name in ("", entry.grid, entry.variant) or (len(name) >= 8 and entry.hash.startswith(name))
         ]
+        if not found and trials and is_search(root, name):
+            from .search.launch import entries_of  # loads torch and Optuna
+
+            found = entries_of(root, name, data)
         if not found:
             there = ", ".join(sorted({f"{entry.grid}@{entry.setting}" for entry in entries})) or "none"
             what = f"grid, run or variant {name!r}" if name else "grid"
@@ -69,6 +74,10 @@ def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[
     return list(chosen.values())
 
 
+def is_search(root: Path, name: str) -> bool:
+    return bool(name) and any((root / "searches").glob(f"{name}@*/search.json"))
+
+
 def standings(root: Path, entries: Sequence[Entry]) -> Standings:
     return find_standings(root, [entry.hash for entry in entries])
 
@@ -76,7 +85,7 @@ def standings(root: Path, entries: Sequence[Entry]) -> Standings:
 def show_status(root: Path, targets: Sequence[str], data: str | None, every: bool, watch: float | None) -> None:
     """Print the table of the runs; with `watch`, again and again, that many seconds apart, until all have ended."""
     console = Console()
-    entries = select(root, targets, data)
+    entries = select(root, targets, data, trials=True)
     if watch is None:
         console.print(_status(root, entries, standings(root, entries), every))
         return
@@ -171,7 +180,7 @@ def _clock(seconds: float) -> str:
 def show_logs(root: Path, targets: Sequence[str], data: str | None, lines: int) -> None:
     """Print the end of each run's log; of a run that never got so far, what SLURM caught of its job."""
     console = Console(highlight=False, markup=False)
-    entries = select(root, targets, data)
+    entries = select(root, targets, data, trials=True)
     now = standings(root, entries)
     for entry in entries:
         path = _log(root, entry.hash, now.runs[entry.hash])
@@ -190,19 +199,37 @@ def _log(root: Path, hash: str, standing: Standing) -> Path | None:
 
 
 def cancel(root: Path, targets: Sequence[str], data: str | None) -> list[str]:
-    """Cancel the jobs of those runs that wait or run, and return lines about it.
+    """Cancel the jobs of those runs that wait or run, or of a search's workers, and return lines about it.
 
     Raises:
         ConfigError: SLURM can't be asked, or refuses.
     """
-    entries = select(root, targets, data)
+    searches = [name for name in targets if is_search(root, name)]
+    others = [name for name in targets if name not in searches]
+    workers = _workers(root, searches, data)
+    entries = select(root, others, data) if others else []
     now = standings(root, entries)
     if now.problem:
         raise ConfigError(f"{now.problem}; nothing was cancelled")
     active = [entry for entry in entries if now.runs[entry.hash].state in (State.QUEUED, State.RUNNING)]
     numbers = [number for entry in active if (number := now.runs[entry.hash].number) is not None]
-    scheduler.cancel(numbers)
-    lines = [f"cancelled {len(numbers)} jobs"]
+    scheduler.cancel([*numbers, *workers])
+    lines = [f"cancelled {len(numbers) + len(workers)} jobs"]
     if len(active) > len(numbers):
         lines.append(f"{len(active) - len(numbers)} runs are trained outside SLURM; stop their launch where it runs")
     return lines
+
+
+def _workers(root: Path, searches: Sequence[str], data: str | None) -> list[str]:
+    """Numbers of the jobs in which searches of these names have workers, or will."""
+    numbers = []
+    for each in read_submissions(root) if searches else ():
+        name, _, setting = each.grid.removeprefix("search ").partition("@")
+        if each.grid.startswith("search ") and name in searches and data in (None, setting):
+            numbers += [number for index in range(len(each.hashes)) if (number := each.job_of(index))]
+    if not numbers:
+        return []
+    answer = scheduler.ask(numbers)
+    if answer.problem:
+        raise ConfigError(f"{answer.problem}; nothing was cancelled")
+    return [n for n in numbers if (job := answer.jobs.get(n)) is not None and (job.waiting or job.alive)]

@@ -41,8 +41,11 @@ def test_the_page_holds_all_that_it_shows(runs):
     ):
         assert part in page, part
     assert not re.search(r"(src|href)=\"(https?:)?//", page) and "@import" not in page
-    (picture,) = re.findall(r'src="data:image/png;base64,([^"]+)" alt="([^"]+)"', page)
-    assert base64.b64decode(picture[0]).startswith(b"\x89PNG") and picture[1].startswith("Against attention")
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)" alt="([^"]+)"', page)
+    assert all(base64.b64decode(data).startswith(b"\x89PNG") for data, _ in pictures)
+    titles = [words for _, words in pictures]
+    assert len(set(titles)) == len(titles) and titles[0].startswith("Against attention"), titles
+    assert any("epoch" in words or "val" in words for words in titles), titles
 
 
 def test_names_are_text_not_markup(tmp_path):

@@ -21,15 +21,16 @@ from metamixer.config import parse
 from metamixer.mixer import resolve_mixer
 from metamixer.training.folder import RunFolder
 from metamixer.training.train import Interrupted, train
-from sweeps import Choice, Integer, Mixer, Real, Search, search_worker
-from sweeps.search import Definition
-from sweeps.search_files import LoadedSearch, load_search
-from sweeps.search_known import metrics, top1
-from sweeps.search_launch import outcome
-from sweeps.search_space import labelled, some, suggested_by
-from sweeps.search_study import Journal, create_study, normal_url, search_folder
-from sweeps.search_trials import Claim, Nothing, Owner, Trials, has_finished
-from sweeps.search_worker import Stop, Worker, worker_folder
+from sweeps import Choice, Integer, Mixer, Real, Search
+from sweeps.search import worker as search_worker
+from sweeps.search.definition import Definition
+from sweeps.search.files import LoadedSearch, load_search
+from sweeps.search.known import metrics, top1
+from sweeps.search.launch import outcome
+from sweeps.search.space import labelled, some, suggested_by
+from sweeps.search.study import Journal, create_study, normal_url, search_folder
+from sweeps.search.trials import Claim, Nothing, Owner, Trials, has_finished
+from sweeps.search.worker import Stop, Worker, worker_folder
 
 KEY = "model.stages.*.token_mixer"
 ALONE = 'objectives=("top1",), pruning=Pruning(startup=2, warmup=1),'
@@ -282,7 +283,7 @@ def test_what_costs_too_much_is_recorded_and_never_trained(tmp_path, root, monke
 
 
 def test_a_constraint_out_of_reach_is_one_line(tmp_path, root, monkeypatch):
-    monkeypatch.setattr("sweeps.search_trials.TOO_COSTLY", 3)
+    monkeypatch.setattr("sweeps.search.trials.TOO_COSTLY", 3)
     trials = begin(tmp_path, root, more='objectives=("top1",), constraints={"params": 10},')
     with pytest.raises(ConfigError, match="3 proposals in a row cost more than params ≤ 10"):
         work(trials)
@@ -341,7 +342,7 @@ def test_accuracy_alone_is_pruned_by_the_median(tmp_path, root, monkeypatch):
 def all_compete(tmp_path, root, number):
     """How several workers end; not forks of this process, whose libraries may hold locks in other threads."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sweeps.search_worker"])
+    context.set_forkserver_preload(["sweeps.search.worker"])
     workers = [context.Process(target=compete, args=(tmp_path, root, each, 0.3)) for each in range(number)]
     for process in workers:
         process.start()

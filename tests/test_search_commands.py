@@ -11,11 +11,11 @@ from test_commands import launch
 from analysis.search import load_trials
 from metamixer.operation import REGISTRY
 from sweeps import Grid
-from sweeps.search_files import load_search
-from sweeps.search_known import metrics, top1
-from sweeps.search_launch import prepare, search_here
-from sweeps.search_study import search_folder
-from sweeps.search_trials import Owner, Trials
+from sweeps.search.files import load_search
+from sweeps.search.known import metrics, top1
+from sweeps.search.launch import prepare, search_here
+from sweeps.search.study import search_folder
+from sweeps.search.trials import Owner, Trials
 
 SINE = """
 from metamixer import Activation, register
@@ -66,6 +66,11 @@ def test_from_the_dry_run_to_the_grid_that_confirms_it(tmp_path, own_operation):
     again = launch("search", file, "--runs", runs, "--workers", 2, "--device", "cpu").stdout
     assert "3 of 3 trials have finished" in again and "val top-1 " not in again
     assert "the front" in launch("collect", file, "--runs", runs).stdout
+
+    shown = launch("status", "tiny", "--runs", runs).stdout
+    assert "3 runs: 3 done" in shown and "trial 0" in shown
+    assert "log.txt" in launch("logs", "tiny", "--runs", runs).stdout
+    assert "no grid, run or variant 'tiny' was launched" in launch("retry", "tiny", "--runs", runs, code=2).stderr
 
     out = tmp_path / "confirm.py"
     assert f"launch.py run {out}" in launch("confirm", file, "--runs", runs, "--out", out, "--top", 2).stdout

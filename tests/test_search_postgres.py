@@ -10,12 +10,12 @@ from small_search import write_search
 from test_search import all_compete, stand_in, work
 
 from metamixer import ConfigError
-from sweeps import search_worker
-from sweeps.search_confirm import confirm_search
-from sweeps.search_files import load_search
-from sweeps.search_launch import outcome
-from sweeps.search_study import create_study, search_folder
-from sweeps.search_trials import Owner, Trials, has_finished
+from sweeps.search import worker as search_worker
+from sweeps.search.confirm import confirm_search
+from sweeps.search.files import load_search
+from sweeps.search.launch import outcome
+from sweeps.search.study import create_study, search_folder
+from sweeps.search.trials import Owner, Trials, has_finished
 
 
 def binaries():

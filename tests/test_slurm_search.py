@@ -13,10 +13,10 @@ from test_slurm import IS_OURS, PROFILE, launch, until
 
 from metamixer.training.folder import RunFolder
 from sweeps import scheduler
-from sweeps.search_known import metrics, top1
-from sweeps.search_launch import outcome
-from sweeps.search_study import search_folder
-from sweeps.search_trials import Owner, Trials, has_finished
+from sweeps.search.known import metrics, top1
+from sweeps.search.launch import outcome
+from sweeps.search.study import search_folder
+from sweeps.search.trials import Owner, Trials, has_finished
 from sweeps.submissions import read_submissions
 
 pytestmark = [
@@ -95,7 +95,9 @@ def test_preempted_and_cancelled_workers_give_their_trials_back_and_the_search_g
     until(attempts.exists)
     assert json.loads(attempts.read_text().splitlines()[0])["reason"] == "preempted"
     until(lambda: sum(map(has_finished, trials.all())) >= 3)
-    subprocess.run(["scancel", submission.job], check=True)
+    shown = launch("status", "tiny", "--runs", root)
+    assert "trial" in shown and " done" in shown
+    assert launch("cancel", "tiny", "--runs", root) == "cancelled 2 jobs\n"
     until(lambda: all_ended(root))
     until(lambda: "running" not in (found := {outcome(trial) for trial in trials.all()}) and found)  # they save
     assert "lost" not in {outcome(trial) for trial in trials.all()}

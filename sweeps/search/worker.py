@@ -25,12 +25,12 @@ from metamixer.training.data import default_workers
 from metamixer.training.folder import RunBusy, RunFolder
 from metamixer.training.train import Interrupted, train
 
-from .payload import History, Signals, end_job, job_number, log_to
-from .search_known import metrics, top1
-from .search_study import first_at, search_folder
-from .search_trials import Claim, Nothing, Owner, Trials
-from .snapshot import verify
-from .submissions import read_submissions
+from ..payload import History, Signals, end_job, job_number, log_to
+from ..snapshot import verify
+from ..submissions import read_submissions
+from .known import metrics, top1
+from .study import first_at, search_folder
+from .trials import Claim, Nothing, Owner, Trials
 
 POLL_SECONDS = 2.0
 LONGEST_PAUSE = 30.0  # SLURM is asked each time

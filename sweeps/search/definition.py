@@ -10,10 +10,10 @@ from metamixer.config import SCHEMA_VERSION, Config, ConfigError, differences, d
 from metamixer.cost import Cost
 from metamixer.training.config import RunConfig
 
-from .latency import Clock
-from .match import cost
-from .search_match import match_space
-from .search_space import Node, Suggest, resolve_space
+from ..latency import Clock
+from ..match import cost
+from .match import match_space
+from .space import Node, Suggest, resolve_space
 
 CostName = Literal["macs", "params", "latency"]  # multiply-adds and parameters of the folded network, milliseconds
 Objective = Literal["top1", "macs", "params", "latency"]
@@ -34,7 +34,7 @@ class What(Config):
     """What a search and the study that it makes have in common.
 
     Attributes:
-        space: dimensions by dotted key (`sweeps.search_space`).
+        space: dimensions by dotted key (`sweeps.search.space`).
         objectives: `top1`, on validation images, first; with costs after it, the front of best trades is sought.
         constraints: what a trial may cost at most; one above it is recorded as infeasible, not trained.
         runtime: where latency is among those two, what it is measured on, e.g. "onnxruntime" (`launch.py bench`).

@@ -8,7 +8,7 @@ from metamixer.config import ConfigError, override
 from metamixer.operation import SLOTS
 from metamixer.training.config import RunConfig
 
-from .search_space import Changes, Choice, Integer, Mixer, Real, labelled, made
+from .space import Changes, Choice, Integer, Mixer, Real, labelled, made
 
 Matched = tuple[dict[str, Any], Any]  # parameters by name, and the value that they make
 

@@ -11,7 +11,7 @@ from metamixer.config import ConfigError
 from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
 
-from .search import Definition
+from .definition import Definition
 
 
 def top1(row: dict[str, Any]) -> float:

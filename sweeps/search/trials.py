@@ -37,12 +37,12 @@ from metamixer.cost import Cost
 from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
 
-from . import scheduler
-from .latency import Clock
-from .search_known import finished_runs, metrics, top1
-from .search_space import suggested_by
-from .search_study import lock, open_study
-from .states import SILENT_AFTER
+from .. import scheduler
+from ..latency import Clock
+from ..states import SILENT_AFTER
+from .known import finished_runs, metrics, top1
+from .space import suggested_by
+from .study import lock, open_study
 
 ATTEMPTS = 3  # workers that one configuration may take with it
 PROPOSALS = 300  # of one trial, until the space counts as exhausted

@@ -24,16 +24,17 @@ from metamixer.config import ConfigError
 from metamixer.cost import readable
 from metamixer.training.folder import RunFolder
 
-from . import scheduler, slurm, snapshot
-from .cluster import check_budget
-from .latency import Clock, Timer
-from .profiles import Profile
-from .search import Definition
-from .search_space import dimensions
-from .search_study import create_study, search_folder
-from .search_trials import TRAINED, Nothing, Owner, Trials, has_finished
-from .search_worker import SearchPayload, work_here
-from .submissions import Submission, launch_lock, read_submissions
+from .. import scheduler, slurm, snapshot
+from ..cluster import check_budget
+from ..follow import Entry
+from ..latency import Clock, Timer
+from ..profiles import Profile
+from ..submissions import Submission, launch_lock, read_submissions
+from .definition import Definition
+from .space import dimensions
+from .study import create_study, open_study, search_folder
+from .trials import TRAINED, Nothing, Owner, Trials, has_finished
+from .worker import SearchPayload, work_here
 
 POLL_SECONDS = 0.5
 BASE_LATENCY = "base_latency_ms"
@@ -59,7 +60,7 @@ def prepare(
     """Make the study or find it, put into it what is known, deal with what dead workers left; and say so.
 
     Raises:
-        ConfigError: see `search_study.create_study`; or latency is sought and there is no `timer`, as on a cluster.
+        ConfigError: see `study.create_study`; or latency is sought and there is no `timer`, as on a cluster.
     """
     if definition.times and timer is None:
         raise ConfigError("latency is measured on one machine: search it locally, or limit macs and params instead")
@@ -107,7 +108,7 @@ def search_here(launch: Launch, workers: int, device: str) -> bool:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["metamixer.training.train", "sweeps.search_worker"])
+    context.set_forkserver_preload(["metamixer.training.train", "sweeps.search.worker"])
     console = Console()
     active = dict[Any, tuple[str, Any]]()
     stopped = False
@@ -274,7 +275,10 @@ def search_on_slurm(launch: Launch, workers: int, profile: Profile, max_gpu_hour
         )  # fmt: skip
     for each in submitted:
         if each.job:
-            console.print(f"job {each.job}: {len(each.hashes)} workers of {label}; scancel {each.job} stops them")
+            console.print(
+                f"job {each.job}: {len(each.hashes)} workers of {label}; "
+                f"`launch.py cancel {launch.definition.name}` stops them"
+            )
         if each.error:
             console.print(f"sbatch: {each.error}; the same command submits the rest", style="red", markup=False)
     return all(each.error is None for each in submitted)
@@ -294,3 +298,17 @@ def _alive(submissions: list[Submission], grid: str) -> int:
         raise ConfigError(f"{answer.problem}; what is queued can't be told, so nothing was submitted")
     jobs = (answer.jobs.get(number) for number in numbers)
     return sum(job is not None and (job.waiting or job.alive) for job in jobs)
+
+
+def entries_of(root: Path, name: str, data: str | None) -> list[Entry]:
+    """The trials of the searches of this name, as runs; those that were too costly are none."""
+    found = []
+    for folder in sorted((root / "searches").glob(f"{name}@{data or '*'}")):
+        study, definition = open_study(folder)
+        seed = definition.base_run().seed
+        found += [
+            Entry(trial.user_attrs["hash"], f"trial {trial.number}", seed, definition.name, definition.setting)
+            for trial in study.get_trials(deepcopy=False)
+            if "hash" in trial.user_attrs and outcome(trial) not in ("too costly", "lost")
+        ]
+    return found

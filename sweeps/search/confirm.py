@@ -13,9 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from metamixer.config import ConfigError, digest, override
 
-from .search import Definition
-from .search_study import search_folder
-from .search_trials import Owner, Trials
+from .definition import Definition
+from .study import search_folder
+from .trials import Owner, Trials
 
 
 def confirm_search(root: Path, definition: Definition, top: int, seeds: Sequence[int] | None, out: Path | None) -> Path:

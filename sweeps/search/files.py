@@ -11,9 +11,9 @@ import optuna
 from metamixer.config import ConfigError, override
 from metamixer.training.config import RunConfig, UserModule
 
-from .grid import GRIDS, from_file, question_of, setting_label
-from .search import Definition, Search, What
-from .search_space import dimensions, mixers, suggested_by
+from ..grid import GRIDS, from_file, question_of, setting_label
+from .definition import Definition, Search, What
+from .space import dimensions, mixers, suggested_by
 
 SEARCHES = GRIDS / "searches"
 DRAWS = 100

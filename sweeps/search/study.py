@@ -31,8 +31,8 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from metamixer.config import SCHEMA_VERSION, ConfigError, parse
 from metamixer.training.folder import RunFolder
 
-from .search import Definition, changed, schema_of
-from .snapshot import module_source
+from ..snapshot import module_source
+from .definition import Definition, changed, schema_of
 
 JOURNAL = "journal"  # as the storage of a search
 
@@ -215,7 +215,7 @@ def _make(folder: Path, storage: str, definition: Definition) -> optuna.Study:
         study_name=definition.label,
         directions=directions,
         load_if_exists=True,
-        sampler=optuna.samplers.RandomSampler(),  # proposals are made elsewhere: sweeps.search_trials
+        sampler=optuna.samplers.RandomSampler(),  # proposals are made elsewhere: sweeps.search.trials
         pruner=_pruner(definition),
     )
     # a database may hold a study of this name that belongs to another folder of runs
