@@ -66,7 +66,7 @@ def conclusion(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame, publish
         if np.isnan(base):
             lines.append(f"{backend(column)}: the base {meta.base} was not measured, so nothing is compared.")
             continue
-        rows = comparison[~comparison["base"] & (comparison["verdict"] != "below")]
+        rows = comparison[~comparison["base"] & ~(comparison["high"] < 0)]
         faster = [
             f"{row.variant} {medians[row.variant] / base:.2f}× its time, {_accuracy(row, meta)}"
             for row in each(rows)
