@@ -259,7 +259,8 @@ def _typed(value: Any, distribution: BaseDistribution) -> Any:
 def front_picture(trials: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """Top-1 on validation images against the first cost that was sought, or multiply-adds; a point a trial.
 
-    The line is the front. Too costly trials are marks at the foot, as they were not trained.
+    The line is the front. Marks at the foot are too costly trials, which were not trained, and those far below all
+    others (a few that did not learn would else squeeze the rest into a line).
     """
     if axes is None:
         figure, axes = plt.subplots(figsize=(8, 5.4))
@@ -279,18 +280,22 @@ def front_picture(trials: pd.DataFrame, axes: Axes | None = None) -> Axes:
     if not len(done):
         axes.text(0.5, 0.5, "no trial is done yet", transform=axes.transAxes, ha="center", color=_INK)
         return axes
-    drawn = done[done["source"] == "sampler"]
+    low, high = _foot(done["top1"].to_numpy()), done["top1"].max()
+    room = max(high - low, 0.5)
+    far = done[done["top1"] < low]
+    if len(far):
+        foot, words = np.full(len(far), low - 0.05 * room), f"below {low:.1f} %, down to {far['top1'].min():.1f}"
+        axes.scatter(far[cost] / scale, foot, color=_PALE, edgecolor=_VARIANT, marker="v", label=words, zorder=4)
+    drawn = done[(done["source"] == "sampler") & (done["top1"] >= low)]
     axes.scatter(drawn[cost] / scale, drawn["top1"], color=_PALE, edgecolor=_VARIANT, label="trial", zorder=2)
     front = done[done["front"]].sort_values(cost)
     if len(objectives) > 1:
         axes.step(front[cost] / scale, front["top1"], where="post", color=_VARIANT, marker="o", label="front", zorder=3)
-    for known in done[done["source"] != "sampler"].to_dict("records"):
+    for known in done[(done["source"] != "sampler") & (done["top1"] >= low)].to_dict("records"):
         at = (known[cost] / scale, known["top1"])
         axes.scatter(*at, color=_BASE, marker="D", zorder=4)
         if known["source"] != "finished run":
             axes.annotate(known["source"], at, (6, -11), textcoords="offset points", fontsize=8, color=_BASE)
-    low, high = done["top1"].min(), done["top1"].max()
-    room = max(high - low, 0.5)
     axes.set_ylim(low - 0.12 * room, high + 0.08 * room)
     costly = trials[trials["state"] == "too costly"]
     if len(costly):
@@ -299,8 +304,14 @@ def front_picture(trials: pd.DataFrame, axes: Axes | None = None) -> Axes:
     limit = trials.attrs["constraints"].get(cost)
     if limit:
         axes.axvline(limit / scale, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), label="limit")
-    axes.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="lower right")
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="best")
     return axes
+
+
+def _foot(top1: np.ndarray) -> float:
+    """The lowest of the trials that are not far out, three times the middle half's range below it (Tukey's fence)."""
+    lower, upper = np.percentile(top1, [25, 75])
+    return float(top1[top1 >= lower - 3 * (upper - lower)].min())
 
 
 def importances_picture(shares: pd.DataFrame, axes: Axes | None = None) -> Axes:
@@ -325,7 +336,7 @@ def importances_picture(shares: pd.DataFrame, axes: Axes | None = None) -> Axes:
     ]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     label = "share of the variance over the done trials"
-    axes.set_xlabel(label + (", of hollow bars over those in brackets" if rows["conditional"].any() else ""))
+    axes.set_xlabel(label + (";\nof hollow bars over those in brackets" if rows["conditional"].any() else ""))
     return axes
 
 
@@ -349,5 +360,9 @@ def conclusion(trials: pd.DataFrame, shares: pd.DataFrame) -> str:
     top = shares[~shares["conditional"]].head(2) if len(shares) else shares
     named = ", ".join(f"{short(row['parameter'])} {100 * row['importance']:.0f} %" for row in top.to_dict("records"))
     lines += [f"Most of the variance over the trials goes with {named} (fANOVA)."] if named else []
+    far = int((done["top1"] < _foot(done["top1"].to_numpy())).sum())
+    lines += (
+        [f"{far} of the trials lie far below all others, and these shares are largely theirs."] if far and named else []
+    )
     lines.append("One seed on validation images, the best of many trials: `launch.py confirm` says what of it stays.")
     return "\n".join(lines)

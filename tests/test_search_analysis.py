@@ -12,7 +12,15 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from analysis.plots import save
-from analysis.search import best, front_picture, importances, importances_picture, load_trials, render_trials
+from analysis.search import (
+    best,
+    conclusion,
+    front_picture,
+    importances,
+    importances_picture,
+    load_trials,
+    render_trials,
+)
 
 RANGES = {
     "slot": CategoricalDistribution(["a", "b", None]),
@@ -98,6 +106,19 @@ def test_pictures_and_tables_come_out(tmp_path, objectives, trials):
     if trials == 60:
         assert f"{frame[frame['state'] == 'done']['top1'].max():.2f}" in text
         assert "lr" in text and "too costly" in text and "launch.py confirm" in text
+
+
+def test_a_trial_that_learnt_nothing_does_not_squeeze_the_others(tmp_path):
+    study(tmp_path)
+    frame = load_trials(tmp_path)
+    done = frame.index[frame["state"] == "done"]
+    lowest = frame.loc[done, "top1"].min()
+    frame.loc[done[0], "top1"] = lowest - 60
+    axes = front_picture(frame)
+    assert axes.get_ylim()[0] > lowest - 10
+    words = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert any(word.endswith(f"down to {lowest - 60:.1f}") for word in words), words
+    assert "1 of the trials lie far below all others" in conclusion(frame, importances(frame))
 
 
 def test_an_absent_search_is_one_line(tmp_path):
