@@ -17,6 +17,12 @@ from metamixer.operation import KEYED_LAYOUTS, REGISTRY, SLOTS, Site, Slot
 from sweeps import Grid, Variant
 
 WIDTH = next(iter(CATALOGUE.bases.values())).model.stages[0].width
+# where a mixer has to fit: the first and the last stage of every setting
+SITES = {
+    Site(base.model.stages[stage].width, *2 * (base.model.map_sizes(base.data.image_size)[stage],))
+    for base in CATALOGUE.bases.values()
+    for stage in (0, -1)
+}
 
 
 def slot(kind: Slot, name: str, keyed: bool = False) -> dict:
@@ -40,7 +46,8 @@ def cells() -> dict[str, dict]:
             "coefficient_value": slot("coefficient_value", value),
         }
         try:
-            build_mixer(resolve_mixer(mixer), Site(WIDTH, 4, 4))
+            for site in SITES:
+                build_mixer(resolve_mixer(mixer), site)
             found[f"{key}-{activation}-{value}"] = mixer
         except ValueError as error:
             if isinstance(error, ConfigError) and "missing parameter" in str(error):

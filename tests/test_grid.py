@@ -259,3 +259,9 @@ def test_the_manifest_says_which_rate_is_the_recipes(tmp_path):
     make_plan(LOADED, tmp_path, only=["gelu", "relu"], lrs=[1e-3]).write_manifest()
     entries = json.loads((tmp_path / "grids" / "test@tiny.json").read_text())["runs"]
     assert {(entry["lr"], entry["fixed"]) for entry in entries} == {(RUN.recipe.lr, True), (1e-3, False)}
+
+
+@pytest.mark.parametrize("setting", ["digits", "fashion-mnist"])
+def test_every_cell_makes_a_network(setting):
+    for run in load_grid("cells").grid.runs(setting):
+        run.config.build(device="meta")
