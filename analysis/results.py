@@ -258,6 +258,9 @@ def _of_search(root: Path, path: Path) -> str:
 
 def _command(manifest: dict[str, Any]) -> str:
     data, _, changes = manifest["data"].partition("+")
+    search = manifest["grid"].removeprefix("confirm_")
+    if search != manifest["grid"]:  # as `launch.py confirm` names what it writes
+        return f"python launch.py confirm {search} --data {data} && python launch.py run confirm_{search}.py"
     sets = "".join(f" --set {change}" for change in changes.split(",") if change)
     seeds = ",".join(map(str, sorted({run["seed"] for run in manifest["runs"]})))
     return f"python launch.py run {manifest['grid']} --data {data}{sets} --seeds {seeds}"
