@@ -97,8 +97,9 @@ def test_preempted_and_cancelled_workers_give_their_trials_back_and_the_search_g
     until(lambda: sum(map(has_finished, trials.all())) >= 3)
     shown = launch("status", "tiny", "--runs", root)
     assert "trial" in shown and " done" in shown
-    assert launch("cancel", "tiny", "--runs", root) == "cancelled 2 jobs\n"
-    until(lambda: all_ended(root))
+    assert launch("cancel", "tiny", "--runs", root) in ("cancelled 2 jobs\n", "cancelled 1 jobs\n")
+    # one that was about to be queued again may be known to SLURM only a moment later
+    until(lambda: all_ended(root) or not launch("cancel", "tiny", "--runs", root))
     until(lambda: "running" not in (found := {outcome(trial) for trial in trials.all()}) and found)  # they save
     assert "lost" not in {outcome(trial) for trial in trials.all()}
     assert 3 <= sum(map(has_finished, trials.all())) < WANTED
