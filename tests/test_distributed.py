@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -28,26 +29,20 @@ CONFIG = override(RUN, {"recipe.micro_batch": 8, "data.val_samples": 63})
 
 
 def processes(size, body, timeout=120):
-    """Run `body(rank)` in forked processes with torchrun's environment; what each gave, or its error as text."""
-    context = multiprocessing.get_context("fork")
+    """Run `body(rank)` in fresh processes with torchrun's environment; what each gave, or its error as text.
+
+    Not forked from this one: once a library has registered a device with autograd, its forks can't go backward.
+    """
+    context = multiprocessing.get_context("forkserver")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-
-    def run(rank, sender):
-        os.environ.update(
-            RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="localhost", MASTER_PORT=str(port)
-        )
-        try:
-            sender.send(body(rank))
-        except BaseException as error:
-            traceback.print_exc()
-            sender.send(f"{type(error).__name__}: {error}")
+    body = cloudpickle.dumps((size, port, body))
 
     started = []
     for rank in range(size):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=run, args=(rank, sender))
+        process = context.Process(target=_run, args=(rank, sender, body))
         process.start()
         sender.close()
         started.append((process, receiver))
@@ -62,6 +57,19 @@ def processes(size, body, timeout=120):
         process.join(5)
         process.kill()
     return found
+
+
+def _run(rank, sender, body):
+    size, port, body = cloudpickle.loads(body)
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="localhost", MASTER_PORT=str(port)
+    )
+    try:
+        sender.send(body(rank))
+    except BaseException as error:
+        traceback.print_exc()
+        sender.send(f"{type(error).__name__}: {error}")
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +144,8 @@ def _after_an_epoch(config):
 
 @pytest.mark.parametrize("step", [4, 7])
 def test_a_process_that_dies_ends_the_run_with_a_line_and_it_goes_on(two, tmp_path, monkeypatch, step):
-    monkeypatch.setattr("metamixer.training.train.CHECKPOINT_SECONDS", -1.0)  # at every step
-
     def body(rank):
+        monkeypatch.setattr("metamixer.training.train.CHECKPOINT_SECONDS", -1.0)  # at every step
         if rank == 1:
             at_steps(monkeypatch, [step], lambda: os.kill(os.getpid(), signal.SIGKILL))
         return train(CONFIG, tmp_path / "run", "cpu")
