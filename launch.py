@@ -199,9 +199,9 @@ def collect(
     runs: Runs = Path("runs"),
 ) -> None:
     """The table and the picture of a grid's finished runs, or of a search's trials."""
-    from sweeps.follow import select
+    from sweeps.follow import is_search, select
 
-    if any((runs / "searches").glob(f"{Path(grid).stem}@*/search.json")):
+    if is_search(runs, Path(grid).stem):
         _show_search(runs, Path(grid).stem, data)
         return
     if any((runs / "grids").glob(f"{Path(grid).stem}@*.json")):
@@ -377,10 +377,11 @@ def ship(
     """Pack the finished runs of grids, without checkpoints, into a file each that the notebooks open."""
     from analysis.frame import load
     from analysis.results import pack, pack_search
+    from sweeps.follow import is_search
 
     for name in grids:
         grid = Path(name).stem
-        if any((runs / "searches").glob(f"{grid}@{data or '*'}/search.json")):
+        if is_search(runs, grid, data):
             for found in sorted((runs / "searches").glob(f"{grid}@{data or '*'}")):
                 path = pack_search(runs, grid, found.name.partition("@")[2], out)
                 print(f"{path}: {path.stat().st_size / 1000:.0f} KB")

@@ -74,8 +74,9 @@ def select(root: Path, targets: Sequence[str], data: str | None = None, trials: 
     return list(chosen.values())
 
 
-def is_search(root: Path, name: str) -> bool:
-    return bool(name) and any((root / "searches").glob(f"{name}@*/search.json"))
+def is_search(root: Path, name: str, data: str | None = None) -> bool:
+    """Whether a search of this name was begun, in one of its settings."""
+    return bool(name) and any((root / "searches").glob(f"{name}@{data or '*'}/search.json"))
 
 
 def standings(root: Path, entries: Sequence[Entry]) -> Standings:
