@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,23 +77,16 @@ def write(root: Path, known: pd.DataFrame, fresh: pd.DataFrame, stamps: list[str
     notes = {**(table.schema.metadata or {}), b"reader": _reader(), _ENCODED: json.dumps(encoded).encode()}
     aside = root / f"{FILE}.{os.getpid()}"
     try:
-        parquet.write_table(table.replace_schema_metadata(notes), aside)
-        os.replace(aside, root / FILE)
-    except OSError:
-        pass  # a read-only folder goes without
+        with suppress(OSError):  # a read-only folder goes without
+            parquet.write_table(table.replace_schema_metadata(notes), aside)
+            os.replace(aside, root / FILE)
     finally:
-        _forget(aside)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def _encode(value: Any) -> str | None:
     return None if isinstance(value, float) and value != value else json.dumps(value)  # NaN: no such key, null: a null
-
-
-def _forget(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        pass
 
 
 def _reader() -> bytes:
