@@ -17,12 +17,15 @@ from metamixer.operation import KEYED_LAYOUTS, REGISTRY, SLOTS, Site, Slot
 from sweeps import Grid, Variant
 
 WIDTH = next(iter(CATALOGUE.bases.values())).model.stages[0].width
-# where a mixer has to fit: the first and the last stage of every setting
-SITES = {
-    Site(base.model.stages[stage].width, *2 * (base.model.map_sizes(base.data.image_size)[stage],))
-    for base in CATALOGUE.bases.values()
-    for stage in (0, -1)
-}
+
+
+def sites() -> set[Site]:
+    """Where a mixer has to fit: the first and the last stage of every setting."""
+    found = set()
+    for base in CATALOGUE.bases.values():
+        sizes = base.model.map_sizes(base.data.image_size)
+        found |= {Site(base.model.stages[stage].width, sizes[stage], sizes[stage]) for stage in (0, -1)}
+    return found
 
 
 def slot(kind: Slot, name: str, keyed: bool = False) -> dict:
@@ -36,7 +39,7 @@ def slot(kind: Slot, name: str, keyed: bool = False) -> dict:
 
 def cells() -> dict[str, dict]:
     """Mixers by the names of their operations; those whose operations do not fit are left out."""
-    found = {}
+    found, places = {}, sites()
     for key, activation, value in product(*(REGISTRY[kind] for kind in SLOTS[1:])):
         keyed = REGISTRY["query_key"][key].makes in KEYED_LAYOUTS  # type: ignore[attr-defined]
         mixer = {
@@ -46,7 +49,7 @@ def cells() -> dict[str, dict]:
             "coefficient_value": slot("coefficient_value", value),
         }
         try:
-            for site in SITES:
+            for site in places:
                 build_mixer(resolve_mixer(mixer), site)
             found[f"{key}-{activation}-{value}"] = mixer
         except ValueError as error:

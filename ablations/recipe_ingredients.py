@@ -7,7 +7,7 @@ names another one.
 
     python launch.py plan recipe_ingredients --profile imagenet
     python launch.py train small_teacher                                # 25 minutes of one core
-    python launch.py run recipe_ingredients --data fashion-mnist        # 33 runs, about 2 minutes of one core each
+    python launch.py run recipe_ingredients --data fashion-mnist        # 33 runs, about 3 minutes of one core each
 """
 
 from typing import Any
