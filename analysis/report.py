@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 
 from . import ladder, plots, tables
 from .frame import Meta, curves, describe, each, load
-from .fronts import LATENCY
+from .fronts import backends
 from .statistics import declared, explore
 from .tables import interval, signed
 
@@ -103,7 +103,7 @@ def _pictures(root: str | Path, runs: pd.DataFrame, comparison: pd.DataFrame, me
     found = [plots.picture(comparison, meta)]
     if comparison["parameters"].nunique() > 1 and not plots.same_cost(comparison):
         found.append(plots.accuracy_vs_parameters(comparison, meta))
-    if any(name.startswith(LATENCY) for name in runs.columns):
+    if backends(runs):
         found.append(plots.accuracy_vs_latency(comparison, meta, runs)[0])  # of one figure
     if runs["on"].notna().any():
         found.append(plots.waterfall(ladder.steps(runs, meta.metric), meta))

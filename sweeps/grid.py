@@ -53,9 +53,8 @@ class Grid(Config):
         modules: files (beside the grid's) or dotted modules that register operations of your own.
     """
 
-    bases: dict[
-        str, Any
-    ]  # str → RunConfig, or a function that makes one; Any because pydantic would copy and re-validate them
+    # str → RunConfig, or a function that makes one; Any because pydantic would copy and re-validate them
+    bases: dict[str, Any]
     variants: dict[str, Variant]
     base: str
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..intervals import CONFIDENCE
+
 # how the tables call a measure, and its column
 MEASURES = {
     "multiply-adds": "macs",
@@ -15,7 +17,6 @@ MEASURES = {
     "activations": "activations",
     "bytes moved": "moved",  # numbers moved; at one precision, bytes rank the same
 }
-CONFIDENCE = 0.95
 
 
 def correlations(rows: pd.DataFrame) -> pd.DataFrame:

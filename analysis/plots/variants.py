@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..frame import Meta, each
-from ..fronts import LATENCY, front, published_name
+from ..fronts import LATENCY, backend, backends, front, published_name
 from ..tables import about, count, extremes, left_between, plural, signed, value
 from ._common import BASE, INK, QUIET, legend_below, metric_label, new, nothing, plain, verdict_style
 from ._common import title as set_title
@@ -33,8 +33,7 @@ _COSTS = {
 
 def _cost(column: str) -> _Cost:
     if column.startswith(LATENCY):
-        how = column.removeprefix(LATENCY).removesuffix("]")
-        return _Cost(f"median latency of one image (ms), {how}", " ms", False)
+        return _Cost(f"median latency of one image (ms), {backend(column)}", " ms", False)
     return _COSTS.get(column, _Cost(column, "", False))
 
 
@@ -118,15 +117,15 @@ def accuracy_vs_latency(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame
     Returns:
         An array of axes, one for each backend; one that says so, if nothing was measured.
     """
-    backends = [name for name in runs.columns if name.startswith(LATENCY) and runs[name].notna().any()]
-    _, grid = new(8, 5.4 * len(backends) or 2, rows=max(len(backends), 1), squeeze=False)
-    if not backends:
+    measured = backends(runs)
+    _, grid = new(8, 5.4 * len(measured) or 2, rows=max(len(measured), 1), squeeze=False)
+    if not measured:
         set_title(grid[0, 0], f"Latency of the variants of {meta.grid} on {meta.data}: not measured")
         nothing(grid[0, 0], "no latency of these networks beside the runs; `launch.py bench` measures them")
         return grid[:, 0]
-    for axes, backend in zip(grid[:, 0], backends, strict=True):
-        medians = runs.groupby("variant")[backend].median()
-        accuracy_vs(comparison.assign(**{backend: comparison["variant"].map(medians)}), meta, backend, axes)
+    for axes, column in zip(grid[:, 0], measured, strict=True):
+        medians = runs.groupby("variant")[column].median()
+        accuracy_vs(comparison.assign(**{column: comparison["variant"].map(medians)}), meta, column, axes)
     return grid[:, 0]
 
 
