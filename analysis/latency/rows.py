@@ -7,6 +7,7 @@ A row always names its device, system, runtime and version, threads, precision, 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -15,10 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from metamixer.config import digest_of
-
 FILE = "latency.jsonl"
-SCHEMA = 1
+SCHEMA = 1  # of the rows and of the configurations that keys are made from
 COLUMNS = {
     "network": "str",  # `network_key`
     "name": "str",  # what it was called: a timm model, a variant
@@ -52,9 +51,12 @@ Json = dict[str, Any]
 def network_key(model: Json, channels: int, image_size: int, num_classes: int) -> str:
     """What tells networks apart: 16 hexadecimal digits of the values that a network is built from, no weights.
 
-    `model` is that of a run's config.json. A timm model's key is its name instead.
+    `model` is that of a run's config.json; equal to `metamixer.config.digest_of` the four. A timm model's key is its
+    name instead.
     """
-    return digest_of({"model": model, "channels": channels, "image_size": image_size, "num_classes": num_classes})
+    parts = {"model": model, "channels": channels, "image_size": image_size, "num_classes": num_classes}
+    content = json.dumps({"schema": SCHEMA, "config": parts}, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def load(root: str | Path, with_published: bool = True) -> pd.DataFrame:
