@@ -10,6 +10,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
@@ -484,6 +485,22 @@ def test_a_run_that_was_stopped_between_two_epochs_goes_on(tmp_path):
     seen = []
     assert train(RUN, tmp_path / "run", "cpu", after_epoch=seen.append)["state"] == "done"
     assert [row["epoch"] for row in seen] == [2, 3]
+
+
+def test_no_trial_is_taken_where_the_base_could_not_be_trained(tmp_path, root):
+    file = write_search(tmp_path)
+    data = {"data.name": "folder", "data.root": str(tmp_path / "none"), "data.train_samples": None}
+    loaded = load_search(str(file)).define(overrides=data)
+    create_study(root, loaded, None)
+    for worker in range(4):  # three of them would fail a trial
+        trials = Trials(root, search_folder(root, loaded.label), Owner.here(f"w{worker}"))
+        trials.prepare(2)
+        with pytest.raises(ConfigError, match="no such folder"):
+            work(trials)
+    assert [outcome(trial) for trial in trials.all()] == ["waiting"]
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="finds no GPU here"):
+            Worker(begin(tmp_path, root), Stop(), "cuda").work()
 
 
 def test_missing_data_ends_the_worker_and_costs_no_trial(tmp_path, root, monkeypatch):

@@ -21,7 +21,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from sqlalchemy.exc import OperationalError
 
 from metamixer.config import ConfigError, digest
-from metamixer.training.data import default_workers
+from metamixer.training.data import Data, default_workers
+from metamixer.training.distributed import joined
 from metamixer.training.folder import RunBusy, RunFolder
 from metamixer.training.train import Interrupted, train
 
@@ -77,6 +78,7 @@ class Worker:
         Raises:
             ConfigError: what fails one trial would fail the next too, e.g. missing data.
         """
+        self._look_around()
         while not self.stop.asked:
             claim = self.trials.claim()
             if claim is Nothing.BUSY:
@@ -92,6 +94,16 @@ class Worker:
             elif claim is not Nothing.BUSY:
                 return claim.value
         return "stopped"
+
+    def _look_around(self) -> None:
+        """Refuse to take trials where not even the base could be trained: three such workers would fail a trial.
+
+        Raises:
+            ConfigError: no such device here, or the base's data can't be used.
+        """
+        base = self.trials.base
+        with joined(self.device):
+            Data(base.data, base.recipe, base.seed)
 
     def _train(self, claim: Claim) -> None:
         folder = RunFolder(self.trials.root / digest(claim.config))
@@ -228,7 +240,9 @@ class SearchPayload:
         with place.lock():
             owner = Owner.here(self.worker, job_number())
             trials = Trials(root, folder, owner, snapshot=snapshot)
-            said = Worker(trials, stop, workers=mine.profile.cpus_per_task - 1).work()
+            # a node whose GPUs don't work must not train on its CPU for days
+            device = "cuda" if mine.profile.gpus_per_node else "auto"
+            said = Worker(trials, stop, device, workers=mine.profile.cpus_per_task - 1).work()
         if stop.asked:
             return end_job(history, signals, mine.profile, "the same command starts another worker")
         history.stop("done")
