@@ -1,12 +1,17 @@
 """A search from the command line, as its user meets it, with real workers and real training."""
 
+import os
 import random
 import runpy
+import signal
+import subprocess
+import sys
+import time
 
 import pandas as pd
 import pytest
 from small_search import write_search
-from test_commands import launch
+from test_commands import ROOT, launch
 
 from analysis.search import load_trials
 from metamixer.operation import REGISTRY
@@ -96,6 +101,26 @@ def test_mistakes_are_one_line(tmp_path):
         error = launch(*arguments, "--runs", runs, code=2).stderr
         assert line in error and error.count("\n") == 1, error
     assert not list(runs.rglob("search.json"))
+
+
+def test_ctrl_c_while_the_workers_start_stops_them(tmp_path):
+    """They take seconds to import torch; the runs would take many minutes."""
+    file, runs = write_search(tmp_path, epochs=2000), tmp_path / "runs"
+    line = [sys.executable, ROOT / "launch.py", "search", file, "--runs", runs, "--workers", "2", "--device", "cpu"]
+    with (tmp_path / "shown").open("w") as shown:
+        process = subprocess.Popen(line, stdout=shown, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        while "trials have finished" not in (tmp_path / "shown").read_text():
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(90) == 1
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    said = (tmp_path / "shown").read_text()
+    assert "stopped; the same command goes on from here" in said and "Traceback" not in said
 
 
 LATENCY = 'objectives=("top1", "latency"), constraints={"macs": 3e5},'

@@ -11,6 +11,7 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,10 @@ def search_here(launch: Launch, workers: int, device: str) -> bool:
         for process in active:
             process.terminate()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    ensure_running()  # Ctrl-C reaches the whole group, and would end the server with tracebacks while it imports
+    before |= {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    signal.signal(signal.SIGINT, stop)
     for index, place in enumerate(_devices(device, workers)):
         name = f"{index}-{uuid.uuid4().hex[:8]}"
         receiver, sender = context.Pipe(duplex=False)
@@ -129,6 +133,8 @@ def search_here(launch: Launch, workers: int, device: str) -> bool:
         if not stopped:
             process.start()
             active[process] = name, receiver
+            if stopped:  # while it started, which takes seconds
+                process.terminate()
         sender.close()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     try:
@@ -137,7 +143,8 @@ def search_here(launch: Launch, workers: int, device: str) -> bool:
             while active:
                 for process in [p for p in active if not p.is_alive()]:
                     name, receiver = active.pop(process)
-                    _report(console, launch.folder / "workers" / name, receiver, process.exitcode)
+                    if not (stopped and process.exitcode == -signal.SIGTERM):  # told before it could listen
+                        _report(console, launch.folder / "workers" / name, receiver, process.exitcode)
                 view.update()
                 time.sleep(POLL_SECONDS)
             view.update()
