@@ -152,6 +152,10 @@ def test_latency_from_the_command_line(tmp_path):
     file = write_search(tmp_path, trials=1, more=LATENCY + ' runtime="eager",')
     refused = launch("search", file, "--runs", runs, "--cluster", "slurm", code=2).stderr
     assert "latency is measured on one machine" in refused and not runs.exists()
+    file.write_text(file.read_text().replace('runtime="eager"', 'runtime="eagre"'))
+    assert "backend 'eagre': one of eager" in launch("search", file, "--runs", runs, code=2).stderr
+    assert not runs.exists(), "a study that holds on to a runtime that there is not"
+    file.write_text(file.read_text().replace('runtime="eagre"', 'runtime="eager"'))
     shown = launch("search", file, "--workers", 1, "--runs", runs).stdout
     assert "sought: top1, latency; latency on eager" in shown
     trials = load_trials(runs, "tiny", "tiny")

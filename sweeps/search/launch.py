@@ -65,12 +65,15 @@ def prepare(
     """
     if definition.times and timer is None:
         raise ConfigError("latency is measured on one machine: search it locally, or limit macs and params instead")
-    study, _ = create_study(root, definition, storage)
     folder = search_folder(root, definition.label)
+    base, milliseconds = definition.base_run(), None
+    if definition.runtime is not None and timer is not None and not (folder / "search.json").exists():
+        # before there is a study: it would hold on to a runtime that can't be used here
+        milliseconds = timer(definition.runtime, [base])[0]
+    study, _ = create_study(root, definition, storage)
     measure = None
     if definition.runtime is not None and timer is not None:
-        base = definition.base_run()
-        known = study.user_attrs.get(BASE_LATENCY)  # of the first launch: one scale for all trials
+        known = study.user_attrs.get(BASE_LATENCY, milliseconds)  # of the first launch: one scale for all trials
         measure = Clock(timer, definition.runtime, base, known or timer(definition.runtime, [base])[0])
         study.set_user_attr(BASE_LATENCY, measure.milliseconds)
     trials = Trials(root, folder, Owner.here(f"launch-{uuid.uuid4().hex[:8]}"), measure)
