@@ -256,9 +256,29 @@ def test_a_changed_search_is_refused_with_what_changed_and_more_trials_are_not(t
         create_study(root, load_search(str(write_search(tmp_path))).define(), "postgresql://host/other")
 
 
+def test_what_is_known_may_be_added_to_later(tmp_path, root, monkeypatch):
+    monkeypatch.setattr(search_worker, "train", stand_in())
+    more = 'objectives=("top1", "macs"), constraints={"macs": 3e5}, known={"base": {}MORE},'
+    work(begin(tmp_path, root, wanted=2, more=more.replace("MORE", "")))
+    added = more.replace("MORE", ', "relu": {f"{KEY}.activation": "relu", "recipe.lr": 2e-3}')
+    trials = begin(tmp_path, root, wanted=4, more=added)
+    trials = begin(tmp_path, root, wanted=4, more=added)  # twice is once
+    assert [t.user_attrs["source"] for t in trials.all() if outcome(t) == "waiting"] == ["relu"]
+    work(trials)
+    assert {t.user_attrs["source"] for t in trials.all() if outcome(t) == "done"} == {"base", "relu", "sampler"}
+
+
 def test_urls_of_databases():
     assert normal_url("postgresql://host/db") == "postgresql+psycopg://host/db"
-    for url, line in (("postgresql://me:secret@host/db", "password"), ("sqlite:///a.db", "SQLite"), ("here", "a URL")):
+    assert normal_url("postgresql+psycopg://me@/db?host=/run") == "postgresql+psycopg://me@/db?host=%2Frun"
+    for url, line in (
+        ("postgresql://me:secret@host/db", "password"),
+        ("postgresql://me@host/db?password=secret", "password"),
+        ("sqlite:///a.db", "a URL of PostgreSQL"),
+        ("postgres://me@host/db", "a URL of PostgreSQL"),
+        ("postgresql://host:port/db", "a URL of PostgreSQL"),
+        ("here", "a URL"),
+    ):
         with pytest.raises(ConfigError, match=line) as error:
             normal_url(url)
         assert "secret" not in str(error.value)

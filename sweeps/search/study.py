@@ -26,7 +26,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from metamixer.config import SCHEMA_VERSION, ConfigError, parse
 from metamixer.training.folder import RunFolder
@@ -35,6 +35,7 @@ from ..snapshot import module_source
 from .definition import Definition, changed, schema_of
 
 JOURNAL = "journal"  # as the storage of a search
+DRIVER = "postgresql+psycopg"
 
 
 def search_folder(root: Path, label: str) -> Path:
@@ -130,15 +131,13 @@ def normal_url(storage: str) -> str:
     """
     try:
         url = make_url(storage)
-    except ArgumentError:
-        raise ConfigError(f"--storage {storage!r}: {JOURNAL} or a URL, e.g. postgresql://host/database") from None
-    if url.password:
+    except (ArgumentError, ValueError):  # no URL; a port that is no number
+        url = None
+    if url is not None and (url.password or "password" in url.query):
         raise ConfigError("--storage: leave the password out and put it into ~/.pgpass or PGPASSWORD")
-    if url.drivername.startswith("sqlite"):
-        raise ConfigError("--storage: SQLite does not hold up where several machines write; take journal or PostgreSQL")
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    return url.render_as_string()
+    if url is None or url.drivername not in ("postgresql", DRIVER):
+        raise ConfigError(f"--storage {storage!r}: {JOURNAL} or a URL of PostgreSQL, e.g. postgresql://host/database")
+    return url.set(drivername=DRIVER).render_as_string()
 
 
 def open_storage(folder: Path, storage: str) -> BaseStorage:
@@ -158,7 +157,7 @@ def open_storage(folder: Path, storage: str) -> BaseStorage:
         return RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
     except (ImportError, ModuleNotFoundError) as error:
         raise ConfigError(f"--storage {storage}: {error}; install the extra `postgres`") from None
-    except OperationalError as error:
+    except DBAPIError as error:  # not reached, or no right to make tables there
         raise ConfigError(f"--storage {storage}: {' '.join(str(error.orig).split())}") from None
 
 
