@@ -179,9 +179,9 @@ def create_study(root: Path, definition: Definition, storage: str | None) -> tup
                 chosen = _same_storage(folder, content, storage)
                 _same_search(folder, content, definition)
             study = _make(folder, chosen, definition)
-            if content is None:
-                content = {"schema": SCHEMA_VERSION, "definition": definition.to_dict(), "storage": chosen}
-                RunFolder(folder).write("search.json", content)
+            latest = {"schema": SCHEMA_VERSION, "definition": definition.to_dict(), "storage": chosen}
+            if content != latest:  # new; or with another question, more that is known, modules that lie elsewhere
+                RunFolder(folder).write("search.json", latest)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot write here ({error.strerror or error})") from None
     return study, chosen

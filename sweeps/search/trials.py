@@ -110,18 +110,16 @@ class Trials:
         return self.definition.run(self.base, lambda name, _: trial.params[name])
 
     def prepare(self, wanted: int) -> int:
-        """Set how many trials are wanted; into a new study put what is known. Returns how many finished runs came in.
+        """Set how many trials are wanted, put what is known into the study. Returns how many finished runs came in.
 
-        Runs of the folder that lie in the space, whatever trained them, are trials already; the definition's known
-        configurations that are not among them come first.
+        When it is new, runs of the folder that lie in the space, whatever trained them, are trials already; the
+        definition's known configurations that are not among the trials come next, also those that were added since.
         """
         with lock(self.folder):
             self.study.set_user_attr(WANTED, wanted)
-            if self.study.user_attrs.get("begun"):
-                return 0
-            tried = {trial.user_attrs["hash"] for trial in self.all()}
-            came_in = 0
-            for config in finished_runs(self.root, self.definition, self.base):
+            tried = {trial.user_attrs.get("hash") for trial in self.all()}
+            came_in, begun = 0, self.study.user_attrs.get("begun")
+            for config in () if begun else finished_runs(self.root, self.definition, self.base):
                 hash = digest(config)
                 added = hash not in tried and self._add(config, "finished run", trained=True)
                 came_in += added
