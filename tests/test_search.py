@@ -22,7 +22,7 @@ from metamixer.config import parse
 from metamixer.mixer import resolve_mixer
 from metamixer.training.folder import RunFolder
 from metamixer.training.train import Interrupted, train
-from sweeps import Choice, Integer, Mixer, Real, Search
+from sweeps import Changes, Choice, Integer, Mixer, Real, Search
 from sweeps.search import worker as search_worker
 from sweeps.search.definition import Definition
 from sweeps.search.files import LoadedSearch, load_search
@@ -132,6 +132,16 @@ def test_a_parameter_of_an_operation_is_there_only_with_it():
     for _, parameters in (pair for pair, _ in zip(drawn(definition(space=space)), range(30), strict=False)):
         seen.add((parameters[key], *sorted(parameters.keys() - {key})))
     assert seen == {("depthwise", f"{key}[depthwise].kernel_size"), ("linear", f"{key}[linear].expansion")}
+
+
+def test_an_option_that_changes_less_than_another_is_found_again():
+    space = {"lr": Changes(options={"base": {}, "low": {"recipe.lr": 1e-4}, "both": {"recipe.lr": 1e-4, "seed": 7}})}
+    found = definition(space=space, known={"low": {"recipe.lr": 1e-4}})
+    base = found.base_run()
+    for label, changes in (("base", {}), ("low", {"recipe.lr": 1e-4}), ("both", {"recipe.lr": 1e-4, "seed": 7})):
+        assert found.parameters_of(base, override(base, changes)) == {"lr": label}
+    with pytest.raises(ConfigError, match="does not have"):
+        found.parameters_of(base, override(base, {"seed": 7}))
 
 
 def test_a_search_is_whole_as_json():

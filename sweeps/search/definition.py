@@ -115,7 +115,7 @@ class Definition(What):
         Raises:
             ConfigError: it does not lie in the space.
         """
-        parameters = match_space(self.space, config)
+        parameters = match_space(self.space, base, config)
         made = self.run(base, lambda name, _: parameters[name])
         if digest(made) != digest(config):
             keys = differences(made, config)

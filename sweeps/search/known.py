@@ -12,6 +12,7 @@ from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
 
 from .definition import Definition
+from .space import keys_of
 
 
 def top1(row: dict[str, Any]) -> float:
@@ -30,9 +31,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def finished_runs(root: Path, definition: Definition, base: RunConfig) -> list[RunConfig]:
     """The finished runs of a folder that lie in the search's space, seed included."""
     found = []
-    tops = {key.split(".")[0] for key in definition.space} | {
-        key.split(".")[0] for node in definition.space.values() for key in _keys_of_changes(node)
-    }
+    tops = {key.split(".")[0] for name, node in definition.space.items() for key in keys_of(name, node)}
     same = {key: value for key, value in base.to_dict().items() if key not in tops and key != "modules"}
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name) if root.is_dir() else []:
         folder = RunFolder(entry.path)
@@ -48,8 +47,3 @@ def finished_runs(root: Path, definition: Definition, base: RunConfig) -> list[R
             continue
         found.append(config)
     return found
-
-
-def _keys_of_changes(node: Any) -> set[str]:
-    options = getattr(node, "options", {}) if getattr(node, "dimension", "") == "changes" else {}
-    return {key for changes in options.values() for key in changes}

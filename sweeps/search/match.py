@@ -8,27 +8,22 @@ from metamixer.config import ConfigError, override
 from metamixer.operation import SLOTS
 from metamixer.training.config import RunConfig
 
-from .space import Changes, Choice, Integer, Mixer, Real, labelled, made
+from .space import Changes, Choice, Integer, Mixer, Real, keys_of, labelled, made
 
 Matched = tuple[dict[str, Any], Any]  # parameters by name, and the value that they make
 
 
-def match_space(space: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """The parameters that make a configuration's values; what else it holds is not looked at.
+def match_space(space: dict[str, Any], base: RunConfig, config: RunConfig) -> dict[str, Any]:
+    """The parameters that make a configuration's values from the base; what else it holds is not looked at.
 
     Raises:
         ConfigError: it has a value that the space has not; the line says where.
     """
     parameters = dict[str, Any]()
     for key, node in space.items():
-        found = _match_changes(key, node, config) if isinstance(node, Changes) else _match(node, key, key, config)
+        found = _match_changes(key, node, base, config) if isinstance(node, Changes) else _match(node, key, key, config)
         if found is None or not (isinstance(node, Changes) or _holds(config, key, found[1])):
-            keys = (
-                dict.fromkeys(k for changes in node.options.values() for k in changes)
-                if isinstance(node, Changes)
-                else [key]
-            )
-            actual = ", ".join(f"{k}={_get(config, k)!r}" for k in keys)
+            actual = ", ".join(f"{k}={_get(config, k)!r}" for k in keys_of(key, node))
             raise ConfigError(f"{key}: the search's space does not have {actual}")
         parameters |= found[0]
     return parameters
@@ -80,8 +75,11 @@ def _match_mixer(node: Mixer, name: str, key: str, config: RunConfig) -> Matched
     return _joined({slot: part for slot, part in parts.items() if part is not None})
 
 
-def _match_changes(name: str, node: Changes, config: RunConfig) -> Matched | None:
+def _match_changes(name: str, node: Changes, base: RunConfig, config: RunConfig) -> Matched | None:
     for label, changes in node.options.items():
+        others = set(keys_of(name, node)) - changes.keys()
+        if any(_get(config, k) != _get(base, k) for k in others):  # changed, and not by this option
+            continue
         parts = {k: _match(value, f"{name}[{label}].{k}", k, config) for k, value in changes.items()}
         if all(part is not None and _holds(config, k, part[1]) for k, part in parts.items()):
             parameters, value = _joined({k: part for k, part in parts.items() if part is not None})

@@ -235,6 +235,13 @@ def mixers(node: Any) -> Iterator[Mixer]:
         yield from mixers(part)
 
 
+def keys_of(key: str, node: Any) -> list[str]:
+    """The keys of a configuration that a part of a space changes."""
+    if isinstance(node, Changes):
+        return list(dict.fromkeys(k for changes in node.options.values() for k in changes))
+    return [key]
+
+
 def resolve_space(space: dict[str, Any], suggest: Suggest) -> dict[str, Any]:
     """Changes by dotted key, every dimension's value as `suggest` says; it is asked for those that are there only."""
     changes = dict[str, Any]()
