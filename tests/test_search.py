@@ -156,6 +156,32 @@ def test_a_search_is_whole_as_json():
         ({"space": {"recipe.lrr": Real(low=0.1, high=1.0)}}, "no key 'lrr' here"),
         ({"space": {"recipe.lr": Real(low=0.1, high=1.0)}, "known": {"base": {}}}, "known 'base': recipe.lr"),
         ({"space": {"recipe.lr": 0.1}}, "nothing to choose from"),
+        (
+            {"space": {f"{KEY}.activation": Choice(options=("gelu", "gellu", "relu"))}},
+            "activation: option 'gellu': none",
+        ),
+        (
+            {"space": {"lr": Changes(options={"a": {"recipe.lr": 0.1}, "b": {"recipe.lrr": 0.2}})}},
+            "lr: option 'b': none",
+        ),
+        (
+            {
+                "space": {
+                    "model.stages.0.width": Choice(options=(4, 8)),
+                    "model.stages.*.width": Choice(options=(8, 16)),
+                }
+            },
+            "model.stages.*.width comes after model.stages.0.width",
+        ),
+        (
+            {
+                "space": {
+                    "recipe.lr": Real(low=0.1, high=1.0),
+                    "lr": Changes(options={"a": {"recipe.lr": 0.1}, "b": {}}),
+                }
+            },
+            "recipe.lr comes after recipe.lr",
+        ),
     ],
 )
 def test_what_a_search_gets_wrong_is_one_line(search, line):

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 
 from metamixer.config import ConfigError, override
 from metamixer.training.config import RunConfig, UserModule
 
 from ..grid import GRIDS, from_file, question_of, setting_label
 from .definition import Definition, Search, What
-from .space import dimensions, mixers, suggested_by
+from .space import dimensions, keys_of, mixers, suggested_by
 
 SEARCHES = GRIDS / "searches"
-DRAWS = 100
+DRAWS = 300  # so many, as sizes that have to fit each other may leave few that do
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,64 @@ class LoadedSearch:
         return definition
 
     def _check(self, definition: Definition, base: RunConfig) -> None:
-        """There is something to choose, some choice makes a run, and every known configuration lies in the space."""
+        """There is something to choose, every option makes a run, every known configuration lies in the space."""
         for mixer in mixers(definition.space):
             mixer.check()
         if not list(dimensions(definition.space)):
             raise ConfigError("the space has nothing to choose from")
+        before = list[str]()
+        for name, node in definition.space.items():
+            for key in keys_of(name, node):
+                hidden = next((each for each in before if _covers(key, each)), None)
+                if hidden is not None:
+                    raise ConfigError(
+                        f"{key} comes after {hidden}, which would have no effect: put it before or leave one out"
+                    )
+            before += keys_of(name, node)
         for name, changes in definition.known.items():
             try:
                 definition.parameters_of(base, override(base, changes))
             except ConfigError as error:
                 raise ConfigError(f"known {name!r}: {error}") from None
-        drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        _check_options(definition, base)
+
+
+def _covers(key: str, other: str) -> bool:
+    """Whether setting `key` sets all of `other`."""
+    parts, others = key.split("."), other.split(".")
+    pairs = zip(parts, others, strict=False)
+    return len(parts) <= len(others) and all(part in ("*", own) for part, own in pairs)
+
+
+def _check_options(definition: Definition, base: RunConfig) -> None:
+    """Every option makes a run with some choice of all else: a misspelt one would never be tried, and nobody be told.
+
+    Raises:
+        ConfigError: one makes none; the line says which and why.
+    """
+    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    whole, problem = ("", None), ""
+    met: dict[tuple[str, Any], dict[str, Any]] = {whole: {}}  # each option, by parameter and label, and what it is in
+    good = set[tuple[str, Any]]()
+    while waiting := [option for option in met if option not in good]:
         for _ in range(DRAWS):
+            drawn.enqueue_trial(met[waiting[0]])
+            trial = drawn.ask()
             try:
-                definition.run(base, suggested_by(drawn.ask()))
-                return
+                definition.run(base, suggested_by(trial))
+                good |= {whole, *trial.params.items()}
             except ValueError as error:
                 problem = str(error)
-        raise ConfigError(f"none of {DRAWS} draws from the space makes a run: {problem}")
+            for name, distribution in trial.distributions.items():
+                above = {n: label for n, label in trial.params.items() if name.startswith(f"{n}[{label}]")}
+                for label in distribution.choices if isinstance(distribution, CategoricalDistribution) else ():
+                    met.setdefault((name, label), {**above, name: label})
+            if waiting[0] in good:
+                break
+        else:
+            name, label = waiting[0]
+            what = f"{name}: option {label!r}: " if name else ""
+            raise ConfigError(f"{what}none of {DRAWS} draws from the space makes a run: {problem}")
 
 
 def search_questions() -> dict[str, str]:
