@@ -221,6 +221,22 @@ def test_a_mixer_is_looked_at_once_users_operations_are_known(slots, line):
         definition(space={KEY: mixer, "recipe.lr": Real(low=0.1, high=1.0)})
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        ('bases={"tiny": BASE}', "bases={}", "bases: dictionary should have at least 1 item"),
+        ('bases={"tiny": BASE}', 'bases={"tiny": lambda: BASE}', "base 'tiny' must be a RunConfig, got function"),
+        ("Choice(options=(3, 5))", "Integer(low=3, high=6, step=2)", "steps of 2 from low 3: take 7"),
+    ],
+)
+def test_what_else_a_searchs_file_gets_wrong_is_one_line(tmp_path, before, after, line):
+    file = write_search(tmp_path)
+    file.write_text(file.read_text().replace(before, after))
+    with pytest.raises(ConfigError) as error:
+        load_search(str(file)).define()
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
 def test_a_search_needs_validation_images(tmp_path):
     with pytest.raises(ConfigError, match="validation images"):
         load_search(str(write_search(tmp_path))).define(overrides={"data.val_samples": 0})

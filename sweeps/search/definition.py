@@ -77,9 +77,15 @@ class Search(What):
     `trials` is how many have to finish; `modules` register operations of your own, as in a grid.
     """
 
-    bases: dict[str, Any]  # str → RunConfig
+    bases: dict[str, Any] = Field(min_length=1)  # str → RunConfig
     trials: int = Field(default=40, gt=0)
     modules: tuple[str, ...] = ()
+
+    def model_post_init(self, context: Any) -> None:
+        super().model_post_init(context)
+        for setting, base in self.bases.items():
+            if not isinstance(base, RunConfig):
+                raise ConfigError(f"base {setting!r} must be a RunConfig, got {type(base).__name__}")
 
 
 class Definition(What):

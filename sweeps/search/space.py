@@ -68,6 +68,11 @@ class Integer(Dimension):
         _check_range(self.low, self.high, self.log)
         if self.log and self.step != 1:
             raise ConfigError(f"step {self.step}: a logarithmic dimension has none")
+        if beyond := (self.high - self.low) % self.step:
+            right = self.high - beyond + self.step
+            raise ConfigError(
+                f"high {self.high} is no whole number of steps of {self.step} from low {self.low}: take {right}"
+            )
         return self
 
     def distribution(self) -> BaseDistribution:
