@@ -65,6 +65,16 @@ def test_a_torn_line_costs_only_itself(tmp_path):
     assert found.attrs["left_out"] == [f"{FILE}: line 2 is torn, or of another version"]
 
 
+@pytest.mark.parametrize(
+    "change", [{"resolution": 10**20}, {"resolution": "256"}, {"sessions": 1.5}, {"median_ms": "1 ms"}, {"device": 3},
+               {"quiet": "yes"}, {"median_ms": float("inf")}, {"median_ms": None}]
+)  # fmt: skip
+def test_a_row_that_no_column_holds_costs_only_itself(tmp_path, change):
+    append(tmp_path, [ROW, {**ROW, "network": "odd", **change}, {**ROW, "network": "ffnet_2"}])
+    found = load(tmp_path, with_published=False)
+    assert list(found["network"]) == ["ffnet_1", "ffnet_2"] and len(found.attrs["left_out"]) == 1
+
+
 def _write(root, name):
     for i in range(50):
         append(root, [{**ROW, "network": f"{name}-{i}", "version": "x" * 5000}])
@@ -110,6 +120,11 @@ def test_a_table_from_a_phone(tmp_path):
         ("1500,", "1500", "row 2: 6 cells under 7 headings"),
         ("ffnet_1,256,iPhone 15,iOS 17.4,CPU,", "ffnet_1,25.6,iPhone 15,iOS 17.4,CPU,", "row 3: resolution '25.6'"),
         ("ffnet_1,256,iPhone 15,iOS 17.4,CPU,", "ffnet_1,256,,iOS 17.4,CPU,", "row 3: device is empty"),
+        ("ffnet_1,256,iPhone 15,iOS 17.4,CPU,", "ffnet_1,²,iPhone 15,iOS 17.4,CPU,", "row 3: resolution '²'"),
+        ("ffnet_1,256,", f"ffnet_1,{10**20},", "row 2: resolution '10+': a whole number"),
+        ("9000", "9_000", "row 3: median '9_000'"),
+        ("iPhone 15,iOS 17.4,CPU,", '"iPhone 15,iOS 17.4,CPU,', "line 3: unexpected end of data"),
+        (CSV.partition("\n")[2], "", "no rows below the headings"),
     ],
 )
 def test_a_table_is_refused_by_row(tmp_path, old, new, message):
@@ -155,6 +170,9 @@ def test_xcodes_report_without_names_of_people(tmp_path, report):
     "key, value, message",
     [
         ("computeUnit", 7, "computeUnit 7: one of 0, 1, 2, 3"),
+        ("computeUnit", [2], r"computeUnit \[2\]: one of 0, 1, 2, 3"),
+        ("deviceInfo", {"modelName": None}, "deviceInfo.modelName: a text, got 'None'"),
+        ("deviceResults", {"predict": {"samples": [1.0, float("inf")]}}, "samples: a list of seconds"),
         ("deviceInfo", {}, "no key deviceInfo.modelName"),
         ("deviceResults", {"predict": {"samples": ["1 ms"]}}, "samples: a list of seconds"),
     ],

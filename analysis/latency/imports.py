@@ -92,20 +92,27 @@ def read_report(path: str | Path, model: str | None = None, resolution: int | No
         return node
 
     samples = value("deviceResults", "predict", "samples")
-    if not isinstance(samples, list) or not samples or not all(isinstance(s, int | float) and s > 0 for s in samples):
+    if not isinstance(samples, list) or not samples or not all(map(_is_time, samples)):
         raise ValueError(f"{file}: deviceResults.predict.samples: a list of seconds, got {str(samples)[:60]}")
     units = value("computeUnit")
-    if units not in _OF_REPORT:
+    if not isinstance(units, int) or units not in _OF_REPORT:
         raise ValueError(f"{file}: computeUnit {units!r}: one of {', '.join(map(str, _OF_REPORT))}")
-    name = model or re.sub(r"\.ml(package|model|modelc)$", "", str(value("modelMetadata", "fileName")))
+
+    def text(*keys: str) -> str:
+        found = value(*keys)
+        if not isinstance(found, str) or not found.strip():
+            raise ValueError(f"{file}: {'.'.join(keys)}: a text, got {str(found)[:60]!r}")
+        return found.strip()
+
+    name = model or re.sub(r"\.ml(package|model|modelc)$", "", text("modelMetadata", "fileName"))
     ms = 1e3 * np.array(samples, float)
     return {
         "network": name,
         "name": name,
         "resolution": resolution,
         "batch": 1,
-        "device": str(value("deviceInfo", "modelName")),
-        "os": str(value("deviceInfo", "osNameAndVersionWithoutBuildNumber")),
+        "device": text("deviceInfo", "modelName"),
+        "os": text("deviceInfo", "osNameAndVersionWithoutBuildNumber"),
         "runtime": "Core ML",
         "version": "",
         "precision": "",
@@ -131,9 +138,12 @@ def read_csv(path: str | Path) -> list[Json]:
     name = Path(path).name
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            table = list(csv.reader(file))
+            reader = csv.reader(file, strict=True)
+            table = list(reader)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    except csv.Error as error:  # a quote that is never closed would swallow the rows behind it
+        raise ValueError(f"{name}: line {reader.line_num}: {error}") from None
     if not table:
         raise ValueError(f"{name}: row 1: no headings; they are {', '.join(_NEEDED)} (ms)")
     heads, factor = _heads(name, table[0])
@@ -148,6 +158,8 @@ def read_csv(path: str | Path) -> list[Json]:
             rows.append(_row(values, factor, name))
         except ValueError as error:
             raise ValueError(f"{name}: row {number}: {error}") from None
+    if not rows:
+        raise ValueError(f"{name}: no rows below the headings")
     return rows
 
 
@@ -199,20 +211,24 @@ def _row(values: dict[str, str], factor: float, source: str) -> Json:
     }
 
 
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
 def _whole(values: dict[str, str], head: str, default: int | None = None) -> int | None:
     text = values.get(head, "")
     if not text:
         return default
-    if not text.isdigit() or int(text) == 0:
-        raise ValueError(f"{head} {text!r}: a whole number of 1 or more")
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) == 0:
+        raise ValueError(f"{head} {text!r}: a whole number from 1 to 999999999")
     return int(text)
 
 
 def _time(text: str) -> float:
     try:
-        value = float(text)
+        value = float(text) if "_" not in text else math.nan
     except ValueError:
         value = math.nan
-    if not (0 < value < math.inf):
+    if not _is_time(value):
         raise ValueError(f"median {text!r}: a time above 0, without its unit (that stands in the heading)")
     return value

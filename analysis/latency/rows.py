@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,6 +44,7 @@ COLUMNS = {
 }
 IDENTITY = ("network", "resolution", "batch", "device", "os", "runtime", "version", "precision", "threads",
             "compute_units")  # fmt: skip
+_KINDS: dict[str, Any] = {"str": str, "Int64": int, "float64": int | float, "boolean": bool}
 _PUBLISHED = Path(__file__).parent / "published.csv"
 
 Json = dict[str, Any]
@@ -74,7 +76,8 @@ def load(root: str | Path, with_published: bool = True) -> pd.DataFrame:
             row = json.loads(line)
             if row["schema"] != SCHEMA:
                 raise ValueError
-            rows.append({**row, "median_ms": float(row["median_ms"])})
+            _check(row)
+            rows.append(row)
         except (ValueError, KeyError, TypeError):
             left_out.append(f"{FILE}: line {number} is torn, or of another version")
     measured = to_frame(rows).drop_duplicates(list(IDENTITY), keep="last")
@@ -82,6 +85,18 @@ def load(root: str | Path, with_published: bool = True) -> pd.DataFrame:
     found = found.reset_index(drop=True)
     found.attrs["left_out"] = left_out
     return found
+
+
+def _check(row: Json) -> None:
+    """Refuse what `COLUMNS` can't hold: one such row would cost all the others."""
+    for name, kind in COLUMNS.items():
+        value = row.get(name)
+        if value is not None and not isinstance(value, _KINDS[kind]):
+            raise TypeError
+        if kind == "Int64" and value is not None and not 0 <= value < 2**63:
+            raise ValueError
+    if not 0 < row["median_ms"] < math.inf:
+        raise ValueError
 
 
 def published() -> pd.DataFrame:
