@@ -19,10 +19,10 @@ from analysis.latency import measure as measuring
 from analysis.latency.backends import BACKENDS, Backend, Loaded, backend
 from analysis.latency.correlation import correlations, spearman
 from analysis.latency.measure import Subject, measure
-from analysis.latency.rows import FILE, append, to_frame
+from analysis.latency.rows import FILE, append, to_frame, ways
 from analysis.latency.session import difference
 from analysis.latency.session import run as run_session
-from analysis.latency.table import correlation_table, ranks, to_markdown
+from analysis.latency.table import correlation_table, pivot, ranks, to_markdown
 from metamixer.config import digest_of
 from metamixer.deploy._common import NotConvertible
 from metamixer.networks import Network, find_network, of_run
@@ -207,6 +207,22 @@ def test_the_table_says_all_that_a_row_must():
     text = to_markdown(rows)
     assert "| n0 | 256 | 1.00 M | 3.00 G | 10.0 (1.0 %) 1 |" in text and "40.0 (20.0 % noisy) 2" in text
     assert "onnxruntime: 1, fp32, CPU, 1 thread, batch 1, a CPU, Linux, 5 sessions." in text and "Noisy:" in text
+
+
+def test_each_way_of_timing_is_ranked_and_correlated_by_itself():
+    phones = [{**ROW, "device": device, "threads": None, "version": "", "runtime": "Core ML"} for device in "AB"]
+    rows = [{**phone, "network": f"n{i}", "name": f"n{i}", "macs": i + 1, "median_ms": time, "spread_ms": 0.1}
+            for phone, times in zip(phones, ([1.0, 2.0, 3.0], [30.0, 20.0, 10.0]), strict=True)
+            for i, time in enumerate(times)]  # fmt: skip
+    heads, body = pivot(to_frame([*rows, ROW]))
+    assert heads[4:] == ["Core ML, A", "Core ML, B", "onnxruntime"]
+    assert body[0][4:6] == ["1.00 (10.0 %) 1", "30.0 (0.3 %) 3"] and body[3][4:] == ["–", "–", "34.0 (1.5 %) 1"]
+    found = correlations(to_frame(rows)).query("measure == 'multiply-adds'")
+    assert list(zip(found["runtime"], found["spearman"], strict=True)) == [("Core ML, A", 1.0), ("Core ML, B", -1.0)]
+    threads = to_frame([ROW, {**ROW, "threads": 2, "batch": 8}, {**ROW, "threads": None}])
+    assert list(ways(threads)) == [
+        "onnxruntime, 1 thread, batch 1", "onnxruntime, 2 threads, batch 8", "onnxruntime, threads unknown, batch 1"
+    ]  # fmt: skip
 
 
 def test_correlations_are_scipys_over_networks():

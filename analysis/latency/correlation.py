@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from ..intervals import CONFIDENCE
+from .rows import ways
 
 # how the tables call a measure, and its column
 MEASURES = {
@@ -22,13 +23,14 @@ MEASURES = {
 def correlations(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each runtime and measure: n networks, `spearman`, and its 95 % interval `low` to `high`.
 
-    Networks of any resolution count, each pair once, unfolded ones not. Rows without the measure are left out. The
-    interval is Bonett and Wright's (2000): Fisher's z with variance (1 + r²/2)/(n − 3). There is none for fewer than
-    five networks, nor for a correlation of 1, of which so few networks can't be sure.
+    A runtime that was timed in several ways (devices, threads, ...) has a row for each, named by `rows.ways`. Networks
+    of any resolution count, each pair once, unfolded ones not. Rows without the measure are left out. The interval is
+    Bonett and Wright's (2000): Fisher's z with variance (1 + r²/2)/(n − 3). There is none for fewer than five networks,
+    nor for a correlation of 1, of which so few networks can't be sure.
     """
     found = []
     folded = rows[~rows["network"].str.endswith(" unfolded")]
-    for runtime, group in folded.groupby("runtime", sort=False):
+    for runtime, group in folded.groupby(ways(folded), sort=False):
         group = group.drop_duplicates(["network", "resolution"], keep="last")
         for measure, column in MEASURES.items():
             known = group[group[column].notna()]

@@ -42,8 +42,9 @@ COLUMNS = {
     "moved": "Int64",
     "source": "str",  # measured, an imported file's name, or a paper
 }
-IDENTITY = ("network", "resolution", "batch", "device", "os", "runtime", "version", "precision", "threads",
-            "compute_units")  # fmt: skip
+# rows that differ in any of these are not compared
+SETTING = ("runtime", "version", "precision", "threads", "compute_units", "batch", "device", "os")
+IDENTITY = ("network", "resolution", *SETTING)
 _KINDS: dict[str, Any] = {"str": str, "Int64": int, "float64": int | float, "boolean": bool}
 _PUBLISHED = Path(__file__).parent / "published.csv"
 
@@ -111,6 +112,24 @@ def to_frame(rows: Iterable[Json]) -> pd.DataFrame:
     texts = {name for name, kind in COLUMNS.items() if kind == "str"}
     full = [{name: row.get(name) or "" if name in texts else row.get(name) for name in COLUMNS} for row in rows]
     return pd.DataFrame.from_records(full, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def ways(rows: pd.DataFrame) -> pd.Series:
+    """How each row was timed: its runtime, and behind it what else of `SETTING` the rows of that runtime differ in."""
+    labels = rows["runtime"].astype(str)
+    for name in SETTING[1:]:
+        differ = rows.groupby("runtime")[name].transform("nunique", dropna=False) > 1
+        labels = labels.where(~differ, labels + ", " + rows[name].map(lambda value, name=name: _said(name, value)))
+    return labels
+
+
+def _said(name: str, value: Any) -> str:
+    what = name.replace("_", " ")
+    if pd.isna(value) or value == "":
+        return f"{what} unknown"
+    if name == "threads":
+        return f"{value} thread" + ("" if value == 1 else "s")
+    return f"{what} {value}" if name == "batch" else str(value)
 
 
 def append(root: str | Path, rows: Iterable[Json]) -> Path:

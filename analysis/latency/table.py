@@ -13,9 +13,7 @@ from rich.text import Text
 from ..frame import each
 from ..tables import count, plural
 from .correlation import correlations
-
-# rows that differ in any of these are not compared
-SETTING = ("device", "os", "runtime", "version", "precision", "threads", "compute_units", "batch")
+from .rows import SETTING, ways
 
 
 def ranks(rows: pd.DataFrame) -> list[tuple[int, int]]:
@@ -34,9 +32,9 @@ def ranks(rows: pd.DataFrame) -> list[tuple[int, int]]:
 def pivot(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Headings and cells, a row a network at a resolution: costs, then median, spread and rank on each runtime.
 
-    The rows are of one device, system, batch and number of threads; where not, only the newest of a network and runtime
-    is shown.
+    A runtime that was timed in several ways (devices, threads, ...) has a column for each; ranks are within a column.
     """
+    rows = rows.assign(runtime=ways(rows))
     runtimes = list(dict.fromkeys(rows["runtime"]))
     cells: dict[tuple[str, int], dict[str, str]] = {}
     costs: dict[tuple[str, int], tuple[Any, Any]] = {}
