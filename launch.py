@@ -407,7 +407,7 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, help="Threads; more than one is several times noisier.")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each network in a session.")] = 5,
-    sessions: Annotated[int, typer.Option(min=1, help="Fresh processes of each runtime; twice as many if noisy.")] = 5,
+    sessions: Annotated[int, typer.Option(min=1, help="Fresh processes of each runtime; 3 or more show noise.")] = 5,
     unfolded: Annotated[bool, typer.Option("--unfolded", help="Time each network as it was trained too.")] = False,
     data: DataName = None,
     set: Overrides = None,

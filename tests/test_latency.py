@@ -320,7 +320,8 @@ def test_it_is_repeated_until_the_sessions_agree_or_said_that_they_do_not(fakes)
     (row,) = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], rounds=1, sessions=3).rows
     assert (row["sessions"], row["quiet"]) == (3, True)
     (row,) = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], rounds=1, sessions=1).rows
-    assert row["spread_ms"] is None and row["quiet"] is False  # two sessions say nothing of a spread
+    assert row["spread_ms"] is None and row["quiet"] is None and row["sessions"] == 1  # of a spread it says nothing
+    assert "noisy" not in to_markdown(to_frame([row])).lower()
 
 
 def test_what_computes_something_else_is_not_timed(fakes):

@@ -91,8 +91,10 @@ class _Task:
         medians = self.medians()
         return float(np.subtract(*np.percentile(medians, [90, 10]))) if len(medians) > 2 else float("nan")
 
-    def quiet(self) -> bool:
-        return self.spread() <= QUIET * float(np.median(self.medians()))
+    def quiet(self) -> bool | None:
+        """None where the spread isn't known."""
+        spread = self.spread()
+        return None if np.isnan(spread) else spread <= QUIET * float(np.median(self.medians()))
 
 
 def measure(
@@ -111,7 +113,8 @@ def measure(
 
     Args:
         rounds: turns that a network has in a session; a turn is some 60 ms of calls, three at least.
-        sessions: fresh processes of each runtime; up to twice as many where the spread stays large.
+        sessions: fresh processes of each runtime; up to twice as many where the spread stays large. Fewer than three
+            say nothing of the spread.
         progress: told what is being done, and the share of the work that is done.
     """
     report = Report()
@@ -178,7 +181,7 @@ def _sessions(
             name
             for name in backends
             if (live := [task for task in tasks if task.backend.name == name and not task.refused])
-            and (session < sessions or not all(task.quiet() for task in live))
+            and (session < sessions or any(task.quiet() is False for task in live))
         ]
         draws.shuffle(waiting)
         for i, name in enumerate(waiting):
