@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
@@ -48,7 +49,7 @@ def find_network(name: str, resolution: int | None = None, trained: bool = False
         source: weights of a timm model: a checkpoint's file, or "pretrained" for timm's own.
 
     Raises:
-        ConfigError: no such name, a resolution that the network can't be built for, or weights that do not fit.
+        ConfigError: no such name, a resolution that the network can't have, or weights that do not fit.
     """
     if resolution is not None and resolution < 8:
         raise ConfigError(f"resolution {resolution}: at least 8 px")
@@ -83,7 +84,19 @@ def _of_timm(name: str, resolution: int | None, source: str | None) -> Network:
     cfg = model.pretrained_cfg
     channels, height, width = cfg["input_size"]
     size = (channels, resolution or height, resolution or width)
+    if resolution is not None:
+        _try(model.eval(), name, size)
     return Network(name, model.eval(), size, tuple(cfg["mean"]), tuple(cfg["std"]))
+
+
+def _try(model: nn.Module, name: str, size: tuple[int, int, int]) -> None:
+    """Refuse a size that shows only when the network runs: timm takes any where it does not ask for one."""
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *size))
+    except (ValueError, AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"resolution {size[1]}: timm model {name!r} does not run on it: {reason}") from None
 
 
 def _create(name: str, arguments: dict[str, Any]) -> Any:

@@ -141,6 +141,19 @@ def test_refusals(network, arguments, message):
         export(network, **arguments)
 
 
+def test_a_folder_in_the_files_place_is_refused_before_converting(network, tmp_path):
+    (tmp_path / "net.onnx").mkdir()
+    with pytest.raises(ConfigError, match="a folder stands where the file would be"):
+        export(network, "onnx", tmp_path / "net.onnx")
+
+
+def test_a_resolution_that_a_network_does_not_run_on_is_refused_in_a_line():
+    assert find_network("levit_128s", 224).input_size == (3, 224, 224)
+    with pytest.raises(ConfigError, match="resolution 250: timm model 'levit_128s' does not run") as error:
+        find_network("levit_128s", 250)
+    assert "\n" not in str(error.value)
+
+
 def test_mixers_alone_are_not_exported():
     with pytest.raises(ConfigError, match="'xca' is a mixer"):
         export(find_network("xca", 8), "onnx")

@@ -340,6 +340,17 @@ def test_what_does_not_convert_names_operation_and_layer(fakes):
     assert report.refused == ["lin on fake: Fake does not take 'aten.linear' in layer 'head'"] and len(report.rows) == 1
 
 
+def test_what_nothing_counts_is_named_with_its_network():
+    fourier = subject(nn.Conv2d(3, 3, 1), Fourier(), name="fourier")
+    with pytest.raises(ValueError, match=r"^fourier: multiply-adds not counted for aten::fft_rfft2"):
+        measure([subject(nn.Conv2d(3, 3, 1)), fourier], [Fake()])
+
+
+class Fourier(nn.Module):
+    def forward(self, x):
+        return torch.fft.rfft2(x).real
+
+
 def test_a_process_that_ends_too_early_is_told_with_its_last_words():
     report = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=1)
     (said,) = report.refused  # the process knows no such runtime

@@ -116,6 +116,9 @@ def measure(
         sessions: fresh processes of each runtime; up to twice as many where the spread stays large. Fewer than three
             say nothing of the spread.
         progress: told what is being done, and the share of the work that is done.
+
+    Raises:
+        ValueError: a network with an operation that nothing counts; before anything is timed.
     """
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +154,10 @@ def _prepare(
         files = {"image": str(folder / f"{i}-image.npy"), "reference": str(folder / f"{i}-reference.npy")}
         np.save(files["image"], image.numpy())
         np.save(files["reference"], reference.numpy())
-        cost = count(model, network.input_size)
+        try:
+            cost = count(model, network.input_size)
+        except ValueError as error:  # its operations have no count
+            raise ValueError(f"{subject.name}: {error}") from None
         timed = (fold(model) if subject.folded else model).requires_grad_(False)
         for j, backend in enumerate(backends):
             progress(f"preparing {subject.name} for {backend.name}", (i + j / len(backends)) / len(subjects))

@@ -61,6 +61,8 @@ def export(
         raise ConfigError(f"{path}: a file for {format} ends in {SUFFIXES[format]}")
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: no folder {path.parent}")
+    if format != "coreml" and path.is_dir():
+        raise ConfigError(f"{path}: a folder stands where the file would be")
     model = Deployed(network.model, network.mean, network.std, softmax=format == "coreml").eval()
     images = _images(network)
     if format == "coreml":
