@@ -429,6 +429,10 @@ def bench(
     if file is not None:
         if models and len(models) > 1:
             raise ValueError(f"--import: one model for a report, not {len(models)}")
+        timing = {"--backend": backend, "--unfolded": unfolded, "--data": data, "--set": set, "--only": only,
+                  "--match": match, "--module": module, "--threads": threads != 1, "--batch": batch != 1}  # fmt: skip
+        if given := [option for option, value in timing.items() if value]:
+            raise ValueError(f"--import: {given[0]} is for what is timed here; a file says how it was measured")
         found = imports.read(file, runs, models[0] if models else None, resolution)
     else:
         from analysis.latency.bench import time_with_progress

@@ -478,5 +478,7 @@ def test_the_command_imports(tmp_path, report):
     options = ("--runs", tmp_path, "--resolution", 256)
     shown = launch("bench", "--import", report, *options).stdout
     assert "iPhone 12" in shown and len(load(tmp_path)) == len(published()) + 1
+    said = launch("bench", "--import", report, *options, "--batch", 4, code=2).stderr
+    assert "--batch is for what is timed here" in said and len(load(tmp_path)) == len(published()) + 1
     assert "not 2" in launch("bench", "a", "b", "--import", report, code=2).stderr
     assert "give the models" in launch("bench", code=2).stderr
