@@ -154,5 +154,5 @@ def _check_coreml(path: Path, model: Deployed, labels: list[str]) -> list[str]:
         f"input {pixels.name!r}: image of {kind.width}×{kind.height}; outputs {outputs}; {len(labels)} classes",
         f"operations: {ops}",
         f"{compared} of {of} weights read back, off by at most {largest:.1e} of a weight's largest entry",
-        "not run: only macOS runs Core ML",
+        "not run: only macOS runs Core ML; there `launch.py bench --backend coreml` compares scores with eager",
     ]
