@@ -201,10 +201,11 @@ def released(folder, tmp_path_factory):
     return path, [model.eval() for model in models]
 
 
-def test_a_released_checkpoint_is_known_by_its_name(folder, released):
+def test_a_released_checkpoint_is_known_by_its_name(folder, released, monkeypatch):
     path, models = released
+    monkeypatch.chdir(path.parent)
     arguments = ["--data", folder, "--set", "data.num_classes=2", "--set", "data.image_size=96", "--device", "cpu"]
-    shown = launch("evaluate", path, *arguments).stdout
+    shown = launch("evaluate", path.name, *arguments).stdout  # not timm's model `ffnet_1` with a tag `pth.tar`
     assert "at 96 px, crop 0.9" in shown
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     transform = create_transform(96, interpolation="bicubic", mean=mean, std=std, crop_pct=0.9)
@@ -243,6 +244,8 @@ def test_a_checkpoint_of_another_name_needs_its_network(folder, released, tmp_pa
         (["evaluate", "ffnet_1", "--set", "recipe.epochs=1"], ["keys of data only"]),
         (["evaluate", "ffnet_1", "--data", ".", "--set", "data.image_size"], ["KEY=VALUE"]),
         (["evaluate", "ffnet_1", "--model", "fnet"], ["no timm model 'fnet'"]),
+        (["evaluate", "ffnet_1", "--model", "ffnet_1.in2k"], ["no timm model 'ffnet_1.in2k'"]),
+        (["evaluate", "ffnet_1.pth"], ["neither a run's folder, nor a checkpoint"]),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, parts, tmp_path, monkeypatch):

@@ -167,6 +167,15 @@ def test_no_average_where_there_is_none(tmp_path):
         override(RUN, {"initial": {"source": "ffnet_1", "average": True}})
 
 
+def test_a_file_that_begins_like_a_timm_model_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"'ffnet_1\.pth\.tar': no such file"):
+        parse(Weights, {"source": "ffnet_1.pth.tar"})
+    torch.save({"state_dict": {"x": torch.ones(3)}}, "ffnet_1.pth.tar")
+    assert weights.read(Weights(source="ffnet_1.pth.tar"))["x"].tolist() == [1, 1, 1]
+    assert Weights(source="ffnet_1.in1k").digest is None
+
+
 def test_timm_models():
     with pytest.raises(ConfigError, match="timm model 'ffnet_mini': cannot load its weights") as caught:
         weights.read(Weights(source="ffnet_mini"))  # there are none

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import timm
 from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
+from timm.models import get_pretrained_cfg
 
 from ..backbone import Backbone, BackboneConfig
 from ..config import Config, ConfigError
@@ -75,7 +76,7 @@ class Weights(Config):
         if not isinstance(values, dict) or values.get("digest") is not None:
             return values
         source = values.get("source")
-        if not isinstance(source, str) or timm.is_model(source):
+        if not isinstance(source, str) or is_timm_model(source):
             return values
         return {**values, "digest": file_digest(source)}
 
@@ -88,6 +89,14 @@ class Weights(Config):
     def identity(self) -> dict[str, Any]:
         values = self.to_dict()
         return values if self.digest is None else {**values, "source": None}
+
+
+def is_timm_model(name: str) -> bool:
+    """Whether timm knows this name, its tag too: `ffnet_1.in1k` is a model, `ffnet_1.pth.tar` is a file."""
+    try:
+        return timm.is_model(name) and ("." not in name or get_pretrained_cfg(name) is not None)
+    except RuntimeError:  # no such tag
+        return False
 
 
 def file_digest(path: str) -> str:
@@ -122,7 +131,7 @@ class Distillation(Config):
     @classmethod
     def _weights_of_a_run(cls, values: Any) -> Any:
         teacher = values.get("teacher") if isinstance(values, dict) else None
-        if not isinstance(teacher, str) or values.get("weights") is not None or timm.is_model(teacher):
+        if not isinstance(teacher, str) or values.get("weights") is not None or is_timm_model(teacher):
             return values
         try:
             result = json.loads((Path(teacher) / "result.json").read_text())
@@ -135,7 +144,7 @@ class Distillation(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Distillation":
-        of_a_run = self.weights is not None and not timm.is_model(self.teacher)
+        of_a_run = self.weights is not None and not is_timm_model(self.teacher)
         if of_a_run and self.weights and Path(self.weights.source).parent != Path(self.teacher):
             raise ConfigError(f"teacher {self.teacher!r} is a run, but weights {self.weights.source!r} are not its")
         if self.kind == "hard" and self.temperature != 1:
@@ -146,7 +155,7 @@ class Distillation(Config):
         values = self.to_dict()
         if self.weights is not None:
             values["weights"] = self.weights.identity()
-            values["teacher"] = self.teacher if timm.is_model(self.teacher) else None  # its weights identify a run
+            values["teacher"] = self.teacher if is_timm_model(self.teacher) else None  # its weights identify a run
         return values
 
 

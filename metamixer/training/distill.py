@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..config import ConfigError
 from . import checkpoint, weights
-from .config import DataConfig, Distillation, RunConfig
+from .config import DataConfig, Distillation, RunConfig, is_timm_model
 from .distributed import World
 from .folder import RunFolder
 
@@ -52,7 +52,7 @@ class Teacher:
 
     def __init__(self, distillation: Distillation, data: DataConfig, device: torch.device) -> None:
         self.hard = distillation.kind == "hard"
-        of_timm = timm.is_model(distillation.teacher)
+        of_timm = is_timm_model(distillation.teacher)
         self.model, mean, std = (_of_timm if of_timm else _of_a_run)(distillation, data)
         # timm's networks differ in which layout they like on a GPU; this project's are fast in channels-last
         self.layout = torch.contiguous_format if of_timm and device.type == "cuda" else torch.channels_last

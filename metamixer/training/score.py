@@ -8,13 +8,13 @@ from typing import Any
 
 import timm
 from timm.data import resolve_data_config
-from timm.models import get_pretrained_cfg, is_model
+from timm.models import get_pretrained_cfg
 from torch import nn
 
 from ..config import ConfigError, override
 from ..entrypoints import default_cfgs
 from . import checkpoint, weights
-from .config import DataConfig, RunConfig, Weights
+from .config import DataConfig, RunConfig, Weights, is_timm_model
 from .data import Data
 from .distributed import joined
 from .evaluate import evaluate
@@ -82,7 +82,7 @@ def _of_a_run(source: Path, run: RunConfig) -> dict[str, nn.Module]:
 
 def _network_of(source: str) -> str:
     """The timm name of a source: itself, or that of the published file of this name."""
-    if is_model(source):
+    if is_timm_model(source):
         return source
     if not Path(source).is_file():
         raise ConfigError(f"{source!r}: neither a run's folder, nor a checkpoint, nor a timm model's name")
@@ -97,7 +97,7 @@ def _published() -> dict[str, Any]:
 
 
 def _own_settings(name: str) -> dict[str, Any]:
-    if not is_model(name):
+    if not is_timm_model(name):
         near = timm.list_models(f"{name.split('_')[0]}*")[:3]
         raise ConfigError(f"no timm model {name!r}" + (f"; there are {', '.join(near)}, ..." if near else ""))
     cfg = get_pretrained_cfg(name)
