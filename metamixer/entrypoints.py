@@ -5,6 +5,7 @@ Imports nothing of this package but when a network is made: `metamixer/__init__.
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING, Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -16,18 +17,21 @@ if TYPE_CHECKING:
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> Backbone:
     # timm is registered in while it is imported, perhaps by the very modules that are needed here
+    from torch.serialization import safe_globals
+
     from .backbone import Backbone
     from .ffnet import CONFIGS, checkpoint_filter_fn
 
-    return build_model_with_cfg(
-        Backbone,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "flatten_sequential": True},
-        config=CONFIGS[variant],
-        **kwargs,
-    )
+    with safe_globals([argparse.Namespace]):  # released checkpoints hold their training arguments beside the weights
+        return build_model_with_cfg(
+            Backbone,
+            variant,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "flatten_sequential": True},
+            config=CONFIGS[variant],
+            **kwargs,
+        )
 
 
 def _cfg(weights: str = "", **kwargs: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """FFNet against the published networks: outputs, names, parameters, multiply-adds, timm's loading road."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -66,10 +67,15 @@ def test_folded_parameters_and_multiply_adds_are_the_published(name):
     assert cost.macs == pytest.approx(macs, rel=5e-4)
 
 
-def test_pretrained_loads_a_released_checkpoint_by_timms_road(tmp_path):
-    path = tmp_path / "ffnet_1.pth.tar"
-    torch.save({"state_dict": released("ffnet_1"), "epoch": 310}, path)
-    model = timm.create_model("ffnet_1", pretrained=True, pretrained_cfg_overlay={"file": str(path)}).eval()
+@pytest.mark.parametrize("road", ["file", "address"])
+def test_pretrained_loads_a_released_checkpoint_by_timms_road(tmp_path, monkeypatch, road):
+    """With the arguments of its training in it, which `weights_only` alone would refuse."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))  # timm looks there before it downloads
+    path = tmp_path / "checkpoints" / "ffnet_1.pth.tar"
+    path.parent.mkdir()
+    torch.save({"state_dict": released("ffnet_1"), "epoch": 310, "args": argparse.Namespace(lr=1e-3)}, path)
+    overlay = {"file": str(path)} if road == "file" else None
+    model = timm.create_model("ffnet_1", pretrained=True, pretrained_cfg_overlay=overlay).eval()
     with torch.inference_mode():
         logits = model(torch.from_numpy(images(64)))
     assert relative(logits, np.load(GOLDEN / "ffnet_1.npz")["logits_64"]) < 1e-5
