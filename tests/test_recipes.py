@@ -211,6 +211,8 @@ def test_keys_of_what_is_not_set_can_be_set(weights):
         ("ffnet_5", {}, "no recipe 'ffnet_5'; did you mean"),
         ("nothing", {}, "there are ffnet_1, ffnet_2"),
         ("ffnet_1", {"recipe.speed": 1}, "no key 'speed'"),
+        ("ffnet_1", {"recipe.rand_augment": "rand-m9-mst0.5"}, "recipe.rand_augment: .*got 'rand-m9-mst0.5'"),
+        ("ffnet_1", {"recipe.crop_scale": [0.5, 2.0]}, "crop_scale .*at most 1"),
         ("ffnet_1", {"initial.path": "x"}, "initial.source: missing key 'source'"),
         ("ffnet_1", {"initial.source": "nowhere.pt"}, "nowhere.pt.*no such file"),
         ("ffnet_3_384", {"initial.source": "nowhere.pt"}, "nowhere.pt.*no such file"),

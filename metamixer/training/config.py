@@ -12,6 +12,7 @@ from timm.models import get_pretrained_cfg
 from ..backbone import Backbone, BackboneConfig
 from ..config import Config, ConfigError
 from ..modules import load_module, source_digest
+from .randaugment import parse_rand_augment
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -22,6 +23,11 @@ def _even(value: int) -> int:
     if value % 2:
         raise ValueError(f"a batch is even (mixup pairs its images), got {value}")
     return value
+
+
+def _rand_augment(text: str) -> str:
+    parse_rand_augment(text)  # timm, which augments large images, would pass over what it does not know
+    return text
 
 
 class DataConfig(Config):
@@ -200,7 +206,7 @@ class Recipe(Config):
     crop_ratio: Range = (3 / 4, 4 / 3)
     flip: Share = 0.5
     color_jitter: float = Field(default=0.4, ge=0)
-    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
+    rand_augment: Annotated[str, AfterValidator(_rand_augment)] | None = "rand-m9-mstd0.5-inc1"
     erase: Share = 0.25
     mixup: float = Field(default=0.8, ge=0)
     cutmix: float = Field(default=1.0, ge=0)
@@ -227,6 +233,8 @@ class Recipe(Config):
             low, high = getattr(self, key)
             if low > high:
                 raise ConfigError(f"{key} {low, high}: the first number is the smaller one")
+        if self.crop_scale[1] > 1:
+            raise ConfigError(f"crop_scale {self.crop_scale}: parts of the image's area, at most 1")
         return self
 
     @property
