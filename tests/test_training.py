@@ -106,11 +106,17 @@ def test_signals_save_within_the_epoch_and_resume_to_the_same_bits(undisturbed, 
         train(RUN, tmp_path / "run")
         assert step == STEPS  # the last step's epoch ends and the run with it
     except Interrupted:
-        # after the last step of an epoch the next epoch's first step is done too
-        assert checkpoint.read(tmp_path / "run" / "last.pt")["step"] == step + (step % 5 == 0)
+        assert checkpoint.read(tmp_path / "run" / "last.pt")["step"] == step
         assert RunFolder(tmp_path / "run").read("progress.json")["state"] == "interrupted"
         train(RUN, tmp_path / "run")
     assert same(outcome(tmp_path / "run"), undisturbed)
+
+
+def test_a_signal_stops_a_run_whose_epochs_are_one_step_long(tmp_path, monkeypatch):
+    at_steps(monkeypatch, [1], lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped after epoch 1"):
+        train(override(RUN, {"data.train_samples": 32}), tmp_path / "run")
+    assert checkpoint.read(tmp_path / "run" / "last.pt")["step"] == 1
 
 
 def test_a_real_sigkill_while_it_trains(undisturbed, tmp_path):

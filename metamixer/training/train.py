@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -195,9 +195,7 @@ class Trainer:
                 self._save(self.seconds + now - started)
                 saved = now
                 if stopping:
-                    self._report_progress(state="interrupted")
-                    self.world.broadcast()  # no process leaves before the checkpoint is written
-                    raise Interrupted(f"stopped in epoch {epoch + 1} after step {self.step}; its checkpoint is written")
+                    self._leave(f"in epoch {epoch + 1} after step {self.step}")
             if reporting:
                 self._check_finite(epoch)
                 self._report_progress()
@@ -229,6 +227,14 @@ class Trainer:
             except Interrupted:
                 self._report_progress(state="interrupted")
                 raise
+        (stopping,) = self.world.any(stop.is_set())
+        if stopping and learner.epoch < self.config.recipe.total_epochs:
+            self._leave(f"after epoch {epoch + 1}")
+
+    def _leave(self, where: str) -> NoReturn:
+        self._report_progress(state="interrupted")
+        self.world.broadcast()  # no process leaves before the checkpoint is written
+        raise Interrupted(f"stopped {where}; its checkpoint is written")
 
     def _check_finite(self, epoch: int) -> None:
         if not math.isfinite(self.learner.mean_loss()):
