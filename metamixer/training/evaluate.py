@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..config import ConfigError
 from .distributed import ALONE, World
 
 
@@ -25,6 +26,9 @@ def evaluate(
     Returns:
         `top1` and `top5` in percent (top-5 is over min(5, classes)), mean cross-entropy `loss`, number of
         `images`; then the predicted classes and the labels, int16 (N,).
+
+    Raises:
+        ConfigError: there is no image.
     """
     training = model.training
     model.eval()
@@ -45,6 +49,8 @@ def evaluate(
     parts = world.gather((hits1, hits5, loss, np.concatenate(predicted), np.concatenate(labels)))
     all_hits1, all_hits5, losses, all_predicted, all_labels = zip(*parts, strict=True)
     images_seen = sum(map(len, all_labels))
+    if not images_seen:
+        raise ConfigError("no image to evaluate: all that the split holds are broken (see data.skip_broken)")
     scores = {
         "top1": 100 * sum(all_hits1) / images_seen,
         "top5": 100 * sum(all_hits5) / images_seen,
