@@ -251,9 +251,13 @@ def train(
     ] = None,
 ) -> None:
     """Train one run, or go on with it; under torchrun or srun on several GPUs."""
+    from metamixer.config import ConfigError
     from sweeps.single import configured_run, train_one
 
-    if not train_one(configured_run(name, changes_of(set), runs), runs, device, workers, teacher_cache):
+    config = configured_run(name, changes_of(set), runs)
+    if teacher_cache is not None and config.recipe.distillation is None:
+        raise ConfigError(f"--teacher-cache {teacher_cache}: {name} has no teacher (recipe.distillation)")
+    if not train_one(config, runs, device, workers, teacher_cache):
         raise typer.Exit(1)
 
 

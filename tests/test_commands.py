@@ -131,6 +131,11 @@ def test_evaluating_a_run_gives_its_own_result(trained, name, kinds):
     assert scores == {kind: values for kind, values in rows(shown).items() if kind in kinds}
 
 
+def test_a_run_is_not_evaluated_as_another_network(trained):
+    error = launch("evaluate", trained[1], "--model", "ffnet_2", code=2).stderr
+    assert error.count("\n") == 1 and "which has its own network" in error
+
+
 def test_evaluating_at_another_resolution(trained):
     shown = launch("evaluate", trained[1] / "last.pt", "--set", "data.image_size=16").stdout
     assert "at 16 px" in shown and rows(shown)["raw"][3] == 500
@@ -249,6 +254,7 @@ def test_a_checkpoint_of_another_name_needs_its_network(folder, released, tmp_pa
         (["evaluate", "ffnet_1", "--model", "fnet"], ["no timm model 'fnet'"]),
         (["evaluate", "ffnet_1", "--model", "ffnet_1.in2k"], ["no timm model 'ffnet_1.in2k'"]),
         (["evaluate", "ffnet_1.pth"], ["neither a run's folder, nor a checkpoint"]),
+        (["train", "small", "--teacher-cache", "answers"], ["small has no teacher"]),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, parts, tmp_path, monkeypatch):

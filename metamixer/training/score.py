@@ -47,6 +47,8 @@ def score(
     """
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     if Path(source).exists() and (folder / "config.json").is_file():
+        if network is not None:
+            raise ConfigError(f"--model {network}: {folder} is a run, which has its own network")
         run = override(RunFolder(folder).config(), {f"data.{key}": value for key, value in changes.items()})
         models = _of_a_run(Path(source), run)
         data = run.data
