@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from zipfile import BadZipFile
+from zlib import error as BadStream
 
 import numpy as np
 
@@ -24,7 +26,7 @@ def right(root: str | Path, runs: Iterable[tuple[str, str]]) -> tuple[dict[str, 
         try:
             with np.load(Path(root) / key / "predictions.npz") as file:
                 labels, predicted = file["label"], file[weights]
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, BadStream):  # none kept, or torn
             continue
         if reference is None:
             reference = labels

@@ -138,9 +138,13 @@ def test_images_are_compared_with_themselves_only(tmp_path):
     assert math.isnan(row["low_both"]) and row["low"] == row["low_seeds"]
     text = tables.to_markdown(statistics.compare(runs), frame.describe(runs))
     assert "it does not speak about other test images" in text
-    (tmp_path / "ffnificationdigitsup1" / "predictions.npz").write_bytes(b"PK torn")
+    torn = tmp_path / "ffnificationdigitsup1" / "predictions.npz"
+    whole = torn.read_bytes()
     keys = [(f"ffnificationdigitsup{seed}", "ema") for seed in range(3)] + [("nowhere", "ema")]
-    assert list(right(tmp_path, keys)[0]) == ["ffnificationdigitsup0", "ffnificationdigitsup2"]
+    middle = whole.index(b"label.npy") + len("label.npy") + 20  # of a compressed array
+    for left in (whole[: len(whole) // 2], whole[:middle] + b"\xff" * 8 + whole[middle + 8 :], b"PK torn", b""):
+        torn.write_bytes(left)
+        assert list(right(tmp_path, keys)[0]) == ["ffnificationdigitsup0", "ffnificationdigitsup2"]
     assert right(tmp_path, []) == ({}, None)
 
 
