@@ -447,11 +447,15 @@ def curves(root: str | Path, hashes: Iterable[str]) -> pd.DataFrame:
     """What the runs wrote after each epoch: a row a run and epoch, with `hash` in front.
 
     Losses are means over the epoch, accuracies in percent, `seconds` those of the epoch. A line that a kill
-    tore is left out and counted in `frame.attrs["left_out"]`, as are runs without metrics.
+    tore is left out and counted in `frame.attrs["left_out"]`, as are runs without metrics or of another schema.
     """
     rows: list[Json] = []
     left_out = []
     for key in dict.fromkeys(hashes):
+        config, _ = _read(Path(root) / key / "config.json", only_schema=True)
+        if config is not None and (foreign := _foreign(config)):
+            left_out.append(f"{key}: config.json {foreign}")
+            continue
         try:
             lines = (Path(root) / key / "metrics.jsonl").read_bytes().splitlines()
         except OSError:

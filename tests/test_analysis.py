@@ -177,6 +177,14 @@ def test_curves_forgive_a_torn_line(runs):
     assert list(frame.curves(runs, []).columns) == ["hash", "epoch"]
 
 
+def test_curves_leave_out_what_the_table_leaves_out(runs):
+    keys = list(frame.load(runs)["hash"][:2])
+    (runs / keys[0] / "config.json").write_text('{"schema": 2, "config": {}}')
+    rows = frame.curves(runs, keys)
+    assert set(rows["hash"]) == {keys[1]}
+    assert rows.attrs["left_out"] == [f"{keys[0]}: config.json has schema 2, this code reads 1"]
+
+
 def test_analysis_loads_neither_torch_nor_unasked_matplotlib():
     code = "import sys; from analysis import frame, statistics, tables; print(*sys.modules)"
     root = Path(__file__).resolve().parents[1]
