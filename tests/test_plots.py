@@ -100,6 +100,10 @@ def test_learning_curves_band_from_the_lowest_to_the_highest_seed(tmp_path):
     assert "0.5 apart" in " ".join(axes.get_title(loc="left").split())
     none = plots.learning_curves(runs, curves, frame.describe(runs), "val_loss")
     assert "no validation loss" in none.get_title(loc="left")
+    slow = runs.iloc[[0]].assign(hash="slow", lr=1e-5, fixed=False)
+    both = pd.concat([curves, curves.head(3).assign(hash="slow", val_top1=0.0)])
+    mixed = plots.learning_curves(pd.concat([runs, slow]), both, frame.describe(runs))
+    np.testing.assert_allclose(mixed.get_lines()[0].get_ydata(), [61, 71, 81])
 
 
 def test_heat_maps_write_each_cell_and_mark_what_stands(tmp_path):

@@ -6,13 +6,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from .. import rates
 from ..frame import Meta
 from ..tables import plural
 from ._common import BASE, INK, QUIET, colours, new, nothing, plain, title
 
 _COLUMNS = {
     "train_loss": "training loss, mean of an epoch",
-    "val_top1": "validation top-1 (%)",
+    "val_top1": "validation top-1 (%), raw weights",
     "val_top1_ema": "validation top-1 (%), EMA weights",
     "val_loss": "validation loss",
 }
@@ -24,7 +25,8 @@ def learning_curves(
 ) -> Axes:
     """A metric after each epoch: the mean over seeds, a line a variant, in a band from the lowest to the highest seed.
 
-    With more than 12 variants all but the base are thin grey lines.
+    With more than 12 variants all but the base are thin grey lines. Where a set of learning rates was tried, the runs
+    at the recipe's own are shown.
 
     Args:
         runs: of one grid.
@@ -39,6 +41,7 @@ def learning_curves(
     if column not in curves or not curves[column].notna().any():
         title(axes, f"{meta.grid} on {meta.data}: no {label} was written")
         return nothing(axes)
+    runs = rates.at(runs, "fixed")
     table = curves.merge(runs[["hash", "variant", "seed"]], on="hash").dropna(subset=[column])
     variants = [name for name in dict.fromkeys(runs["variant"]) if name in set(table["variant"])]
     few = len(variants) <= NAMED
