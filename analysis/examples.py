@@ -9,6 +9,8 @@ from zlib import error as BadStream
 
 import numpy as np
 
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile, BadStream)  # what reading a torn file of them raises
+
 
 def right(root: str | Path, runs: Iterable[tuple[str, str]]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Whether each test image is classified right, bool (images,), by the run's hash.
@@ -26,7 +28,7 @@ def right(root: str | Path, runs: Iterable[tuple[str, str]]) -> tuple[dict[str, 
         try:
             with np.load(Path(root) / key / "predictions.npz") as file:
                 labels, predicted = file["label"], file[weights]
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, BadStream):  # none kept, or torn
+        except UNREADABLE:
             continue
         if reference is None:
             reference = labels

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import io
 import json
+import lzma
 import shutil
 import tarfile
 import tempfile
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from .examples import UNREADABLE
 from .frame import each, load
 from .tables import plural
 
@@ -57,7 +59,7 @@ def _unpacked_as_of(packs: tuple[tuple[Path, int], ...]) -> Path:
                 tar.extractall(root, filter="data")
             _hand_out(root / _PREDICTIONS, root)
             _join_latencies(root)
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        except (tarfile.TarError, lzma.LZMAError, *UNREADABLE) as error:
             raise ValueError(f"{path}: no pack of results, or a damaged one ({error}): pack it again") from None
     return root
 
@@ -98,7 +100,7 @@ def pack(root: str | Path, grid: str, data: str, out: str | Path, weights: Itera
             (`inside.rounded_weights`): good for a look, but not quite the network that was scored.
 
     Raises:
-        ValueError: no such grid, no finished run, or no such variant.
+        ValueError: no such grid, no finished run, no such variant, or `out` can't be written.
     """
     root, out = Path(root), Path(out)
     runs = load(root, grid, data)
@@ -126,12 +128,15 @@ def pack(root: str | Path, grid: str, data: str, out: str | Path, weights: Itera
 
 
 def _write(path: Path, files: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:xz", preset=9) as tar:
-        for name in sorted(files, key=lambda name: (Path(name).name, name)):  # like beside like
-            member = tarfile.TarInfo(name)  # with no time and no owner: the same runs make the same bytes
-            member.size = len(files[name])
-            tar.addfile(member, io.BytesIO(files[name]))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w:xz", preset=9) as tar:
+            for name in sorted(files, key=lambda name: (Path(name).name, name)):  # like beside like
+                member = tarfile.TarInfo(name)  # with no time and no owner: the same runs make the same bytes
+                member.size = len(files[name])
+                tar.addfile(member, io.BytesIO(files[name]))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write here ({error.strerror or error})") from None
     return path
 
 
@@ -157,7 +162,10 @@ def _text_files(folder: Path) -> Iterator[tuple[str, bytes]]:
         if path.is_file():
             content = path.read_bytes()
             if name == "environment.json":
-                found = json.loads(content)
+                try:
+                    found = json.loads(content)
+                except ValueError:  # torn: the README says that its versions are unknown
+                    continue
                 content = json.dumps({key: found[key] for key in _VERSIONS if key in found}).encode()
             yield f"{folder.name}/{name}", content
 
@@ -167,11 +175,12 @@ def _predictions(root: Path, keys: list[str]) -> Iterator[tuple[str, bytes]]:
     labels: list[np.ndarray] = []
     columns: list[list[tuple[str, np.ndarray]]] = []
     for key in keys:
-        if not (root / key / _PREDICTIONS).is_file():
+        try:
+            with np.load(root / key / _PREDICTIONS) as arrays:
+                found = {name: arrays[name] for name in arrays.files}
+            label = found.pop("label")
+        except UNREADABLE:  # none kept, or torn: tables say that not every variant has them
             continue
-        with np.load(root / key / _PREDICTIONS) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-        label = found.pop("label")
         which = next((i for i, known in enumerate(labels) if np.array_equal(known, label)), len(labels))
         if which == len(labels):
             labels.append(label)
@@ -220,15 +229,15 @@ def readme(folder: str | Path) -> str:
     ]
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         root = _unpacked(path)
-        if path.name.startswith("search-"):
+        described = next(root.glob("grids/*.json"), None)  # the pack's file may have another name
+        if described is None:
             lines.append(_of_search(root, path))
             continue
-        manifest: dict[str, Any] = json.loads((root / "grids" / f"{path.name.removesuffix(SUFFIX)}.json").read_text())
+        manifest: dict[str, Any] = json.loads(described.read_text())
         runs = load(root, manifest["grid"], manifest["data"])
         environments = [
-            json.loads(found.read_text())
-            for row in each(runs)
-            if (found := root / row.hash / "environment.json").exists()
+            json.loads(found.read_text()) if (found := root / row.hash / "environment.json").exists() else {}
+            for row in each(runs[runs["state"].isin(["done", "failed"])])
         ]
         count = [f"{int((runs['state'] == 'done').sum())} of {len(runs)} finished"]
         failed = int((runs["state"] == "failed").sum())

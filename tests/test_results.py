@@ -99,9 +99,26 @@ def test_what_can_not_be_shipped_is_one_line(root, tmp_path):
         results.pack(tmp_path / "new", "ffnification", "digits", tmp_path)
     (tmp_path / "torn").mkdir()
     whole = results.pack(root, "ffnification", "digits", tmp_path / "packs").read_bytes()
-    (tmp_path / "torn" / "a@b.tar.xz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"a@b.tar.xz: no pack of results, or a damaged one"):
-        results.open_runs(tmp_path / "torn")
+    middle = len(whole) // 2
+    for left in (whole[:middle], whole[:middle] + bytes(8) + whole[middle + 8 :], b"no pack"):
+        (tmp_path / "torn" / "a@b.tar.xz").write_bytes(left)
+        with pytest.raises(ValueError, match=r"a@b.tar.xz: no pack of results, or a damaged one"):
+            results.open_runs(tmp_path / "torn")
+    with pytest.raises(ValueError, match=r"tar.xz: cannot write here"):
+        results.pack(root, "ffnification", "digits", root / "grids" / "ffnification@digits.json")
+
+
+def test_torn_files_of_a_run_do_not_keep_the_others_from_being_shipped(root, tmp_path):
+    first, second = frame.load(root)["hash"][:2]
+    torn = root / first / "predictions.npz"
+    torn.write_bytes(torn.read_bytes()[:200])
+    (root / second / "environment.json").write_text('{"torch": "2.1')
+    path = results.pack(root, "ffnification", "digits", tmp_path / "packs")
+    opened = results.open_runs(tmp_path / "packs")
+    assert not (opened / first / "predictions.npz").exists() and (opened / second / "predictions.npz").exists()
+    assert "commit abc and unknown" in (tmp_path / "packs" / "README.md").read_text()
+    path.rename(tmp_path / "packs" / "renamed.tar.xz")
+    assert "| ffnification | digits | 26 of 27 finished" in results.readme(tmp_path / "packs")
 
 
 def test_weights_that_go_along_compute_nearly_the_same(tmp_path):
