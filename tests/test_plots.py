@@ -84,7 +84,11 @@ def test_the_waterfall_ends_where_the_last_rung_stands(tmp_path):
     title = " ".join(axes.get_title(loc="left").split())
     for row in steps.itertuples():
         assert (f"{row.on} → {row.variant}" in title) == (row.verdict in ("above", "below"))
-    assert "attention → identity −7.50 points" in title
+    assert "attention → identity −7.50 points" in title and "judged" not in title
+    few = plots.waterfall(ladder.steps(runs[runs["seed"] == 0]), meta)
+    assert f"none stands beyond the noise; {len(steps)} not to be judged" in few.get_title(loc="left")
+    (legend,) = few.figure.legends
+    assert "or not to be judged" in legend.get_texts()[-1].get_text()
 
 
 def test_learning_curves_band_from_the_lowest_to_the_highest_seed(tmp_path):

@@ -22,7 +22,7 @@ def waterfall(steps: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes
     """The ladder's differences one behind the other, each from where the one before ended; others beside it.
 
     A bar is a step's mean difference, paired by seed, with its 95 % interval; blue rises and orange falls, pale for a
-    hint, hollow inside the noise. What is no rung stands apart, from the level of
+    hint, hollow inside the noise, or without an interval. What is no rung stands apart, from the level of
     what it builds on.
 
     Args:
@@ -62,12 +62,13 @@ def waterfall(steps: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes
     hints = int((steps["verdict"] == "hint").sum())
     said = f"beyond the noise {said}" if said else "none stands beyond the noise"
     more = f"; {plural(hints, 'hint')}" if hints else ""
+    unjudged = int(steps["low"].isna().sum())
+    more += f"; {unjudged} not to be judged" if unjudged else ""
     title(axes, f"Of {plural(len(steps), 'step')} from {names[0]} ({value(start, meta)}): {said}{more}")
     looks = [("rises", VARIANT, VARIANT), ("falls", _FALL, _FALL), ("hint: not after Holm", PALE, VARIANT)]
     handles = [Patch(facecolor=face, edgecolor=edge, label=words) for words, face, edge in looks]
-    handles.append(
-        Patch(facecolor="white", edgecolor=INK, label=f"inside the noise ({CONFIDENCE:.0%} interval holds 0)")
-    )
+    hollow = f"inside the noise ({100 * CONFIDENCE:.0f} % interval holds 0)" + "\nor not to be judged" * bool(unjudged)
+    handles.append(Patch(facecolor="white", edgecolor=INK, label=hollow))
     legend_below(axes, handles, 4)
     return axes
 
