@@ -352,9 +352,9 @@ def conclusion(trials: pd.DataFrame, shares: pd.DataFrame) -> str:
         lines.append(f"Trial {row['trial']}: {row['top1']:.2f} % at {count(row['macs'])} MACs ({describe_trial(row)}).")
     known = done[~done["source"].isin(["sampler", "finished run"])]
     if len(known):
-        ahead = done.loc[done["source"] == "sampler", "top1"] > known["top1"].max()
+        ahead = int((done.loc[done["source"] == "sampler", "top1"] > known["top1"].max()).sum())
         lines.append(
-            f"{int(ahead.sum())} trials of the sampler lie above the best configuration that was known before"
+            f"{plural(ahead, 'trial')} of the sampler above the best configuration that was known before"
             f" ({known['top1'].max():.2f} %)."
         )
     top = shares[~shares["conditional"]].head(2) if len(shares) else shares
@@ -362,7 +362,7 @@ def conclusion(trials: pd.DataFrame, shares: pd.DataFrame) -> str:
     lines += [f"Most of the variance over the trials goes with {named} (fANOVA)."] if named else []
     far = int((done["top1"] < _foot(done["top1"].to_numpy())).sum())
     lines += (
-        [f"{far} of the trials lie far below all others, and these shares are largely theirs."] if far and named else []
+        [f"{plural(far, 'trial')} far below all others, and these shares are largely theirs."] if far and named else []
     )
     lines.append("One seed on validation images, the best of many trials: `launch.py confirm` says what of it stays.")
     return "\n".join(lines)

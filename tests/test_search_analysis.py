@@ -118,7 +118,7 @@ def test_a_trial_that_learnt_nothing_does_not_squeeze_the_others(tmp_path):
     assert axes.get_ylim()[0] > lowest - 10
     words = [text.get_text() for text in axes.get_legend().get_texts()]
     assert any(word.endswith(f"down to {lowest - 60:.1f}") for word in words), words
-    assert "1 of the trials lie far below all others" in conclusion(frame, importances(frame))
+    assert "1 trial far below all others" in conclusion(frame, importances(frame))
 
 
 def test_an_absent_search_is_one_line(tmp_path):

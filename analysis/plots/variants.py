@@ -160,8 +160,8 @@ def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | No
         among += (
             f" and {plural(int((~ours).sum()), 'other network')}: {held} of {len(on_front)} on the front are FFNets"
         )
-    set_title(axes, f"Published figures of {among}; no seeds, so no noise")
-    axes.set_xlabel(kind.label.format(unit=letter))
+    set_title(axes, f"Published figures of {among}; one run each, so their noise is unknown")
+    axes.set_xlabel(kind.label.format(unit=letter).removesuffix(", folded network"))  # not all were counted folded
     axes.set_ylabel("published top-1 on ImageNet (%)")
     names = [published_name(row) for row in each(shown)]
     table = shown.assign(variant=names, mean=top1, sd=math.nan, base=ours)
