@@ -90,7 +90,7 @@ def _write(axes: Axes, i: int, j: int, cell: Any, column: str, meta: Meta, limit
     mark = "*" if verdict in _CLEAR else "°" if verdict == "hint" else ""
     text = signed(number, meta) if column == "interaction" else f"{number:.1f}"
     share = (number - limits[0]) / max(limits[1] - limits[0], 1e-9)
-    light = share < 0.5 if column == "mean" else abs(share - 0.5) > 0.4
+    light = share < 0.57 if column == "mean" else abs(share - 0.5) > 0.4  # where white and ink contrast alike
     weight = "bold" if mark == "*" else "normal"
     axes.text(j, i, text + mark, ha="center", va="center", fontsize=8, color="white" if light else INK, weight=weight)
 

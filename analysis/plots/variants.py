@@ -224,7 +224,8 @@ def _log_if_wide(axes: Axes, costs: np.ndarray) -> None:
     if costs.min() > 0 and costs.max() > 3 * costs.min():
         axes.set_xscale("log")
         decades = math.log10(costs.max() / costs.min())
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+        subs = (1, 2, 3, 5, 7) if decades < 0.8 else (1, 2, 5) if decades < 2.5 else (1,)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
 
