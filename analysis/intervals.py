@@ -72,10 +72,12 @@ def bca(differences: np.ndarray, confidence: float = CONFIDENCE, resamples: int 
     """Bias-corrected and accelerated bootstrap interval of the mean of differences over seeds, shape (n,).
 
     Efron, "Better bootstrap confidence intervals", 1987, by scipy; the same differences give the same interval. It
-    follows skewed differences, which Student's does not. NaN where all are the same.
+    follows skewed differences, which Student's does not, but is too narrow: simulated, at ten, twenty and thirty
+    seeds it covers 89, 93 and 93 % where differences are normal (Student's 95 %) and 86, 91 and 92 % where they are
+    exponential (Student's 89, 92 and 92 %). So no verdict rests on it. NaN where all are the same.
 
     Raises:
-        ValueError: fewer than ten seeds, where no bootstrap interval holds its level.
+        ValueError: fewer than ten seeds.
     """
     from scipy import stats
 

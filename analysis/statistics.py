@@ -274,8 +274,6 @@ def _difference(
         row |= {"low": min(low, row["low_both"]), "high": max(high, row["high_both"]), "p": max(p, row["p_both"])}
     if len(a) >= FEWEST_FOR_BOOTSTRAP:
         row["low_bca"], row["high_bca"] = bca(a - b)
-        if (row["low_bca"] > 0 or row["high_bca"] < 0) != (low > 0 or high < 0):
-            notes.append("its t and BCa intervals disagree about 0: skewed differences, look at the runs")
     return row
 
 

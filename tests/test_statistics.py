@@ -175,6 +175,14 @@ def test_ten_seeds_have_a_bca_interval_too(tmp_path):
     assert math.isnan(statistics.compare(frame.load(tmp_path).query("seed < 9"))["low_bca"].iloc[1])
 
 
+def test_a_bca_interval_is_narrower_and_no_word_is_made_of_it(tmp_path):
+    spread = stats.norm.ppf((np.arange(10) + 0.5) / 10)  # not skewed at all
+    shift = 2.2 * spread.std(ddof=1) / math.sqrt(10)  # t is 2.2, and 2.26 is needed
+    write_grid(tmp_path, {"attention": ([90.0] * 10, 1), "up": (list(90 + spread + shift), 1)})
+    row = statistics.compare(frame.load(tmp_path)).set_index("variant").loc["up"]
+    assert row["low_bca"] > 0 > row["low"] and row["verdict"] == "inside noise" and row["note"] == ""
+
+
 def test_unequal_cost_epochs_and_effort_are_said(tmp_path):
     write_grid(tmp_path, {"attention": ([90.0, 90.2], 100), "same": ([90.1, 90.2], 103), "big": ([91.0, 91.1], 180)})
     for seed in (0, 1):
