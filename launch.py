@@ -222,7 +222,7 @@ def report(
     from analysis.report import report as render_page
     from metamixer.config import ConfigError
 
-    page, meta = render_page(runs, Path(grid).stem, data)
+    page, meta = render_page(runs, Path(grid).stem, data, out.parent if out else None)
     path = out or runs / "grids" / f"{meta.grid}@{meta.data}.html"
     try:
         path.write_text(page, encoding="utf-8")

@@ -9,9 +9,11 @@ import base64
 import io
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
@@ -45,8 +47,12 @@ class Table(NamedTuple):
     notes: list[str]
 
 
-def report(root: str | Path, grid: str, data: str | None = None) -> tuple[str, Meta]:
+def report(root: str | Path, grid: str, data: str | None = None, folder: str | Path | None = None) -> tuple[str, Meta]:
     """The page of a grid on one data set, and what it is about.
+
+    Args:
+        root: the folder of the runs.
+        folder: where the page will lie, for its links to the runs; beside the grid's other files if None.
 
     Raises:
         ValueError: no such grid, or it ran on several data sets and `data` names none.
@@ -76,7 +82,7 @@ def report(root: str | Path, grid: str, data: str | None = None) -> tuple[str, M
         changes=_changes(manifest, meta),
         config=_config(root, runs),
         environment=_environment(root, runs),
-        runs=_runs(runs),
+        runs=_runs(runs, quote(os.path.relpath(root, folder or Path(root) / "grids"))),
     )
     return page, meta
 
@@ -218,8 +224,8 @@ def _environment(root: str | Path, runs: pd.DataFrame) -> list[tuple[str, str, b
     ]  # fmt: skip
 
 
-def _runs(runs: pd.DataFrame) -> Table:
-    """Every run, with a link to its folder, which lies beside the one that the page is kept in."""
+def _runs(runs: pd.DataFrame, root: str) -> Table:
+    """Every run, with a link to its folder; `root` is the way to that of the runs from the page's."""
     rates = not bool(runs["fixed"].all())
     headers = ["variant", "seed", *(["lr"] if rates else []), "state", "top-1 %", "epochs", "seconds", "folder", "note"]
     rows = []
@@ -232,7 +238,7 @@ def _runs(runs: pd.DataFrame) -> Table:
             Cell("–" if math.isnan(row.top1) else f"{row.top1:.2f}", _key(row.top1)),
             Cell("–" if pd.isna(row.epochs) else str(row.epochs), _key(row.epochs)),
             Cell("–" if math.isnan(row.seconds) else f"{row.seconds:.0f}", _key(row.seconds)),
-            Cell(row.hash, row.hash, f"../{row.hash}/"),
+            Cell(row.hash, row.hash, f"{root}/{row.hash}/"),
             Cell(note, note),
         ]
         rows.append(cells)

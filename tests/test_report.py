@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+from urllib.parse import unquote
 
 import pytest
 from test_analysis import LADDER, write_grid
@@ -86,6 +87,12 @@ def test_the_command_writes_it_beside_the_grid(runs, capsys):
     path = runs / "grids" / "ffnification@digits.html"
     assert ended.value.code == 0 and path.read_text().startswith("<!doctype html>")
     assert str(path) in capsys.readouterr().out
+    elsewhere = runs.parent / "my pages" / "page.html"
+    elsewhere.parent.mkdir()
+    with pytest.raises(SystemExit):
+        app(["report", "ffnification", "--runs", str(runs), "--out", str(elsewhere)])
+    links = [unquote(link) for link in re.findall(r'<a href="([^"]+)"', elsewhere.read_text())]
+    assert len(links) == 27 and all((elsewhere.parent / link).is_dir() for link in links)
     with pytest.raises(ValueError, match="cannot write here"):
         app(["report", "ffnification", "--runs", str(runs), "--out", str(runs / "no" / "page.html")])
 
