@@ -386,11 +386,14 @@ def ship(
     for name in grids:
         grid = Path(name).stem
         if is_search(runs, grid, data):
-            for found in sorted((runs / "searches").glob(f"{grid}@{data or '*'}")):
-                path = pack_search(runs, grid, found.name.partition("@")[2], out)
+            for folder in sorted((runs / "searches").glob(f"{grid}@{data or '*'}")):
+                path = pack_search(runs, grid, folder.name.partition("@")[2], out)
                 print(f"{path}: {path.stat().st_size / 1000:.0f} KB")
             continue
-        for setting in dict.fromkeys(load(runs, grid, data)["data"]):
+        found = load(runs, grid, data)
+        if not len(found):
+            raise ValueError("; ".join(found.attrs["left_out"]) or f"grid {grid} in {runs} declares no runs")
+        for setting in dict.fromkeys(found["data"]):
             path = pack(runs, grid, setting, out, weights.split(",") if weights else ())
             print(f"{path}: {path.stat().st_size / 1000:.0f} KB")
 

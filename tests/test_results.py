@@ -10,6 +10,7 @@ from small import RUN
 from test_analysis import LADDER, write_grid
 
 from analysis import frame, inside, results
+from launch import app
 from metamixer.training.train import train
 
 
@@ -119,6 +120,16 @@ def test_torn_files_of_a_run_do_not_keep_the_others_from_being_shipped(root, tmp
     assert "commit abc and unknown" in (tmp_path / "packs" / "README.md").read_text()
     path.rename(tmp_path / "packs" / "renamed.tar.xz")
     assert "| ffnification | digits | 26 of 27 finished" in results.readme(tmp_path / "packs")
+
+
+def test_a_grid_that_can_not_be_read_is_not_shipped_in_silence(tmp_path):
+    grids = tmp_path / "grids"
+    grids.mkdir()
+    (grids / "torn@digits.json").write_text('{"schema": 1, "gr')
+    (grids / "none@digits.json").write_text('{"schema": 1, "grid": "none", "data": "digits", "runs": []}')
+    for grid, why in (("torn", "torn@digits.json is half-written"), ("none", "grid none in .* declares no runs")):
+        with pytest.raises(ValueError, match=why):
+            app(["ship", grid, "--runs", str(tmp_path), "--out", str(tmp_path / "packs")])
 
 
 def test_weights_that_go_along_compute_nearly_the_same(tmp_path):
