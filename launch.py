@@ -348,6 +348,9 @@ def export(
         Optional[str], typer.Option(help="Core ML's weights: int8, palette8, palette6 or palette4.")
     ] = None,
     labels: Annotated[Optional[Path], typer.Option(help="Names of the classes for Core ML, one a line.")] = None,
+    delegate: Annotated[
+        Optional[str], typer.Option(help="ExecuTorch's: xnnpack (if not given), or coreml for Apple's devices.")
+    ] = None,
     weights: Annotated[
         Optional[str], typer.Option(help="A timm model's checkpoint, or `pretrained`; its initial values if not given.")
     ] = None,
@@ -362,7 +365,7 @@ def export(
     for source in module or []:
         load_module(source)
     network = find_network(name, resolution, trained=True, source=weights)
-    written = write(network, format, out, quantize, read_labels(labels) if labels else None)
+    written = write(network, format, out, quantize, read_labels(labels) if labels else None, delegate)
     print(f"{written.path}: {written.size / 1e6:.2f} MB")
     for line in written.checks:
         print(line)

@@ -72,7 +72,7 @@ def test_core_ml_takes_images_and_gives_classes(network, tmp_path):
     assert kinds == {"stringType", "dictionaryType"} and spec.description.predictedFeatureName == "classLabel"
     assert all(name.encode() in spec.SerializeToString() for name in names)
     assert "33 of 33 weights read back" in written.checks[2]  # and the head
-    assert written.checks[-1].startswith("not run: only macOS runs Core ML")
+    assert written.checks[-1] == "not run: only macOS runs Core ML"
     # one convolution for each of the folded network: 2 in the stem, 6 a block, 2 a downsampling
     assert coreml.operations(coreml.read(written.path))["conv"] == 2 + 4 * 6 + 3 * 2
     folded = nn.Sequential(OrderedDict(conv=network.model.stem[0].fuse()))
@@ -82,6 +82,49 @@ def test_core_ml_takes_images_and_gives_classes(network, tmp_path):
     with torch.no_grad():
         folded.conv.weight[0, 0, 0, 0] += 1
     assert coreml.largest_weight_difference(program, folded)[2] > 0.1
+
+
+@needs("coremltools", "deploy")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_on_a_mac_core_ml_is_compared_with_eager(tmp_path, monkeypatch, channels):
+    """Core ML's place is taken by eager PyTorch, which gets the image and answers by label as Core ML does."""
+    from coremltools.models import MLModel
+
+    mean, std = MEAN[:channels], STD[:channels]
+    model = Backbone(MODEL, num_classes=CLASSES, in_chans=channels, img_size=16).eval()
+    shift, asked = 0.0, []
+
+    def predict(self, inputs):
+        (pixels,) = inputs.values()
+        asked.append((*inputs, pixels.size, pixels.mode))
+        x = torch.from_numpy(np.array(pixels)).reshape(16, 16, channels).permute(2, 0, 1) / 255
+        x = (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+        with torch.no_grad():
+            found = model(x[None])[0].softmax(0) + shift
+        by_label = {str(i): float(found[i]) for i in reversed(range(CLASSES))}
+        return {self.get_spec().description.predictedProbabilitiesName: by_label, "classLabel": "0"}
+
+    monkeypatch.setattr(MLModel, "predict", predict)
+    monkeypatch.setattr(coreml, "runs_here", lambda: True)
+    network = Network("tiny", model, (channels, 16, 16), mean, std)
+    said = export(network, "coreml", tmp_path / "net.mlpackage").checks[-1]
+    assert said.startswith("against eager, not folded, on 8 images: top-1 agrees on 8, probabilities differ")
+    assert float(said.partition("at most ")[2].split()[0]) < 1e-5
+    assert asked == [("images", (16, 16), "L" if channels == 1 else "RGB")] * 8
+    shift = torch.tensor([0.25, 0, 0, 0, 0])
+    assert "differ by at most 2.5e-01" in export(network, "coreml", tmp_path / "net.mlpackage").checks[-1]
+
+
+@needs("coremltools", "deploy")
+@needs("executorch", "executorch")
+def test_executorch_hands_the_whole_network_to_core_ml(network, tmp_path):
+    written = export(network, "executorch", tmp_path / "net.pte", delegate="coreml")
+    assert b"CoreMLBackend" in written.path.read_bytes() and b"XnnpackBackend" not in written.path.read_bytes()
+    assert written.checks[1] == "outside Core ML, on portable kernels: nothing"
+    if not executorch.runs_here("coreml"):
+        assert written.checks[0].startswith("not run: this machine's ExecuTorch has no Core ML")
+    with pytest.raises(ConfigError, match="delegate 'vulkan': one of xnnpack, coreml"):
+        export(network, "executorch", tmp_path / "net.pte", delegate="vulkan")
 
 
 @needs("coremltools", "deploy")
@@ -132,6 +175,7 @@ def test_a_missing_package_names_its_extra(network, tmp_path, monkeypatch, forma
     [
         ({"format": "tflite"}, "format 'tflite': one of coreml, executorch, onnx"),
         ({"format": "onnx", "quantize": "int8"}, "quantize: only Core ML"),
+        ({"format": "onnx", "delegate": "coreml"}, "delegate: only ExecuTorch"),
         ({"format": "onnx", "out": Path("net.pte")}, r"ends in \.onnx"),
         ({"format": "onnx", "out": Path("nowhere/net.onnx")}, "no folder nowhere"),
     ],

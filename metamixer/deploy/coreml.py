@@ -7,6 +7,7 @@ goes: input, outputs, classes, operations, and weights read back.
 import contextlib
 import logging
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ..config import ConfigError
@@ -87,6 +89,26 @@ def read(path: Path) -> Any:
     import coremltools
 
     return coremltools.models.MLModel(str(path), skip_model_load=True)
+
+
+def runs_here() -> bool:
+    """Whether this machine can run what was written."""
+    return sys.platform == "darwin"
+
+
+def run(path: Path, image: Tensor, labels: list[str]) -> Tensor:
+    """Probabilities (1, classes) of a written classifier, in the order of `labels`; macOS only.
+
+    Args:
+        image: (1, C, H, W) in 0-1, rounded to 256 levels on the way.
+    """
+    import coremltools
+
+    program = coremltools.models.MLModel(str(path))
+    pixels = (image[0] * 255).round().to(torch.uint8).permute(1, 2, 0).squeeze(-1).numpy()  # (H, W, 3) or (H, W)
+    found = program.predict({"images": Image.fromarray(pixels)})
+    by_label = found[program.get_spec().description.predictedProbabilitiesName]
+    return torch.tensor([[float(by_label[label]) for label in labels]])
 
 
 def operations(program: Any) -> Counter[str]:

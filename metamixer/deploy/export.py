@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from timm.data import ImageNetInfo
@@ -35,6 +35,7 @@ def export(
     out: Path | None = None,
     quantize: str | None = None,
     labels: list[str] | None = None,
+    delegate: str | None = None,
 ) -> Export:
     """Write `network` for a runtime, and check what was written as far as this machine can.
 
@@ -42,10 +43,11 @@ def export(
     their probabilities and the label of the largest.
 
     Args:
-        format: coreml (an ML program at fp16), executorch (XNNPACK, fp32) or onnx (fp32).
+        format: coreml (an ML program at fp16), executorch or onnx (fp32).
         out: the file; `NAME.mlpackage`, `.pte` or `.onnx` if None.
         quantize: compression of Core ML's weights: int8, palette4, palette6 or palette8.
         labels: names of the classes, for Core ML; ImageNet's if there are 1000, else numbers.
+        delegate: ExecuTorch's, xnnpack (fp32) if None, or coreml (fp16).
 
     Raises:
         ConfigError: no such format, a missing package, an operation that can't be converted, labels that don't fit.
@@ -54,6 +56,8 @@ def export(
         raise ConfigError(f"format {format!r}: one of {', '.join(SUFFIXES)}")
     if format != "coreml" and (quantize or labels):
         raise ConfigError(f"{'quantize' if quantize else 'labels'}: only Core ML has that here, not {format}")
+    if format != "executorch" and delegate:
+        raise ConfigError(f"delegate: only ExecuTorch has that, not {format}")
     if not hasattr(network.model, "num_classes"):
         raise ConfigError(f"{network.name!r} is a mixer: export a network, or see docs/deployment.md")
     path = out or Path(Path(network.name).name + SUFFIXES[format])
@@ -72,13 +76,17 @@ def export(
             program = coreml.compress(program, quantize)
         shutil.rmtree(path, ignore_errors=True)  # a package is a folder
         program.save(str(path))
-        checks = _check_coreml(path, model, names)
+        checks = _check_coreml(path, network, model, images, names)
     elif format == "executorch":
-        content, rest = executorch.convert(model, images[:1])
+        chosen = delegate or "xnnpack"
+        content, rest = executorch.convert(model, images[:1], chosen)
         path.write_bytes(content)
         portable = ", ".join(f"{name} ({times}×)" for name, times in sorted(rest.items()))
-        checks = [_compare(network, model, images, lambda x: executorch.run(path, x))]
-        checks.append(f"outside XNNPACK, on portable kernels: {portable or 'nothing'}")
+        title = executorch.DELEGATES[chosen][0]
+        checks = [f"not run: this machine's ExecuTorch has no {title}; Apple's devices have it"]
+        if executorch.runs_here(chosen):
+            checks = [_compare(network, model, images, lambda x: executorch.run(path, x))]
+        checks.append(f"outside {title}, on portable kernels: {portable or 'nothing'}")
     else:
         path.write_bytes(onnx.convert(model, images[:1]))
         checks = [_compare(network, model, images, lambda x: onnx.run(path, x))]
@@ -129,20 +137,23 @@ def _images(network: Network) -> Tensor:
     return noise
 
 
-def _compare(network: Network, deployed: Deployed, images: Tensor, run: Any) -> str:
+def _compare(
+    network: Network, deployed: Deployed, images: Tensor, run: Callable[[Tensor], Tensor], what: str = "scores"
+) -> str:
     mean, std = deployed.mean, deployed.std
     with torch.no_grad():
         eager = torch.cat([network.model((image[None] - mean) / std) for image in images])  # not folded
+        eager = deployed.ending(eager)
         other = torch.cat([run(image[None]) for image in images])
     agree = int((eager.argmax(1) == other.argmax(1)).sum())
     largest = float((eager - other).abs().max())
     return (
-        f"against eager, not folded, on {len(images)} images: top-1 agrees on {agree}, scores differ by at most "
+        f"against eager, not folded, on {len(images)} images: top-1 agrees on {agree}, {what} differ by at most "
         f"{largest:.1e} (the largest is {float(eager.abs().max()):.2g})"
     )
 
 
-def _check_coreml(path: Path, model: Deployed, labels: list[str]) -> list[str]:
+def _check_coreml(path: Path, network: Network, model: Deployed, images: Tensor, labels: list[str]) -> list[str]:
     program = coreml.read(path)
     description = program.get_spec().description
     (pixels,) = description.input
@@ -150,9 +161,13 @@ def _check_coreml(path: Path, model: Deployed, labels: list[str]) -> list[str]:
     outputs = ", ".join(output.name for output in description.output)
     compared, of, largest = coreml.largest_weight_difference(program, model)
     ops = ", ".join(f"{name} ({times}×)" for name, times in coreml.operations(program).most_common())
+    compared_run = "not run: only macOS runs Core ML"
+    if coreml.runs_here():
+        pixels_only = (images * 255).round() / 255  # as an image holds them
+        compared_run = _compare(network, model, pixels_only, lambda x: coreml.run(path, x, labels), "probabilities")
     return [
         f"input {pixels.name!r}: image of {kind.width}×{kind.height}; outputs {outputs}; {len(labels)} classes",
         f"operations: {ops}",
         f"{compared} of {of} weights read back, off by at most {largest:.1e} of a weight's largest entry",
-        "not run: only macOS runs Core ML; there `launch.py bench --backend coreml` compares scores with eager",
+        compared_run,
     ]
