@@ -65,8 +65,10 @@ class Grid(Config):
     def model_post_init(self, _: Any) -> None:
         if self.base not in self.variants:
             raise ConfigError(f"base {self.base!r} is not a variant; there are {', '.join(self.variants)}")
-        for name in self.variants:
+        for name, variant in self.variants.items():
             self._lineage(name)
+            if "seed" in variant.changes:
+                raise ConfigError(f"variant {name!r} changes seed: every variant runs with each of the grid's `seeds`")
 
     def _lineage(self, name: str) -> list[str]:
         """Variant `name` and what it builds on, the first change first."""
@@ -111,6 +113,11 @@ class Grid(Config):
         all_seeds = list(self.seeds if seeds is None else seeds)
         if any(seed < 0 for seed in all_seeds):
             raise ConfigError(f"seed {min(all_seeds)}: a seed is 0 or more")
+        if len(set(all_seeds)) < len(all_seeds):
+            twice = next(seed for seed in all_seeds if all_seeds.count(seed) > 1)
+            raise ConfigError(f"seed {twice} is given twice: every variant runs once with each seed")
+        if "seed" in (overrides or {}):
+            raise ConfigError("seed: a grid runs with each of its seeds: give --seeds, or `seeds` in the grid's file")
         modules = [UserModule.of(source) for source in self.modules]
         base = self.bases[setting]
         base = override(base(overrides or {}) if callable(base) else base, {"modules": modules})

@@ -60,6 +60,12 @@ def test_only_some_variants():
         (lambda: Grid(bases={"a": RUN}, base="x", variants={"a": Variant()}), "base 'x' is not a variant"),
         (lambda: Grid(bases={"a": RUN}, base="a", variants={"a": Variant(on="b")}), "on 'b', which is not"),
         (lambda: Grid(bases={"a": RUN}, base="a", variants={"a": Variant(on="a")}), "built on itself"),
+        (lambda: GRID.runs(seeds=[0, 2, 0]), "seed 0 is given twice"),
+        (lambda: GRID.runs(overrides={"seed": 5}), "a grid runs with each of its seeds: give --seeds"),
+        (
+            lambda: Grid(bases={"a": RUN}, base="a", variants={"a": Variant(changes={"seed": 1})}),
+            "variant 'a' changes seed",
+        ),
         (lambda: load_grid("ffnifcation"), r"no grid 'ffnifcation'; there are .*ffnification, hybrids, kernel_size"),
     ],
 )
