@@ -116,9 +116,6 @@ def resolve_mixer(value: Any) -> MetaMixerConfig | OperationConfig:
     )
 
 
-MixerConfig = Annotated[SerializeAsAny[MetaMixerConfig | OperationConfig], BeforeValidator(resolve_mixer)]
-
-
 class Trace(NamedTuple):
     """What passes between the slots of a mixer."""
 

@@ -225,9 +225,6 @@ def test_erasing_is_distributed_as_in_timm() -> None:
     assert (result[:, 0] * result[:, 1]).sum().abs() / (result[:, 0] != 0).sum() < 0.01  # channels are apart
 
 
-TIMM_NAMES = {"TranslateX": "TranslateXRel", "TranslateY": "TranslateYRel"}
-
-
 @pytest.mark.parametrize("text", [RECIPE, "rand-m9-mstd0.5", "rand-m7-mstd101-inc1", "rand-m4-n1-p1"])
 def test_ops_and_arguments_are_drawn_as_in_timm(text: str) -> None:
     policy = parse_rand_augment(text)
