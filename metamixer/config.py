@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -78,10 +79,23 @@ def describe(cls: type[Config], skip: str = "") -> str:
     for name, field in cls.model_fields.items():
         if name == skip:
             continue
-        annotation = field.annotation
-        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-        parts.append(f"{name}: {kind}" + ("" if field.is_required() else f" = {field.default!r}"))
+        parts.append(f"{name}: {_kind(field.annotation)}" + ("" if field.is_required() else f" = {field.default!r}"))
     return f"it takes {', '.join(parts)}" if parts else "it takes no parameters"
+
+
+def _kind(annotation: Any) -> str:
+    """A type as a reader wants it: without its bounds and modules."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(arguments[0])
+    if origin is Literal:
+        return " | ".join(map(repr, arguments))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_kind, arguments))
+    if annotation in (None, NoneType, Ellipsis):
+        return "..." if annotation is Ellipsis else "None"
+    inner = f"[{', '.join(map(_kind, arguments))}]" if arguments else ""
+    return getattr(origin or annotation, "__name__", str(annotation)) + inner
 
 
 def override(config: C, changes: dict[str, Any]) -> C:
@@ -116,7 +130,7 @@ def _assign(node: Any, path: list[str], value: Any, key: str) -> None:
     elif isinstance(node, list):
         if part == "*":
             slots = list(range(len(node)))
-        elif part.lstrip("-").isdigit() and -len(node) <= int(part) < len(node):
+        elif part in map(str, range(-len(node), len(node))):
             slots = [int(part)]
         else:
             raise ConfigError(f"{key}: {part!r} is neither an index below {len(node)} nor '*'")

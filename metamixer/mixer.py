@@ -45,28 +45,30 @@ class MetaMixerConfig(Config):
 
     @model_validator(mode="after")
     def _slots_fit(self) -> "MetaMixerConfig":
-        made = makes(self.query_key)
-        if made not in accepts(self.activation):
+        made, accepted, taken = makes(self.query_key), accepts(self.activation), takes(self.coefficient_value)
+        key, activation, value = (
+            f"{slot} {getattr(self, slot).name!r}" for slot in ("query_key", "activation", "coefficient_value")
+        )
+        if made not in accepted:
+            fits_key = [name for name in REGISTRY["activation"] if made in _accepts_unless_told(name)]
+            fits_activation = [name for name, cls in REGISTRY["query_key"].items() if cls.makes in accepted]  # type: ignore[attr-defined]
             raise ConfigError(
-                f"query_key {self.query_key.name!r} makes coefficients as {made}, which activation "
-                f"{self.activation.name!r} with these parameters does not accept "
-                f"(it accepts {', '.join(sorted(accepts(self.activation)))})"
+                f"{key} makes coefficients as {made}, which {activation} with these parameters does not accept "
+                f"(it accepts {', '.join(sorted(accepted))}); "
+                f"with {key} goes {_either(fits_key)}, with {activation} goes {_either(fits_activation)}"
             )
-        if made != takes(self.coefficient_value):
+        if made != taken:
             fits_key = [name for name, cls in REGISTRY["coefficient_value"].items() if cls.takes == made]  # type: ignore[attr-defined]
-            fits_value = [
-                name
-                for name, cls in REGISTRY["query_key"].items()
-                if cls.makes == takes(self.coefficient_value)  # type: ignore[attr-defined]
-            ]
+            fits_value = [name for name, cls in REGISTRY["query_key"].items() if cls.makes == taken]  # type: ignore[attr-defined]
             raise ConfigError(
-                f"query_key {self.query_key.name!r} makes coefficients as {made}, coefficient_value "
-                f"{self.coefficient_value.name!r} takes {takes(self.coefficient_value)}; "
-                f"with query_key {self.query_key.name!r} goes "
-                f"{' or '.join(fits_key) or 'nothing registered'}, "
-                f"with coefficient_value {self.coefficient_value.name!r} goes {' or '.join(fits_value)}"
+                f"{key} makes coefficients as {made}, {value} takes {taken}; "
+                f"with {key} goes {_either(fits_key)}, with {value} goes {_either(fits_value)}"
             )
         return self
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(names) or "nothing registered"
 
 
 def makes(query_key: OperationConfig) -> Layout:
@@ -77,6 +79,14 @@ def makes(query_key: OperationConfig) -> Layout:
 def accepts(activation: OperationConfig) -> frozenset[Layout]:
     """Layouts that an activation works on."""
     return operation_class("activation", activation).accepts(activation)  # type: ignore[attr-defined]
+
+
+def _accepts_unless_told(name: str) -> frozenset[Layout]:
+    """What an activation accepts with its defaults; nothing if it has to be told more."""
+    try:
+        return accepts(resolve("activation", name))
+    except ConfigError:
+        return frozenset()
 
 
 def takes(coefficient_value: OperationConfig) -> Layout:

@@ -67,6 +67,7 @@ def test_hash_is_the_same_in_another_process():
     [
         ({"recipe.learning_rate": 1e-3}, ["recipe.learning_rate", "no key 'learning_rate'", "lr"]),
         ({"model.stages.7.depth": 1}, ["neither an index below 4 nor '*'"]),
+        ({"model.stages.--1.depth": 1}, ["'--1' is neither an index below 4 nor '*'"]),
         ({"recipe.lr.value": 1}, ["goes below"]),
         ({"recipe.lr": "fast"}, ["recipe.lr", "'fast'"]),
         ({"recipe.epochs": 2.5}, ["recipe.epochs"]),
@@ -85,7 +86,10 @@ def test_hash_is_the_same_in_another_process():
             {f"{TOKEN}.query_key": {"name": "linear"}},
             ["query_key operation 'linear'", "missing parameter 'expansion'", "it takes"],
         ),
-        ({f"{TOKEN}.query_key": {"name": "depthwise", "kernel_size": 4}}, ["odd number", "got 4"]),
+        (
+            {f"{TOKEN}.query_key": {"name": "depthwise", "kernel_size": 4}},
+            ["odd number", "got 4", "it takes kernel_size: int = 7, norm: bool = False, small_kernel: int | None"],
+        ),
         (
             {f"{TOKEN}.query_key": {"name": "depthwise", "kernel_size": 3, "small_kernel": 3}},
             ["small_kernel 3 must be smaller than kernel_size 3"],
@@ -94,7 +98,10 @@ def test_hash_is_the_same_in_another_process():
             {f"{TOKEN}.query_key": "scaled_dot"},
             ["makes coefficients as token pairs", "takes map", "matmul", "depthwise"],
         ),
-        ({f"{TOKEN}.activation": "softmax"}, ["'softmax'", "does not accept", "map"]),
+        (
+            {f"{TOKEN}.activation": "softmax"},
+            ["'softmax'", "does not accept", "map", "goes identity or double_norm or gelu", "goes scaled_dot or neigh"],
+        ),
         ({TOKEN: {"query": "identity"}}, ["a mixer has the slots", "missing query_key"]),
         ({TOKEN: {"name": "poling"}}, ["no baseline operation 'poling'", "pooling"]),
     ],
