@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
+from itertools import dropwhile
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -86,9 +87,15 @@ def _run(source: str, action: Callable[[], T]) -> T:
     try:
         return action()
     except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<", *_OURS))]
-        where = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
+        where = place(error)
         if isinstance(error, SyntaxError) and error.filename:
             where = f"{error.filename}:{error.lineno}: "
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         raise ConfigError(f"module {source!r}: {where}{kind}{' '.join(str(error).split())}") from None
+
+
+def place(error: BaseException) -> str:
+    """`FILE:LINE: ` of the user's code that this package called and that failed; empty where there is none."""
+    called = dropwhile(lambda f: not f.filename.startswith(_OURS[0]), traceback.extract_tb(error.__traceback__))
+    frames = [f for f in called if not f.filename.startswith(("<", *_OURS))]
+    return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""

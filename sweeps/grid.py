@@ -6,7 +6,8 @@ import ast
 import hashlib
 import runpy
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,7 +16,7 @@ from pydantic import AfterValidator, Field
 from rich.progress import track
 
 from metamixer.config import Config, ConfigError, digests_of, override
-from metamixer.modules import load_module
+from metamixer.modules import load_module, place
 from metamixer.training.config import RunConfig, UserModule
 
 from .match import check_measure, matched
@@ -133,12 +134,10 @@ class Grid(Config):
         # a second or so each
         for name in track(wanted, f"matching {measure}", transient=True, disable=measure is None or len(wanted) < 5):
             variant = self.variants[name]
-            try:
+            with blaming(name, base):
                 config = self._resolve(name, base)
                 if measure and name != self.base:
                     config = scale(config, reference, measure)
-            except ValueError as error:
-                raise ConfigError(f"variant {name!r}: {error}") from None
             for own, lr in self._at_rates(name, config, self.lrs if lrs is None else lrs):
                 # the seed is all that a variant's runs don't share: ten thousand are not validated one by one
                 for seed, hash in zip(all_seeds, digests_of(own.identity(), "seed", all_seeds), strict=True):
@@ -169,6 +168,25 @@ class Grid(Config):
             if self.variants[step].changes:
                 base = override(base, self.variants[step].changes)
         return base
+
+
+@contextmanager
+def blaming(variant: str, run: RunConfig) -> Iterator[None]:
+    """Turn what is wrong with a variant into a ConfigError that names it.
+
+    Where a run has operations of the user's own, that is whatever they raise.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"variant {variant!r}: {error}") from None
+    except Exception as error:
+        if not run.modules:
+            raise
+        raise ConfigError(
+            f"variant {variant!r}: {place(error)}{type(error).__name__}: {' '.join(str(error).split())}; "
+            "`launch.py check OPERATION --module FILE` says what holds"
+        ) from None
 
 
 @dataclass(frozen=True)

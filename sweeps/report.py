@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
-from metamixer.config import ConfigError, differences
+from metamixer.config import differences
 from metamixer.structure import unexplained
 from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
 
-from .grid import PlannedRun
+from .grid import PlannedRun, blaming
 from .local import Outcome, run_all, run_here
 from .match import cost
 from .plan import Plan
@@ -38,10 +38,8 @@ def print_plan(plan: Plan) -> None:
     for name in track(variants, "counting", console=console, transient=True, disable=len(variants) < 20):
         runs = variants[name]
         config, variant = runs[0].config, runs[0].declared
-        try:
+        with blaming(name, config):
             spent = cost(config)
-        except ValueError as error:
-            raise ConfigError(f"variant {name!r}: {error}") from None
         if len(table.rows) < ROWS:
             states = Counter(plan.states[run.hash] for run in runs)
             table.add_row(
@@ -53,7 +51,9 @@ def print_plan(plan: Plan) -> None:
                 " ".join(f"{number} {state}" for state, number in states.items()),
             )
             parent = variants.get(variant.on or plan.loaded.grid.base, runs)[0].config
-            for warning in [*config.warnings(), *_more_than_declared(parent, config)]:
+            with blaming(name, config):
+                warnings = [*config.warnings(), *_more_than_declared(parent, config)]
+            for warning in warnings:
                 warned.setdefault(warning, name)
     console.print(table)
     if len(variants) > ROWS:

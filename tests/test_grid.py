@@ -7,9 +7,11 @@ import pytest
 from small import RUN
 
 from metamixer import ConfigError, differences, digest, parse
+from metamixer.operation import REGISTRY
 from metamixer.training.folder import RunFolder
 from sweeps import Grid, State, Variant, grid_questions, load_grid, make_plan
 from sweeps.grid import LoadedGrid, setting_label
+from sweeps.report import print_plan
 
 KEY = "model.stages.*.token_mixer.activation"
 GRID = Grid(
@@ -78,6 +80,24 @@ def test_a_broken_variant_is_named():
     grid = Grid(bases={"a": RUN}, base="a", variants={"a": Variant(), "b": Variant(changes={KEY: "softmax"})})
     with pytest.raises(ConfigError, match=r"variant 'b': .*'softmax'"):
         grid.runs()
+
+
+def test_a_users_operation_that_fails_is_a_line_with_its_place(tmp_path, monkeypatch):
+    monkeypatch.setitem(REGISTRY, "activation", dict(REGISTRY["activation"]))
+    operation = """
+        from metamixer import Activation, register
+        @register
+        class Typo(Activation):
+            name = "typo"
+            def forward(self, scores):
+                return scores.rleu()
+        """
+    (tmp_path / "my_op.py").write_text(textwrap.dedent(operation))
+    variants = {"a": Variant(), "b": Variant(changes={KEY: "typo"})}
+    grid = Grid(bases={"a": RUN}, base="a", variants=variants, modules=(str(tmp_path / "my_op.py"),))
+    for match in ("none", "macs"):
+        with pytest.raises(ConfigError, match=rf"^variant 'b': {tmp_path}/my_op\.py:7: AttributeError: .*rleu"):
+            print_plan(make_plan(LoadedGrid("mine", "?", grid), tmp_path / "runs", match=match))
 
 
 @pytest.mark.parametrize(
