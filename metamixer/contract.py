@@ -8,6 +8,7 @@ presets at the same width.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
 import io
 import warnings
@@ -25,7 +26,8 @@ from .config import ConfigError
 from .cost import Cost, count, readable
 from .deploy import coreml
 from .mixer import MetaMixer, MetaMixerConfig, accepts, build_mixer, makes, resolve_mixer
-from .operation import REGISTRY, SLOTS, OperationConfig, Site, Slot, operation_class, resolve
+from .modules import place
+from .operation import REGISTRY, SLOTS, Layout, OperationConfig, Site, Slot, operation_class, resolve
 from .presets import BASELINES, PRESETS
 
 SIZE = (8, 8)
@@ -94,17 +96,21 @@ def find(value: Any, dim: int = 64) -> Subject:
     """
     if not isinstance(value, str):
         return Subject(resolve_mixer(value), dim, "the mixer")
-    if value in PRESETS or value in BASELINES:
-        return Subject(resolve_mixer(value), dim, f"{'preset' if value in PRESETS else 'baseline'} {value!r}")
     wanted, dot, name = value.rpartition(".")
     slots = [slot for slot in REGISTRY if name in REGISTRY[slot] and (not dot or slot == wanted)]
-    if len(slots) > 1:
+    if len(slots) > 1 or (slots and value in PRESETS):
         choices = " or ".join(f"{slot}.{name}" for slot in slots)
-        raise ConfigError(f"{value!r} is an operation of several slots: ask for {choices}")
+        kind = "a preset and an operation" if value in PRESETS else "an operation of several slots"
+        raise ConfigError(f"{value!r} is {kind}: ask for {choices}")
+    if value in PRESETS or value in BASELINES:
+        return Subject(resolve_mixer(value), dim, f"{'preset' if value in PRESETS else 'baseline'} {value!r}")
     if not slots:
-        names = ", ".join(sorted({name for slot in REGISTRY.values() for name in slot}))
-        mixers = ", ".join((*PRESETS, *BASELINES))
-        raise ConfigError(f"no mixer or operation {value!r}; the mixers are {mixers}, the operations {names}")
+        known = [*PRESETS, *BASELINES, *(name for slot in REGISTRY.values() for name in slot)]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = (
+            f"did you mean {near[0]!r}?" if near else "one of your own needs @register, in a file that --module names"
+        )
+        raise ConfigError(f"no mixer or operation {value!r}; {hint}")
     slot = slots[0]
     label = f"{slot} operation {name!r}"
     if slot == "baseline":
@@ -160,11 +166,40 @@ def _shapes(subject: Subject) -> str:
             mixer = subject.build(size)
         x = subject.input(size)
         with _at(size), torch.no_grad():
+            if isinstance(mixer, MetaMixer):
+                _as_declared(mixer, x)
             y = mixer(x)
             _demand(y.shape == x.shape, f"input {_by(x.shape)} gives {_by(y.shape)}")
             _demand(bool(y.isfinite().all()), "not finite")
     sizes = ", ".join(_by(size) for size in SIZES)
     return sizes + ("; built for each, as its parameters are tied to the map" if subject.fixed_size else "")
+
+
+def _as_declared(mixer: MetaMixer, x: Tensor) -> None:
+    """Demand that queries and scores have the sizes that the next slots were built for."""
+    batch, _, height, width = x.shape
+    q, key = mixer.query(x), mixer.query_key
+    _demand(
+        q.shape == (batch, mixer.query.out_dim, height, width),
+        f"query {mixer.query.name!r} gives {_by(q.shape)}, and says out_dim {mixer.query.out_dim}",
+    )
+    made, tokens = key.coefficients, height * width
+    _demand(
+        made.layout == key.makes,
+        f"query_key {key.name!r} makes {key.makes}, and its coefficients say {made.layout}",
+    )
+    per_head = made.channels // made.heads
+    sides = {
+        Layout.MAP: (made.channels, height, width),
+        Layout.PAIRS: (made.heads, tokens, tokens),
+        Layout.NEIGHBOURHOOD: (made.heads, made.kernel_size**2, height, width),
+        Layout.CHANNELS: (made.heads, per_head, per_head),
+    }
+    scores, expected = key(q, x), (batch, *sides[made.layout])
+    _demand(
+        scores.shape == expected,
+        f"query_key {key.name!r} gives scores {_by(scores.shape)}, and its coefficients say {_by(expected)}",
+    )
 
 
 def _gradients(subject: Subject) -> str:
@@ -319,7 +354,7 @@ def report(value: Any, console: Console | None = None, dim: int = 64, coreml: bo
     console.print(render(checks))
     failed = [row.name for row in checks if row.passed is False]
     if checks[0].passed:
-        with _quiet(), contextlib.suppress(ValueError):
+        with _quiet(), contextlib.suppress(Exception):  # what can't be costed has its row
             console.print(_cost_table(find(value, dim), value if isinstance(value, str) else "this mixer"))
     passed = sum(row.passed is True for row in checks)
     console.print(f"{passed} of {passed + len(failed)} hold" + (f"; not: {', '.join(failed)}" if failed else ""))
@@ -378,11 +413,11 @@ def _same(ours: Tensor, expected: Tensor, tolerance: float, otherwise: str) -> s
 
 
 def _line(error: Exception) -> str:
-    """An error in one line; TorchScript and export say what is wrong in their first."""
+    """An error in one line, with its place in the user's code; TorchScript and export say what is wrong first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     known = isinstance(error, _Broken | ValueError | AssertionError)
-    text = text if known and lines else f"{type(error).__name__}: {text}"
+    text = text if known and lines else f"{place(error)}{type(error).__name__}: {text}"
     return text if len(text) <= 300 else text[:299] + "…"
 
 

@@ -165,8 +165,9 @@ def register(cls: O) -> O:
         raise ConfigError(
             f"{where}: an operation derives from Query, QueryKey, Activation, CoefficientValue or Baseline"
         )
-    if not isinstance(getattr(cls, "name", None), str):
-        raise ConfigError(f'{where}: an operation needs a name: `name = "..."`')
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not name or "." in name:  # SLOT.NAME is how `check` is asked for one
+        raise ConfigError(f'{where}: an operation needs a name without dots: `name = "..."`')
     if not issubclass(cls.Config, OperationConfig):
         raise ConfigError(f"{where}: its Config derives from OperationConfig")
     for base, attribute in ((QueryKey, "makes"), (CoefficientValue, "takes")):

@@ -1,6 +1,7 @@
 """The contract over every preset and baseline, and on operations that break one promise each."""
 
 import importlib.util
+import inspect
 import io
 import os
 
@@ -29,7 +30,7 @@ from metamixer.ops.coefficient_value import Matmul
 from metamixer.ops.query_key import ScaledDot
 from metamixer.presets import BASELINES, PRESETS
 
-MIXERS = [*PRESETS, *BASELINES]
+MIXERS = [*PRESETS, *(f"baseline.{name}" for name in BASELINES)]
 # Converting unrolled windows takes 10 s, all mixers a minute: METAMIXER_ALL_COREML=1 converts the others too.
 CONVERTED = ["attention", "linear_attention", "xca", "ffnified_attention", "mambaout"]
 if os.environ.get("METAMIXER_ALL_COREML"):
@@ -48,7 +49,7 @@ def test_every_mixer_keeps_the_contract(name):
     assert [row.name for row in checks] == ["builds", *(p for p in PROMISES if p not in ("layouts", "Core ML"))]
     rows = {row.name: row for row in checks}
     fast = ("attention", "linear_attention", "hydra_attention")
-    folds = ("convnext_ffn", "ffnified_attention", "starnet", "rep_mixer")
+    folds = ("convnext_ffn", "ffnified_attention", "starnet", "baseline.rep_mixer")
     assert (rows["fast path"].passed, rows["folding"].passed) == (name in fast or None, name in folds or None)
 
 
@@ -93,7 +94,9 @@ def test_slots_are_checked_as_they_are():
 @pytest.mark.parametrize(
     "value, reason",
     [
-        ("nope", "no mixer or operation 'nope'; the mixers are attention, "),
+        ("nope", "no mixer or operation 'nope'; one of your own needs @register"),
+        ("sofmax", "no mixer or operation 'sofmax'; did you mean 'softmax'?"),
+        ("depthwise", "ask for query.depthwise or query_key.depthwise or coefficient_value.depthwise or baseline."),
         ("linear", "ask for query.linear or query_key.linear or coefficient_value.linear"),
         ("query_key.softmax", "no mixer or operation 'query_key.softmax'"),
         ({**PRESETS["ffn"], "activation": "softmax"}, "does not accept"),
@@ -205,6 +208,67 @@ class SecretlyFixed(QueryKey):
         return q + self.position
 
 
+class ForgetsItsHeads(QueryKey):
+    """One matrix of scores, which the matmul behind it takes for those of all heads."""
+
+    name = "forgets_its_heads"
+    makes = Layout.PAIRS
+
+    def __init__(self, config, site, query_dim):
+        super().__init__(config, site, query_dim)
+        self.coefficients = Coefficients(Layout.PAIRS, query_dim, heads=4)
+        self.key = nn.Conv2d(site.dim, query_dim, 1)
+
+    def forward(self, q, x):
+        return (q.flatten(2).transpose(1, 2) @ self.key(x).flatten(2)).unsqueeze(1)
+
+
+class SaysAnotherLayout(ForgetsItsHeads):
+    name = "says_another_layout"
+    makes = Layout.MAP
+
+    def forward(self, q, x):
+        return self.key(q)
+
+
+class SaysAnotherWidth(Query):
+    name = "says_another_width"
+
+    def __init__(self, config, site):
+        super().__init__(config, site)
+        self.out_dim = site.dim
+
+    def forward(self, x):
+        return x[:, :1]
+
+
+class Misspelt(Activation):
+    name = "misspelt"
+
+    class Config(OperationConfig):
+        slope: float = 0.5
+
+    def __init__(self, config, site, coefficients):
+        super().__init__(config, site, coefficients)
+        self.slope = config.slop
+
+
+class OfThePast(Activation):
+    """Its forward fails everywhere."""
+
+    name = "of_the_past"
+
+    def forward(self, scores, x):
+        return scores
+
+
+class NamedLikeAPreset(Activation):
+    name = "ffn"
+
+    def forward(self, scores):
+        return scores.relu()
+
+
 class Unscriptable(Activation):
     name = "unscriptable"
 
@@ -269,7 +333,14 @@ def registry(monkeypatch):
         (Unscaled, ["fast path"], "UnscaledAttention differs from the slots by"),
         (DeadParameter, ["gradients"], "none reaches activation.shift"),
         (Fourier, ["multiply-adds"], "multiply-adds not counted for aten::fft_irfft (1×), aten::fft_rfft (1×)"),
-        (SecretlyFixed, ["shapes"], "at 7×5: RuntimeError: The size of tensor a (5) must match"),
+        (SecretlyFixed, ["shapes"], "RuntimeError: The size of tensor a (5) must match"),
+        (
+            ForgetsItsHeads,
+            ["shapes"],
+            "at 8×8: query_key 'forgets_its_heads' gives scores 3×1×64×64, and its coefficients say 3×4×64×64",
+        ),
+        (SaysAnotherLayout, ["shapes"], "'says_another_layout' makes map, and its coefficients say token pairs"),
+        (Misspelt, ["builds"], "AttributeError: 'Config' object has no attribute 'slop'"),
         (Unscriptable, ["torch.jit.script"], "keyword"),
         (Branches, ["torch.export", "torch.fx", "meta"], "data-dependent"),
         (Allocates, ["meta"], "activation.factor is allocated"),
@@ -285,6 +356,25 @@ def test_a_broken_operation_fails_where_it_is_broken(registry, operation, broken
     checks = check(operation.name, dim=32, coreml=False)
     assert failures(checks) == broken
     assert reason in next(row.detail for row in checks if row.name == broken[0])
+
+
+def test_queries_are_as_wide_as_they_say(registry):
+    register(SaysAnotherWidth)
+    shapes = next(row for row in check("says_another_width", coreml=False) if row.name == "shapes")
+    assert shapes.detail == "at 8×8: query 'says_another_width' gives 3×1×8×8, and says out_dim 64"
+
+
+def test_an_error_has_its_place_in_the_users_code(registry):
+    register(Misspelt)
+    line = inspect.getsourcelines(Misspelt.__init__)[1] + 2
+    assert check("misspelt")[0].detail.startswith(f"{__file__}:{line}: AttributeError")
+
+
+def test_an_operation_named_like_a_preset_is_asked_for_by_its_slot(registry):
+    register(NamedLikeAPreset)
+    with pytest.raises(ConfigError, match=r"'ffn' is a preset and an operation: ask for activation\.ffn"):
+        find("ffn")
+    assert find("activation.ffn").label == "activation operation 'ffn' in the mixer 'ffnified_attention'"
 
 
 def test_core_ml_names_what_it_cannot_convert(registry, monkeypatch):
@@ -311,6 +401,9 @@ def test_report(registry, monkeypatch):
     monkeypatch.setattr("metamixer.contract.compare", lambda dim: {})
     held, text = told("dead_parameter", dim=32)
     assert not held and "not: gradients" in text and "→ dead_parameter" in text
+    register(OfThePast)
+    held, text = told("of_the_past", dim=32)
+    assert not held and "missing 1 required positional argument" in text and "MACs" not in text
     held, text = told("nope")
     assert not held and "0 of 1 hold; not: builds" in text and "MACs" not in text
 

@@ -331,7 +331,8 @@ def test_without_a_layout(registry, base, attribute):
 
 @pytest.mark.parametrize("base", [Query, QueryKey, Activation, CoefficientValue, Baseline])
 def test_without_a_name(registry, base):
-    assert "needs a name" in refused(lambda: register(type("Mine", (base,), {})))
+    for name in ({}, {"name": ""}, {"name": "my.own"}):
+        assert "needs a name without dots" in refused(lambda name=name: register(type("Mine", (base,), name)))
 
 
 def test_neither_operation_nor_config(registry):
