@@ -251,9 +251,10 @@ def from_file(path: Path, variable: str, cls: type[Q], more_modules: Sequence[st
     try:
         found = runpy.run_path(str(path)).get(variable)
     except Exception as error:
-        line = next(
-            (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), "?"
-        )
+        frames = reversed(traceback.extract_tb(error.__traceback__))
+        line = next((f.lineno for f in frames if f.filename == str(path)), "?")
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            line = error.lineno or "?"
         raise ConfigError(f"{path}:{line}: {_one_line(error, cls)}") from None
     if not isinstance(found, cls):
         raise ConfigError(f"{path}: no {cls.__name__.lower()} in it: assign one to {variable}")
@@ -277,7 +278,8 @@ def _one_line(error: Exception, cls: type[Config]) -> str:
         # the configuration that was being made, if not the whole
         made = {each.__name__: each for each in Config.__subclasses__()}
         return explain(error, made.get(error.title, cls))
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    line = " ".join(str(error).split())
+    return line if isinstance(error, ValueError) and line else f"{place(error)}{type(error).__name__}: {line}"
 
 
 def setting_label(data: str, overrides: dict[str, Any]) -> str:

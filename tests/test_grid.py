@@ -104,7 +104,9 @@ def test_a_users_operation_that_fails_is_a_line_with_its_place(tmp_path, monkeyp
     "text, message",
     [
         ("x = 1", "no grid in it: assign one to GRID"),
-        ("import nothing_like_this", r"file\.py:1: No module named"),
+        ("import nothing_like_this", r"file\.py:1: ModuleNotFoundError: No module named"),
+        ("\n{}['gelu']", r"file\.py:2: KeyError: 'gelu'"),
+        ("\nGRID = Grid(", r"file\.py:2: SyntaxError: "),
         ("\nfrom sweeps import Grid\nGRID = Grid(bases={}, variant={})", r"file\.py:3: "),
     ],
 )
