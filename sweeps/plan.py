@@ -29,7 +29,7 @@ class Plan:
     aa: bool = False  # whether its variants are one and the same
 
     def count(self) -> Counter[State]:
-        return Counter(self.states[run.hash] for run in self.runs)
+        return Counter(self.states.values())
 
     def missing(self, retry: bool = False) -> list[PlannedRun]:
         """What a launch has to run; failed runs only with `retry`."""

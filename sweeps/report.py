@@ -95,7 +95,7 @@ def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool,
     plan.write_manifest()
     if not missing:
         console.print("nothing to run")
-        return counts[State.DONE] == len(plan.runs)
+        return counts[State.DONE] == len(plan.states)
     for run in missing:
         plan.folder(run).create(run.config)
         if retry:

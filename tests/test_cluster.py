@@ -15,7 +15,7 @@ from launch import app
 from metamixer import ConfigError
 from metamixer.training.folder import RunFolder
 from sweeps import Grid, State, Variant, make_plan, scheduler
-from sweeps.cluster import check_budget, estimate_gpu_hours, launch_plan
+from sweeps.cluster import check_budget, estimate_gpu_hours, launch_plan, show_hours
 from sweeps.cluster import retry as retry_runs
 from sweeps.follow import cancel, select, show_logs, show_status, standings
 from sweeps.grid import LoadedGrid
@@ -258,6 +258,13 @@ def test_the_estimate_comes_from_finished_runs(root):
         (root / hash).mkdir(parents=True)
         RunFolder(root / hash).write("result.json", {"state": "done", "seconds": seconds})
     assert estimate_gpu_hours(root, hashes, 4, PROFILE) == 4 * 2 * 1.0
+
+
+def test_variants_of_the_same_configuration_are_counted_as_the_one_run_that_they_are(root, capsys):
+    twins = {**VARIANTS, "relu_again": VARIANTS["relu"]}
+    plan = make_plan(LoadedGrid("twins", "Why?", Grid(bases={"tiny": RUN}, base="gelu", variants=twins)), root)
+    show_hours(plan, PROFILE)
+    assert "9 runs: 9 new. On a cluster the 9 missing ones" in capsys.readouterr().out
 
 
 def test_without_slurm_nothing_is_written(root, tmp_path, monkeypatch):
