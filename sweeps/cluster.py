@@ -46,16 +46,17 @@ def worst_gpu_hours(profile: Profile, runs: int) -> float:
     return runs * profile.gpus * profile.worst_hours
 
 
-def check_budget(profile: Profile, runs: int, limit: float | None) -> None:
-    """Refuse a launch that may take more than `limit` GPU-hours.
+def check_budget(parts: Sequence[tuple[Profile, int]], limit: float | None) -> None:
+    """Refuse a launch of so many runs of each profile that may take more than `limit` GPU-hours in all.
 
     Raises:
         ConfigError: it may.
     """
-    worst = worst_gpu_hours(profile, runs)
+    worst = sum(worst_gpu_hours(profile, runs) for profile, runs in parts)
     if limit is not None and worst > limit:
+        each = "; ".join(dict.fromkeys(f"{profile.gpus} GPUs, {profile.worst_hours:g} h each" for profile, _ in parts))
         raise ConfigError(
-            f"{runs} runs may take {worst:,.0f} GPU-hours ({profile.gpus} GPUs, {profile.worst_hours:g} h each), "
+            f"{sum(runs for _, runs in parts)} runs may take {worst:,.0f} GPU-hours ({each}), "
             f"more than --max-gpu-hours {limit:,.0f}"
         )
 
@@ -119,7 +120,7 @@ def show_hours(plan: Plan, profile: Profile) -> None:
 
 def launch_plan(plan: Plan, profile: Profile, retry: bool, max_attempts: int, max_gpu_hours: float | None) -> bool:
     """Submit what a plan misses and say so; returns whether SLURM took all of it."""
-    check_budget(profile, len(plan.missing(retry)), max_gpu_hours)
+    check_budget([(profile, len(plan.missing(retry)))], max_gpu_hours)
     size = scheduler.max_array_size()  # fails where there is no SLURM, before anything is written
     plan.write_manifest()
     wanted = {State.NEW, State.INTERRUPTED} | ({State.FAILED} if retry else set())
@@ -176,9 +177,7 @@ def retry(
             console.print(f"{entry.variant} seed {entry.seed} ({entry.hash}): {now.runs[entry.hash].state}")
     if dry_run:
         return True
-    for (_, _, described), group in groups.items():
-        if described:
-            check_budget(Profile.model_validate_json(described), len(group), max_gpu_hours)
+    check_budget([(Profile.model_validate_json(key[2]), len(g)) for key, g in groups.items() if key[2]], max_gpu_hours)
     complete = True
     for (grid, setting, described), group in groups.items():
         configs = {entry.hash: RunFolder(root / entry.hash).config() for entry in group}

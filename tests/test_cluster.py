@@ -247,7 +247,19 @@ def test_the_budget_is_checked_before_anything_is_written(slurm, root):
         launch(root, max_gpu_hours=47)
     assert not root.exists()
     assert launch(root, max_gpu_hours=48)
-    check_budget(PROFILE, 1000, None)
+    check_budget([(PROFILE, 1000)], None)
+
+
+def test_the_budget_of_a_retry_is_that_of_all_its_launches_together(slurm, root):
+    assert launch(root, only=["gelu"]) and launch(root, profile=PROFILE.model_copy(update={"memory_gb": 8.0}))
+    fake_slurm.change(slurm, jobs={"1": "FAILED", "2": "FAILED"})
+    for run in make_plan(LOADED, root).runs:
+        RunFolder(root / run.hash).fail("RuntimeError: no memory", 1)
+    arguments = {"data": None, "profile": None, "changes": {}, "max_attempts": 3, "dry_run": False}
+    with pytest.raises(ConfigError, match=r"6 runs may take 48 GPU-hours \(2 GPUs, 4 h each\), more than"):
+        retry_runs(root, [], max_gpu_hours=47, **arguments)
+    assert len(read_submissions(root)) == 2
+    assert retry_runs(root, [], max_gpu_hours=48, **arguments) and len(read_submissions(root)) == 4
 
 
 def test_the_estimate_comes_from_finished_runs(root):

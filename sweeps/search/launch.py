@@ -275,7 +275,7 @@ def search_on_slurm(launch: Launch, workers: int, profile: Profile, max_gpu_hour
         if missing <= 0:
             console.print("nothing to submit")
             return True
-        check_budget(profile, missing, max_gpu_hours)
+        check_budget([(profile, missing)], max_gpu_hours)
         base = launch.trials.base
         code = snapshot.take(launch.root, {(module.source, module.digest) for module in base.modules})
         names = [uuid.uuid4().hex[:12] for _ in range(missing)]
