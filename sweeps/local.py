@@ -114,6 +114,8 @@ def attempt(config: RunConfig, path: str, device: str, beside: int = 1) -> tuple
 
     try:
         workers = default_workers(config.data, device, beside)
+        if (RunFolder(path).result() or {}).get("state") == State.FAILED:  # and is tried again
+            (Path(path) / "result.json").unlink()
         # what a teacher says of the same images is the same for all students of a grid
         result = train(config, path, device, workers, teacher_cache=Path(path).parent / "teachers")
         return State(result["state"]), result.get("error", "")

@@ -98,8 +98,6 @@ def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool,
         return counts[State.DONE] == len(plan.states)
     for run in missing:
         plan.folder(run).create(run.config)
-        if retry:
-            (plan.folder(run).path / "result.json").unlink(missing_ok=True)
     return train_here(missing, plan.root, workers, device, debug)
 
 

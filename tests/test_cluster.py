@@ -12,16 +12,18 @@ from small import RUN
 from typer.testing import CliRunner
 
 from launch import app
-from metamixer import ConfigError
+from metamixer import ConfigError, digest, override
 from metamixer.training.folder import RunFolder
 from sweeps import Grid, State, Variant, make_plan, scheduler
 from sweeps.cluster import check_budget, estimate_gpu_hours, launch_plan, show_hours
 from sweeps.cluster import retry as retry_runs
 from sweeps.follow import cancel, select, show_logs, show_status, standings
 from sweeps.grid import LoadedGrid
+from sweeps.local import attempt
 from sweeps.payload import History, signal_delay, timed_out
 from sweeps.profiles import PROFILES, Profile, load_profile
 from sweeps.slurm import chunks
+from sweeps.states import find_states
 from sweeps.submissions import read_submissions
 
 KEY = "model.stages.*.token_mixer.activation"
@@ -298,6 +300,16 @@ def test_debug_trains_in_this_process_and_other_clusters_are_refused(root, tmp_p
     assert done.exception is None and "gelu" in done.output
     result = json.loads(next(root.glob("*/result.json")).read_text())
     assert result["state"] == "done" and not (root / "jobs").exists()
+
+
+def test_a_failed_run_is_failed_until_it_is_tried_again_here(tmp_path):
+    config = override(RUN, {"data.name": "folder", "data.root": str(tmp_path / "nowhere")})
+    folder = RunFolder(tmp_path / digest(config))
+    folder.create(config)
+    folder.fail("RuntimeError: no memory", 2)
+    state, message = attempt(config, str(folder.path), "cpu")
+    assert state == State.INTERRUPTED and "nowhere" in message
+    assert find_states(tmp_path, [folder.path.name]) == {folder.path.name: State.NEW}
 
 
 @pytest.mark.parametrize(
