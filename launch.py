@@ -85,7 +85,7 @@ def run(
     only: Only = None,
     runs: Runs = Path("runs"),
     workers: Annotated[
-        Optional[int], typer.Option(help="Runs at a time; one for each core or GPU if not given.")
+        Optional[int], typer.Option(min=1, help="Runs at a time; one for each core or GPU if not given.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     retry: Annotated[bool, typer.Option("--retry", help="Run failed ones again.")] = False,

@@ -302,6 +302,12 @@ def test_debug_trains_in_this_process_and_other_clusters_are_refused(root, tmp_p
     assert result["state"] == "done" and not (root / "jobs").exists()
 
 
+@pytest.mark.parametrize("workers", ["0", "-1"])
+def test_no_launch_waits_for_runs_that_none_may_start(grid, root, workers):
+    refused = CliRunner().invoke(app, ["run", str(grid), "--runs", str(root), "--workers", workers])
+    assert refused.exit_code == 2 and "--workers" in refused.output and not root.exists()
+
+
 def test_a_failed_run_is_failed_until_it_is_tried_again_here(tmp_path):
     config = override(RUN, {"data.name": "folder", "data.root": str(tmp_path / "nowhere")})
     folder = RunFolder(tmp_path / digest(config))
