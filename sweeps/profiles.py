@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -38,7 +38,7 @@ class Profile(Config):
     memory_gb: float | None = Field(default=None, gt=0)
     parallel: int = Field(default=64, gt=0)
     setup: tuple[str, ...] = ()
-    environment: dict[str, str] = {}
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
 
     @property
     def processes(self) -> int:

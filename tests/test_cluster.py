@@ -365,6 +365,7 @@ def test_a_run_that_starts_again_and_again_without_a_checkpoint_fails(tmp_path):
         ("[a]\nminutes = 1\ngpu = 2", "a", {}, "unknown key 'gpu'"),
         ("[a]\nnodes = 1", "a", {}, "missing key 'minutes'"),
         ("[a]\nminutes = '1:00'", "a", {}, "minutes: input should be a valid integer"),
+        ("[a]\nminutes = 1\nenvironment = {MY-VAR = 'x'}", "a", {}, "environment.MY-VAR"),
         ("[a", "a", {}, "profiles.toml: "),
         ("[a]\nminutes = 1", "a", {"minuts": 2}, "no key 'minuts'"),
     ],
