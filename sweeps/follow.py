@@ -22,6 +22,7 @@ from .states import Standing, Standings, State, find_standings
 from .submissions import jobs_folder, read_submissions
 
 ROWS = 60  # a longer table shows what needs a look, and counts the rest
+BESIDE = 8  # lines that a live table leaves to its heading, notes and counts
 STYLES = {State.DONE: "green", State.FAILED: "red", State.INTERRUPTED: "yellow", State.RUNNING: "cyan"}
 
 
@@ -88,13 +89,15 @@ def show_status(root: Path, targets: Sequence[str], data: str | None, every: boo
     console = Console()
     entries = select(root, targets, data, trials=True)
     if watch is None:
-        console.print(_status(root, entries, standings(root, entries), every))
+        console.print(_status(root, entries, standings(root, entries), every, ROWS))
         return
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         try:
             while True:
                 now = standings(root, entries)
-                live.update(_status(root, entries, now, every), refresh=True)
+                # what a terminal can't hold is cut at its end, where the counts are
+                rows = max(1, min(ROWS, console.height - BESIDE))
+                live.update(_status(root, entries, now, every, rows), refresh=True)
                 if not {State.QUEUED, State.RUNNING} & {each.state for each in now.runs.values()}:
                     return
                 time.sleep(watch)
@@ -102,13 +105,13 @@ def show_status(root: Path, targets: Sequence[str], data: str | None, every: boo
             return
 
 
-def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -> RenderableType:
+def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool, rows: int) -> RenderableType:
     counts = Counter(now.runs[entry.hash].state for entry in entries)
     lines: list[RenderableType] = []
     shown = list(entries)
-    if not every and len(entries) > ROWS:
+    if not every and len(entries) > rows:
         urgent = (State.RUNNING, State.FAILED, State.INTERRUPTED)
-        shown = [entry for entry in entries if now.runs[entry.hash].state in urgent][:ROWS]
+        shown = [entry for entry in entries if now.runs[entry.hash].state in urgent][:rows]
     several = len({(entry.grid, entry.setting) for entry in entries}) > 1
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     headings = ("variant", "seed", "state", "epoch", "top-1", "node", "time", "log")

@@ -193,6 +193,23 @@ def test_in_100_columns_names_give_way_and_no_figure_or_state_is_cut(root, monke
     assert "".join(line.split()[0] for line in cells) == name and max(map(len, cells)) <= 100
 
 
+def test_a_live_table_leaves_room_for_what_needs_a_look_and_the_counts(root, monkeypatch, capsys):
+    monkeypatch.setenv("LINES", "24")
+    monkeypatch.setenv("COLUMNS", "100")
+    plan = make_plan(LOADED, root, seeds=list(range(10)))
+    plan.write_manifest()
+    for run in plan.runs:
+        plan.folder(run).create(run.config)
+        plan.folder(run).write("result.json", {"state": "done", "top1": 90.0, "seconds": 60})
+    plan.folder(plan.runs[-1]).fail("RuntimeError: no memory", 1)
+    show_status(root, [], None, every=False, watch=0.01)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 24 and lines[1].split()[:3] == ["silu", "9", "failed"]
+    assert lines[-1] == "30 runs: 1 failed, 29 done"
+    show_status(root, [], None, every=False, watch=None)
+    assert len(capsys.readouterr().out.splitlines()) > 30
+
+
 def test_runs_are_named_by_grid_hash_or_variant(slurm, root):
     assert launch(root)
     runs = make_plan(LOADED, root).runs
