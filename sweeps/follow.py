@@ -28,7 +28,7 @@ STYLES = {State.DONE: "green", State.FAILED: "red", State.INTERRUPTED: "yellow",
 
 @dataclass(frozen=True)
 class Entry:
-    """A run as a manifest lists it."""
+    """A run as a manifest lists it, among the grid's or the others of launches before that still wait or run."""
 
     hash: str
     variant: str
@@ -53,7 +53,8 @@ def select(root: Path, targets: Sequence[str], data: str | None = None, trials: 
         manifest = RunFolder(path.parent).read(path.name) or {}
         if data is None or manifest.get("data") == data:
             head = str(manifest.get("grid")), str(manifest.get("data"))
-            entries += [Entry(run["hash"], run["variant"], run["seed"], *head) for run in manifest.get("runs", [])]
+            listed = (*manifest.get("runs", ()), *manifest.get("others", ()))
+            entries += [Entry(run["hash"], run["variant"], run["seed"], *head) for run in listed]
     chosen = dict[str, Entry]()
     for target in targets or [""]:
         name = Path(target).stem if target.endswith(".py") else target

@@ -45,8 +45,16 @@ class Plan:
         return self.root / "grids" / f"{self.loaded.name}@{self.setting}.json"
 
     def write_manifest(self) -> None:
-        """Record which runs make up the grid, for whoever has only the folder."""
+        """Record which runs make up the grid, for whoever has only the folder.
+
+        Runs of launches before that are not part of it (others were asked for, or the grid's file was edited) but still
+        wait or run are kept beside them: they can be seen and cancelled, and are in no table.
+        """
         grid = self.loaded.grid
+        before = RunFolder(self.manifest_path.parent).read(self.manifest_path.name) or {}
+        listed = (*before.get("runs", ()), *before.get("others", ()))
+        others = [row for row in listed if row["hash"] not in self.states]
+        now = find_states(self.root, {row["hash"] for row in others})
         manifest = {
             "schema": SCHEMA_VERSION,
             "grid": self.loaded.name,
@@ -67,6 +75,7 @@ class Plan:
                 }
                 for run in self.runs
             ],
+            "others": [row for row in others if now[row["hash"]] in (State.QUEUED, State.RUNNING)],
         }
         try:
             self.manifest_path.parent.mkdir(parents=True, exist_ok=True)

@@ -227,6 +227,18 @@ def test_cancel_takes_the_jobs_of_what_is_named(slurm, root):
     assert states(root) == {State.NEW: 2, State.QUEUED: 4}
 
 
+def test_what_an_earlier_launch_still_has_in_the_queue_stays_in_sight(slurm, root, capsys):
+    assert launch(root) and launch(root, only=["gelu"], seeds=[0, 2])
+    by_variant = Counter(entry.variant for entry in select(root, ["tiny"]))
+    assert by_variant == {"gelu": 3, "relu": 2, "silu": 2}
+    manifest = json.loads(make_plan(LOADED, root).manifest_path.read_text())
+    assert [row["seed"] for row in manifest["runs"]] == [0, 2], "tables have the launch's own runs alone"
+    gone = next(entry for entry in select(root, ["relu"]))
+    assert cancel(root, [gone.hash], None) == ["cancelled 1 jobs"]  # of the stand-in's array, all
+    assert launch(root, only=["gelu"], seeds=[0, 2])
+    assert Counter(entry.variant for entry in select(root, ["tiny"])) == {"gelu": 2}
+
+
 def test_retry_takes_failed_and_interrupted_runs_within_their_attempts(slurm, root, capsys):
     """Situation 10."""
     assert launch(root)
