@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,11 @@ def run_all(
         for process in active:
             process.terminate()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Ctrl-C reaches the fork server too, which imports for seconds before it shuts its ears
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, stop)
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
     try:
         while waiting or active:
             while waiting and len(active) < workers:
@@ -78,6 +83,8 @@ def run_all(
                 process.start()
                 sender.close()
                 active[process] = run, receiver
+                if stopped:  # while it started, which the first one does for seconds
+                    process.terminate()
             for process in [p for p in active if not p.is_alive()]:
                 run, receiver = active.pop(process)
                 outcomes.append(_outcome(run, root, receiver, process.exitcode))

@@ -86,6 +86,25 @@ def test_stopped_in_the_middle_and_launched_again_gives_the_same_bits(grid, tmp_
             assert a | b == {**a, "seconds": b["seconds"], "images_per_second": b["images_per_second"]}
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_the_first_run_still_starts(grid, tmp_path, number):
+    """Ctrl-C goes to the whole group, a scheduler's signal may go to the launch alone."""
+    runs = tmp_path / "runs"
+    command = [sys.executable, ROOT / "launch.py", "run", grid, "--only", "gelu", "--set", "recipe.epochs=2000"]
+    process = subprocess.Popen([*map(str, command), "--runs", runs], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(list(runs.glob("*/config.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # its imports take longer
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    try:
+        shown, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and "the same command goes on from here" in shown and "Traceback" not in shown
+
+
 def test_a_killed_worker_is_reported_and_the_others_go_on(grid, tmp_path):
     arguments = [*map(str, ["run", grid, "--only", "gelu,relu", "--set", "recipe.epochs=12", "--workers", "2"])]
     command = [sys.executable, ROOT / "launch.py", *arguments, "--runs", tmp_path / "runs"]
