@@ -217,7 +217,9 @@ def cancel(root: Path, targets: Sequence[str], data: str | None) -> list[str]:
     if now.problem:
         raise ConfigError(f"{now.problem}; nothing was cancelled")
     active = [entry for entry in entries if now.runs[entry.hash].state in (State.QUEUED, State.RUNNING)]
-    numbers = [number for entry in active if (number := now.runs[entry.hash].number) is not None]
+    # one whose job has ended may be trained again outside SLURM
+    jobs = [(now.runs[entry.hash].number, now.runs[entry.hash].job) for entry in active]
+    numbers = [number for number, job in jobs if number and job is not None and (job.waiting or job.alive)]
     scheduler.cancel([*numbers, *workers])
     lines = [f"cancelled {len(numbers) + len(workers)} jobs"]
     if len(active) > len(numbers):

@@ -227,6 +227,16 @@ def test_cancel_takes_the_jobs_of_what_is_named(slurm, root):
     assert states(root) == {State.NEW: 2, State.QUEUED: 4}
 
 
+def test_a_run_that_is_trained_here_after_its_job_ended_is_not_called_cancelled(slurm, root):
+    assert launch(root)
+    fake_slurm.change(slurm, jobs={"1": "FAILED"})
+    run = make_plan(LOADED, root).runs[0]
+    with RunFolder(root / run.hash).lock():
+        lines = cancel(root, ["tiny"], None)
+    assert lines == ["cancelled 0 jobs", "1 runs are trained outside SLURM; stop their launch where it runs"]
+    assert "scancel" not in (slurm / "calls.log").read_text()
+
+
 def test_what_an_earlier_launch_still_has_in_the_queue_stays_in_sight(slurm, root, capsys):
     assert launch(root) and launch(root, only=["gelu"], seeds=[0, 2])
     by_variant = Counter(entry.variant for entry in select(root, ["tiny"]))
