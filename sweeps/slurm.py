@@ -141,7 +141,10 @@ def _sbatch(
         signal_delay_s=signal_delay(profile.minutes),
         array_parallelism=parallel,
         stderr_to_stdout=True,
-        srun_args=["--kill-on-bad-exit=1"],  # a process that dies takes the others with it, which else wait for it
+        srun_args=[
+            "--kill-on-bad-exit=1",  # a process that dies takes the others with it, which else wait for it
+            f"--cpus-per-task={profile.cpus_per_task}",  # srun of SLURM 22.05 does not take it from the job
+        ],
         additional_parameters={"requeue": True},  # whatever the cluster's default: after a lost node it starts again
         setup=[
             "export METAMIXER_JOB_START=$(date +%s)",

@@ -59,7 +59,8 @@ def sbatch(state: dict, folder: Path, arguments: list[str]) -> None:
         sys.exit("sbatch: error: Batch job submission failed: Job violates accounting/QOS policy")
     size = int(options["array"].split("%")[0].split("-")[1]) + 1 if "array" in options else 1
     assert size <= state.get("max_array_size", 1001)
-    arrays = [*state["arrays"], {"name": options["job-name"], "size": size, "options": options}]
+    step = next(line for line in lines if line.startswith("srun "))
+    arrays = [*state["arrays"], {"name": options["job-name"], "size": size, "options": options, "step": step}]
     change(folder, calls=call, arrays=arrays)
     if call in state.get("unsaid", ()):
         sys.exit("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")

@@ -66,6 +66,8 @@ def test_a_launch_submits_what_is_missing_once(slurm, root):
     options = fake_slurm.read(slurm)["arrays"][1]["options"]
     assert options["time"] == "60" and options["gpus-per-node"] == "2" and options["ntasks-per-node"] == "2"
     assert options["array"] == "0-3%4" and options["signal"] == "USR2@90" and "requeue" in options
+    # without it SLURM 22.05 with task/affinity lets each process of the step have one core
+    assert options["cpus-per-task"] == "1" and "--cpus-per-task=1 " in fake_slurm.read(slurm)["arrays"][1]["step"]
 
 
 def _launch(root):
