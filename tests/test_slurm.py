@@ -80,6 +80,8 @@ def until(condition, seconds=900):
             number, reason = row.split("|")
             if reason == "BeginTime":
                 subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], capture_output=True)
+            elif reason == "launch failed requeued held":  # it was let go before its node had cleared up
+                subprocess.run(["scontrol", "release", number], capture_output=True)
         time.sleep(0.3)
     return found
 
