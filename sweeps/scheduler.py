@@ -1,4 +1,4 @@
-"""What SLURM says about jobs: from sacct where it works, else from squeue. Bounded in time, and read-only."""
+"""What SLURM says about jobs, by squeue and, where it works, sacct. Bounded in time, and read-only."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ ALIVE = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OU
 
 @dataclass(frozen=True)
 class Job:
-    """A job's state in SLURM's words, its node, its time so far and the signal or code that it ended with."""
+    """A job's state in SLURM's words, its node, its time so far, the code and signal that it ended with, its reason."""
 
     state: str
     node: str = ""
     elapsed: str = ""
     exit_code: str = ""
+    reason: str = ""  # why it waits; squeue alone knows
 
     @property
     def waiting(self) -> bool:
@@ -72,17 +73,16 @@ def ask(numbers: Iterable[str]) -> Answer:
         known = _rows(call("sacct", "-X", "-n", "-P", "-j", listed, "-o", "JobID,State,NodeList,Elapsed,ExitCode"))
     except ConfigError:
         known = {}  # no accounting here
-    # sacct learns of a job a moment late, and of an array's tasks when they start: what it lacks squeue may have
-    if wanted <= known.keys():
-        return Answer(known)
     try:
-        current = _rows(call("squeue", "-h", "-r", "-t", "all", "-j", listed, "-o", "%i|%T|%N|%M|"))
+        current = _rows(call("squeue", "-h", "-r", "-t", "all", "-j", listed, "-o", "%i|%T|%N|%M||%r"))
     except ConfigError as error:
         # of one job that is gone squeue says this, of several it says nothing
         if "Invalid job id" not in str(error):
-            return Answer(known, str(error))
+            return Answer(known, "" if wanted <= known.keys() else str(error))
         current = {}
-    return Answer({**current, **known})
+    # sacct learns of jobs a moment late and calls one cancelled whose processes still write: what lives, squeue knows
+    living = {number: job for number, job in current.items() if job.waiting or job.alive}
+    return Answer({**current, **known, **living})
 
 
 def find(name: str, since: float) -> str | None:
@@ -134,9 +134,9 @@ def max_array_size() -> int:
 def _rows(text: str) -> dict[str, Job]:
     jobs = {}
     for line in text.splitlines():
-        number, state, node, elapsed, exit_code = (*line.split("|"), "", "", "", "")[:5]
+        number, state, node, elapsed, exit_code, reason = (*line.split("|"), "", "", "", "", "")[:6]
         # CANCELLED by 0
-        job = Job((state.split() or [""])[0].rstrip("+"), node, elapsed, exit_code)
+        job = Job((state.split() or [""])[0].rstrip("+"), node, elapsed, exit_code, reason)
         for each in _expand(number.strip()):
             jobs[each] = job
     return jobs

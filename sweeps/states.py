@@ -106,7 +106,9 @@ def _from_job(
     """State of a run that was submitted and has no result since."""
     job = answer.jobs.get(number or "")
     if job is not None and job.waiting:
-        return State.QUEUED, ""
+        # e.g. after a failed start on a broken node; it waits until somebody lets it go
+        release = f"SLURM holds its job ({job.reason}); `scontrol release {(number or '').split('_')[0]}` lets it go"
+        return State.QUEUED, release if "held" in job.reason.lower() else ""
     if job is not None and job.alive:
         return State.RUNNING, ""
     own = _from_files(folder, result, now)

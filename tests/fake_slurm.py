@@ -15,7 +15,7 @@ def install(folder: Path, **state) -> Path:
 
     Keys of the state: max_array_size; refuse: which calls of sbatch fail, from 1; mute: commands that never
     answer; broken: commands that fail; unsaid: calls of sbatch that take the job but end with an error;
-    jobs: state by job number, where it is not PENDING.
+    jobs: state by job number, where it is not PENDING; reason: why they wait; ended: rows of sacct, which else fails.
     """
     folder.mkdir(parents=True)
     for name in COMMANDS:
@@ -78,11 +78,13 @@ def squeue(state: dict, folder: Path, arguments: list[str]) -> None:
             now = state.get("jobs", {}).get(str(number), "PENDING")
             if now:
                 print(form.replace("%i", full).replace("%F", str(number)).replace("%T", now)
-                      .replace("%N", "").replace("%M", "0:00"))  # fmt: skip
+                      .replace("%N", "").replace("%M", "0:00").replace("%r", state.get("reason", "None")))  # fmt: skip
 
 
 def sacct(state: dict, folder: Path, arguments: list[str]) -> None:
-    sys.exit("Slurm accounting storage is disabled")
+    if "ended" not in state:
+        sys.exit("Slurm accounting storage is disabled")
+    print("\n".join(state["ended"]))
 
 
 def scontrol(state: dict, folder: Path, arguments: list[str]) -> None:

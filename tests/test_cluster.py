@@ -167,6 +167,25 @@ def test_status_never_hangs_and_never_writes(slurm, root, monkeypatch, capsys):
     assert "1 done" in capsys.readouterr().out
 
 
+def test_a_job_that_slurm_holds_is_said_to_be_held(slurm, root, capsys):
+    assert launch(root)
+    fake_slurm.change(slurm, reason="launch failed requeued held")
+    show_status(root, [], None, every=False, watch=None)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(and 5 more): SLURM holds its job (launch failed requeued held); `scontrol release 1` lets it go" in shown
+    assert "6 runs: 6 queued" in shown
+
+
+def test_what_sacct_calls_ended_while_its_processes_write_is_still_running(slurm, root):
+    assert launch(root)
+    fake_slurm.change(slurm, ended=[f"1_{i}|CANCELLED by 0|n1|00:01|0:15" for i in range(6)], jobs={"1": "COMPLETING"})
+    assert states(root) == {State.RUNNING: 6}
+    fake_slurm.change(slurm, jobs={"1": "CANCELLED"})
+    assert states(root) == {State.NEW: 6}
+    fake_slurm.change(slurm, broken=["squeue"])
+    assert states(root) == {State.NEW: 6} and not standings(root, select(root, [])).problem
+
+
 def test_status_reads_well_in_100_columns(slurm, root, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     assert launch(root)
