@@ -125,7 +125,8 @@ def _assign(node: Any, path: list[str], value: Any, key: str) -> None:
     slots: list[Any]
     if isinstance(node, dict):
         if part not in node and not isinstance(node, _New):
-            raise ConfigError(f"{key}: no key {part!r} here; the keys are {', '.join(node)}")
+            there = f"the keys are {', '.join(node)}" if node else "it is empty: set it as a whole"
+            raise ConfigError(f"{key}: no key {part!r} here; {there}")
         slots = [part]
     elif isinstance(node, list):
         if part == "*":

@@ -34,10 +34,6 @@ class Launch:
     exhausted: list[str] = field(default_factory=list)
 
     @property
-    def submitted(self) -> int:
-        return sum(len(each.hashes) for each in self.submissions if each.job)
-
-    @property
     def error(self) -> str | None:
         return next((each.error for each in self.submissions if each.error), None)
 
@@ -168,13 +164,21 @@ def retry(
     entries = [entry for entry in entries if now.runs[entry.hash].state in RETRIED]
     if not entries:
         console.print("nothing to retry: none of them failed or was interrupted")
+    had = attempts(read_submissions(root))
     groups = defaultdict[tuple[str, str, str], list[follow.Entry]](list)
     for entry in entries:
         last = now.runs[entry.hash].submission
         chosen = profile or (last.profile if last else None)
         groups[entry.grid, entry.setting, override(chosen, changes).model_dump_json() if chosen else ""].append(entry)
         if dry_run:
-            console.print(f"{entry.variant} seed {entry.seed} ({entry.hash}): {now.runs[entry.hash].state}")
+            left_alone = ", has had its attempts" if had[entry.hash] >= max_attempts else ""
+            state = now.runs[entry.hash].state
+            console.print(f"{entry.variant} seed {entry.seed} ({entry.hash}): {state}{left_alone}")
+        if changes and not chosen:
+            raise ConfigError(
+                f"--resource: {entry.variant} seed {entry.seed} was never submitted: give --profile to submit it, or "
+                "leave --resource out to train it here"
+            )
     if dry_run:
         return True
     check_budget([(Profile.model_validate_json(key[2]), len(g)) for key, g in groups.items() if key[2]], max_gpu_hours)

@@ -59,11 +59,11 @@ class Payload:
         from metamixer.training.folder import RunBusy, RunFolder
         from metamixer.training.train import Interrupted
         from sweeps.snapshot import verify
-        from sweeps.submissions import newest, read_submissions
+        from sweeps.submissions import newest, read_submission, read_submissions
 
         root = Path(self.root)
-        latest = newest(submissions := read_submissions(root)).get(self.hash)
-        mine = next(each for each in submissions if each.id == self.submission)
+        mine = read_submission(root, self.submission)
+        latest = newest(read_submissions(root)).get(self.hash)
         if latest is not None and latest[0].id != self.submission:
             return f"left to the newer submission {latest[0].id}"
         folder = RunFolder(root / self.hash)

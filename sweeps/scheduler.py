@@ -80,9 +80,11 @@ def ask(numbers: Iterable[str]) -> Answer:
         if "Invalid job id" not in str(error):
             return Answer(known, "" if wanted <= known.keys() else str(error))
         current = {}
-    # sacct learns of jobs a moment late and calls one cancelled whose processes still write: what lives, squeue knows
+    # sacct learns of jobs a moment late, calls one cancelled whose processes still write, and one that a controller
+    # lost running for ever: what lives, squeue knows
+    ended = {number: job for number, job in known.items() if not (job.waiting or job.alive)}
     living = {number: job for number, job in current.items() if job.waiting or job.alive}
-    return Answer({**current, **known, **living})
+    return Answer({**current, **ended, **living})
 
 
 def find(name: str, since: float) -> str | None:

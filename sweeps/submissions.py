@@ -7,6 +7,7 @@ job's name is the record's, which finds a job whose number was never written dow
 from __future__ import annotations
 
 import fcntl
+import sys
 import time
 import uuid
 from collections import Counter
@@ -69,6 +70,18 @@ def read_submissions(root: Path) -> list[Submission]:
     return sorted((parse(Submission, content) for content in contents if content), key=lambda each: each.time)
 
 
+def read_submission(root: Path, id: str) -> Submission:
+    """One record by its own path: a listing of the folder may be stale on a node.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    content = RunFolder(jobs_folder(root) / id).read("submission.json")
+    if content is None:
+        raise ConfigError(f"{jobs_folder(root) / id}: no submission.json; this job was submitted from there")
+    return parse(Submission, content)
+
+
 def newest(submissions: list[Submission]) -> dict[str, tuple[Submission, int]]:
     """For each run its last submission that was not refused, and the run's index there."""
     return {
@@ -97,5 +110,10 @@ def launch_lock(root: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"{root}: cannot write here ({error.strerror or error})") from None
     with file:
-        fcntl.lockf(file, fcntl.LOCK_EX)  # POSIX locks hold across the machines of an NFS; the kernel frees them
+        # POSIX locks hold across the machines of an NFS; the kernel frees them
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print(f"waiting for another launch that is submitting in {root}", file=sys.stderr)
+            fcntl.lockf(file, fcntl.LOCK_EX)
         yield

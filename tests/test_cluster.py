@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import socket
+import threading
 import time
 from collections import Counter
 
@@ -24,7 +25,7 @@ from sweeps.payload import History, signal_delay, timed_out
 from sweeps.profiles import PROFILES, Profile, load_profile
 from sweeps.slurm import chunks
 from sweeps.states import find_states
-from sweeps.submissions import read_submissions
+from sweeps.submissions import launch_lock, read_submissions
 
 KEY = "model.stages.*.token_mixer.activation"
 VARIANTS = {"gelu": Variant(), "relu": Variant(changes={KEY: "relu"}), "silu": Variant(changes={KEY: "silu"})}
@@ -182,6 +183,9 @@ def test_what_sacct_calls_ended_while_its_processes_write_is_still_running(slurm
     assert states(root) == {State.RUNNING: 6}
     fake_slurm.change(slurm, jobs={"1": "CANCELLED"})
     assert states(root) == {State.NEW: 6}
+    fake_slurm.change(slurm, jobs={"1": ""}, ended=[f"1_{i}|RUNNING|n1|00:01|0:0" for i in range(6)])
+    assert states(root) == {State.NEW: 6}, "of a job that the controller lost"
+    fake_slurm.change(slurm, ended=[f"1_{i}|CANCELLED by 0|n1|00:01|0:15" for i in range(6)])
     fake_slurm.change(slurm, broken=["squeue"])
     assert states(root) == {State.NEW: 6} and not standings(root, select(root, [])).problem
 
@@ -287,8 +291,49 @@ def test_retry_takes_failed_and_interrupted_runs_within_their_attempts(slurm, ro
     assert again.hashes == (first.hash, second.hash) and again.profile == PROFILE.model_copy(update={"memory_gb": 8.0})
     assert states(root) == {State.QUEUED: 2, State.NEW: 4}
     fake_slurm.change(slurm, jobs={"1": "FAILED", "2": "FAILED"})
+    assert retry_runs(root, ["tiny"], None, max_attempts=2, dry_run=True, **arguments)
+    assert capsys.readouterr().out.count("has had its attempts") == 2
     assert retry_runs(root, ["tiny"], None, max_attempts=2, dry_run=False, **arguments)
     assert "2 runs have had their attempts" in capsys.readouterr().out and len(read_submissions(root)) == 2
+
+
+def test_resources_are_not_ignored_where_there_is_no_job(root):
+    plan = make_plan(LOADED, root)
+    plan.write_manifest()
+    plan.folder(plan.runs[0]).create(plan.runs[0].config)
+    plan.folder(plan.runs[0]).fail("RuntimeError: no memory", 1)
+    with pytest.raises(ConfigError, match="--resource: gelu seed 0 was never submitted: give --profile"):
+        retry_runs(root, [], None, None, {"memory_gb": 8.0}, 3, None, True)
+
+
+def test_a_launch_that_waits_for_another_says_so(root, capsys):
+    """A suspended one may hold the lock for hours."""
+    begun = threading.Event()
+
+    def second():
+        with launch_lock(root):
+            begun.set()
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def first():
+        with launch_lock(root):
+            theirs.send("held")
+            theirs.recv()
+
+    holder = context.Process(target=first)  # a process of its own: these locks are a process's
+    holder.start()
+    assert ours.recv() == "held"
+    waiting = threading.Thread(target=second)
+    waiting.start()
+    while "waiting for another launch" not in capsys.readouterr().err:
+        time.sleep(0.01)
+    assert not begun.is_set()
+    ours.send("let go")
+    waiting.join(timeout=60)
+    holder.join(timeout=60)
+    assert begun.is_set()
 
 
 def test_a_job_that_ended_before_its_run_began_is_failed_and_its_log_is_shown(slurm, root, capsys):
@@ -425,6 +470,7 @@ def test_a_run_that_starts_again_and_again_without_a_checkpoint_fails(tmp_path):
         ("[a]\nminutes = 1\ngpu = 2", "a", {}, "unknown key 'gpu'"),
         ("[a]\nnodes = 1", "a", {}, "missing key 'minutes'"),
         ("[a]\nminutes = '1:00'", "a", {}, "minutes: input should be a valid integer"),
+        ("[a]\nminutes = 1", "a", {"environment.FOO": "1"}, "no key 'FOO' here; it is empty: set it as a whole"),
         ("[a]\nminutes = 1\nenvironment = {MY-VAR = 'x'}", "a", {}, "environment.MY-VAR"),
         ("[a", "a", {}, "profiles.toml: "),
         ("[a]\nminutes = 1", "a", {"minuts": 2}, "no key 'minuts'"),
