@@ -13,7 +13,6 @@ import numpy as np
 from scipy import special
 
 CONFIDENCE = 0.95  # of every interval; 1 minus it is the level of every test
-FEWEST_FOR_BOOTSTRAP = 10  # seeds
 
 
 @dataclass(frozen=True)
@@ -66,31 +65,6 @@ def holm(p: np.ndarray, declared: int | None = None) -> np.ndarray:
     order = tested[np.argsort(p[tested], kind="stable")]
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * (m - np.arange(len(order)))))
     return adjusted
-
-
-def bca(differences: np.ndarray, confidence: float = CONFIDENCE, resamples: int = 9999) -> tuple[float, float]:
-    """Bias-corrected and accelerated bootstrap interval of the mean of differences over seeds, shape (n,).
-
-    Efron, "Better bootstrap confidence intervals", 1987, by scipy; the same differences give the same interval. It
-    follows skewed differences, which Student's does not, but is too narrow: simulated, at ten, twenty and thirty
-    seeds it covers 89, 93 and 93 % where differences are normal (Student's 95 %) and 86, 91 and 92 % where they are
-    exponential (Student's 89, 92 and 92 %). So no verdict rests on it. NaN where all are the same.
-
-    Raises:
-        ValueError: fewer than ten seeds.
-    """
-    from scipy import stats
-
-    differences = np.asarray(differences, float)
-    if len(differences) < FEWEST_FOR_BOOTSTRAP:
-        raise ValueError(f"{len(differences)} seeds are too few for a bootstrap: from {FEWEST_FOR_BOOTSTRAP} on")
-    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():
-        return float("nan"), float("nan")
-    found = stats.bootstrap(
-        (differences,), np.mean, confidence_level=confidence, n_resamples=resamples, method="BCa",
-        rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
 
 
 def crossed(differences: np.ndarray, confidence: float = CONFIDENCE) -> Paired:

@@ -21,9 +21,7 @@ from .examples import right
 from .frame import one_grid
 from .intervals import (
     CONFIDENCE,
-    FEWEST_FOR_BOOTSTRAP,
     Paired,
-    bca,
     crossed,
     false_positives,
     holm,
@@ -37,7 +35,6 @@ __all__ = [
     "VERDICTS",
     "Paired",
     "Rate",
-    "bca",
     "compare",
     "crossed",
     "declared",
@@ -63,13 +60,11 @@ def compare(runs: pd.DataFrame, metric: str = "top1", rate: Rate = "fixed") -> p
     `mean` and `sd` (sample spread over seeds) of the metric; over the seeds that variant and base both have: `pairs`,
     `unpaired` (results on one side only, dropped), `difference` to the base with `sd_difference`; Student's interval
     over seeds `low_seeds` to `high_seeds` with `p_seeds`; where predictions were kept, the one over seeds and test
-    images together, `low_both` to `high_both` with `p_both`; from ten pairs on the BCa interval `low_bca` to
-    `high_bca` over seeds; `low` to `high`, all that the first two span, and `p`, the larger one: what verdicts rest
-    on; `p_holm`, p corrected for all declared comparisons; `inside_noise` (the interval contains 0, or there is none:
-    fewer than two pairs, or pairs without spread); `verdict`, one of `VERDICTS`; `parameters` and `macs` (folded),
-    `epochs`; where learning rates were tried, which `rate` was asked for, the variant's `lr` and how many
-    `rates` ended; `note`. Accuracies are in percent and their
-    differences in points.
+    images together, `low_both` to `high_both` with `p_both`; `low` to `high`, all that the two span, and `p`, the
+    larger one: what verdicts rest on; `p_holm`, p corrected for all declared comparisons; `inside_noise` (the interval
+    contains 0, or there is none: fewer than two pairs, or pairs without spread); `verdict`, one of `VERDICTS`;
+    `parameters` and `macs` (folded), `epochs`; where learning rates were tried, which `rate` was asked for, the
+    variant's `lr` and how many `rates` ended; `note`. Accuracies are in percent and their differences in points.
 
     Args:
         runs: as `frame.load` gives them.
@@ -158,8 +153,6 @@ _COLUMNS = {
     "low_both": "float64",
     "high_both": "float64",
     "p_both": "float64",
-    "low_bca": "float64",
-    "high_bca": "float64",
     "inside_noise": "bool",
     "verdict": "str",
     "parameters": "Int64",
@@ -272,8 +265,6 @@ def _difference(
         both = crossed(100 * images.astype(float))
         row |= {"low_both": float(both.low), "high_both": float(both.high), "p_both": float(both.p)}
         row |= {"low": min(low, row["low_both"]), "high": max(high, row["high_both"]), "p": max(p, row["p_both"])}
-    if len(a) >= FEWEST_FOR_BOOTSTRAP:
-        row["low_bca"], row["high_bca"] = bca(a - b)
     return row
 
 

@@ -75,24 +75,6 @@ def test_crossed_of_too_little_says_nothing():
         assert math.isnan(found.low) and math.isnan(found.p) and found.difference == 0
 
 
-def test_bca_follows_skew_and_refuses_few_seeds():
-    rng = np.random.default_rng(0)
-    skewed = rng.exponential(1, 12)
-    low, high = intervals.bca(skewed)
-    reference = stats.bootstrap((skewed,), np.mean, method="BCa", n_resamples=9999, rng=np.random.default_rng(7))
-    assert (low, high) == pytest.approx(tuple(reference.confidence_interval), abs=0.05)
-    assert high - skewed.mean() > skewed.mean() - low and (low, high) == intervals.bca(skewed)
-    assert all(map(math.isnan, intervals.bca(np.full(10, 0.3))))
-    with pytest.raises(ValueError, match="9 seeds are too few"):
-        intervals.bca(skewed[:9])
-
-
-def test_bca_covers_a_known_mean():
-    rng = np.random.default_rng(4)
-    found = [intervals.bca(rng.normal(0.3, 1, 30), resamples=999) for _ in range(300)]
-    assert 0.91 <= np.mean([low <= 0.3 <= high for low, high in found]) <= 0.98
-
-
 def test_a_against_a_by_splitting_runs():
     rng = np.random.default_rng(5)
     shares = [intervals.false_positives(rng.normal(96, 0.5, 12), draws=500) for _ in range(60)]
@@ -163,24 +145,6 @@ def test_what_was_not_declared_is_a_hint_at_most(tmp_path):
     reference = stats.ttest_rel(runs.loc[runs.variant == "up", "top1"], runs.loc[runs.variant == "far", "top1"])
     assert (pair["variant"], pair["other"], pair["verdict"]) == ("up", "far", "hint")
     assert [pair["low"], pair["high"]] == pytest.approx(list(reference.confidence_interval(0.95)))
-
-
-def test_ten_seeds_have_a_bca_interval_too(tmp_path):
-    rng = np.random.default_rng(0)
-    base = rng.normal(90, 0.1, 10)
-    write_grid(tmp_path, {"attention": (list(base), 1), "up": (list(base + rng.exponential(0.5, 10)), 1)})
-    row = statistics.compare(frame.load(tmp_path)).set_index("variant").loc["up"]
-    differences = frame.load(tmp_path).pivot(index="seed", columns="variant", values="top1")
-    assert (row["low_bca"], row["high_bca"]) == intervals.bca((differences["up"] - differences["attention"]).to_numpy())
-    assert math.isnan(statistics.compare(frame.load(tmp_path).query("seed < 9"))["low_bca"].iloc[1])
-
-
-def test_a_bca_interval_is_narrower_and_no_word_is_made_of_it(tmp_path):
-    spread = stats.norm.ppf((np.arange(10) + 0.5) / 10)  # not skewed at all
-    shift = 2.2 * spread.std(ddof=1) / math.sqrt(10)  # t is 2.2, and 2.26 is needed
-    write_grid(tmp_path, {"attention": ([90.0] * 10, 1), "up": (list(90 + spread + shift), 1)})
-    row = statistics.compare(frame.load(tmp_path)).set_index("variant").loc["up"]
-    assert row["low_bca"] > 0 > row["low"] and row["verdict"] == "inside noise" and row["note"] == ""
 
 
 def test_unequal_cost_epochs_and_effort_are_said(tmp_path):
