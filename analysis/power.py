@@ -31,8 +31,8 @@ def visible_effect(root: str | Path, grid: str, data: str, seeds: int, compariso
     holm = smallest_visible_effect(spread, seeds, alpha=(1 - CONFIDENCE) / max(comparisons, 1))
     corrected = f", {holm:.2g} the largest of {comparisons} after Holm's correction" if comparisons > 1 else ""
     return [
-        f"{seeds} seeds find a true difference of {one:.2g} points in 8 cases of 10{corrected}"
-        f" (paired spread {spread:.2g} points in {source})."
+        f"By the noise over seeds alone, {seeds} seeds find a true difference of {one:.2g} points in 8 cases"
+        f" of 10{corrected} (paired spread {spread:.2g} points in {source})."
     ]
 
 

@@ -169,17 +169,22 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
         lines += ["Inside the noise (the interval contains 0, or there is none): no winner is named there."]
     if "hint" in verdicts and not comparison["exploratory"].any():
         lines += [f"Hint: outside its own interval, but not after Holm's correction for {others} comparisons."]
-    spread, pairs = pooled_sd(comparison), comparison["pairs"].max()
-    if spread > 0 and pairs > 1:
-        visible = smallest_visible_effect(spread, int(pairs))
-        lines += [
-            f"A single comparison over {pairs} seeds finds a true difference of"
-            f" {value(visible, meta, unit=False)}{points} in 8 cases of 10"
-            f" (paired spread {value(spread, meta, unit=False)})."
-        ]
-    lines += unequal(comparison)
+    lines += [*_visible(comparison, meta), *unequal(comparison)]
     lines += [f"{row.variant}: {row.note}." for row in each(extremes(comparison)) if row.note]
     return lines + _left_out(meta)
+
+
+def _visible(comparison: pd.DataFrame, meta: Meta) -> list[str]:
+    """How small a difference the seeds find, in a line; none where their spread isn't known."""
+    spread, pairs = pooled_sd(comparison), int(comparison["pairs"].max())
+    if not (spread > 0 and pairs > 1):
+        return []
+    effect = signed(smallest_visible_effect(spread, pairs), meta, unit=True)[1:]
+    images = "; verdicts allow for that of the test images too" if comparison["low_both"].notna().any() else ""
+    return [
+        f"By the noise over seeds alone, a single comparison over {plural(pairs, 'seed')} finds a true difference of"
+        f" {effect} in 8 cases of 10 (paired spread {value(spread, meta, unit=False)}){images}."
+    ]
 
 
 def unequal(comparison: pd.DataFrame) -> list[str]:
@@ -309,12 +314,8 @@ def conclusion(comparison: pd.DataFrame, meta: Meta) -> str:
         chosen = others[others["verdict"] == verdict]
         if len(chosen):
             said.append(f"{words}: {_listed(chosen, head.macs, meta)}.")
-    spread, pairs = pooled_sd(comparison), int(comparison["pairs"].max())
-    if spread > 0 and pairs > 1 and others["inside_noise"].any():
-        visible = signed(smallest_visible_effect(spread, pairs), meta, unit=True)[1:]
-        said.append(
-            f"A single comparison over {plural(pairs, 'seed')} finds a true difference of {visible} in 8 cases of 10."
-        )
+    if others["inside_noise"].any():
+        said += _visible(comparison, meta)
     return "\n".join([*lines, *said] if comparison["missing"].any() else [*said, *lines])
 
 

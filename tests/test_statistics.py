@@ -113,6 +113,16 @@ def test_a_verdict_needs_seeds_and_images(tmp_path):
     assert many["verdict"] == "above" and many["low"] <= many["low_seeds"] and many["low"] <= many["low_both"]
 
 
+def test_what_seeds_find_is_called_noise_over_seeds_alone(tmp_path):
+    images = predicted_grid(tmp_path / "images", 2)
+    write_grid(tmp_path / "none", {"attention": ([90.0, 90.5], 1), "up": ([90.1, 90.4], 1)})
+    for runs, kept in ((images, True), (frame.load(tmp_path / "none"), False)):
+        comparison, meta = statistics.compare(runs), frame.describe(runs)
+        for text in (tables.conclusion(comparison, meta), "\n".join(tables.footnotes(comparison, meta))):
+            (line,) = [line for line in text.splitlines() if "in 8 cases of 10" in line]
+            assert "noise over seeds alone" in line and ("that of the test images too" in line) == kept
+
+
 def test_images_are_compared_with_themselves_only(tmp_path):
     runs = predicted_grid(tmp_path, 2)
     write_predictions(tmp_path, "up", 1, [0], labels=np.ones(400, np.int16))
@@ -246,7 +256,7 @@ def test_what_seeds_can_see_before_a_launch(tmp_path):
     (line,) = power.visible_effect(tmp_path, "kernel_size", "digits+recipe.epochs=9", 5, 4)
     visible = intervals.smallest_visible_effect(0.1, 5), intervals.smallest_visible_effect(0.1, 5, alpha=0.05 / 4)
     assert f"true difference of {visible[0]:.2g} points" in line and f"{visible[1]:.2g} the largest of 4" in line
-    assert "in kernel_size on digits" in line
+    assert "in kernel_size on digits" in line and "noise over seeds alone" in line
     assert "in ffnification on digits" in power.visible_effect(tmp_path, "other", "digits", 5, 4)[0]
     assert "unknown" in power.visible_effect(tmp_path, "other", "fashion-mnist", 5, 4)[0]
     (tmp_path / "grids" / "ffnification@digits.json").write_text('{"schema": 9}')
