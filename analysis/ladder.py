@@ -14,7 +14,7 @@ import pandas as pd
 from .frame import Meta, each, one_grid
 from .intervals import CONFIDENCE, holm
 from .statistics import compare
-from .tables import interval, plural, signed, value
+from .tables import absent, interval, plural, signed, value
 
 
 def steps(runs: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
@@ -66,16 +66,24 @@ def _longest(base: str, parents: dict[str, str]) -> set[str]:
     return set(best) - {base}
 
 
-def conclusion(table: pd.DataFrame, meta: Meta) -> str:
-    """What the steps say, computed from them: a few sentences, one a line; no direction inside the noise."""
+def conclusion(table: pd.DataFrame, comparison: pd.DataFrame, meta: Meta) -> str:
+    """What the steps say, computed from them: a few sentences, one a line; no direction inside the noise.
+
+    Args:
+        comparison: the same runs against their base, as `statistics.compare` gives it: which of them are missing.
+    """
+    lines = absent(comparison)
     if not table["pairs"].any():
-        return f"No conclusion for {meta.grid} on {meta.data}: no step has finished runs on both of its sides."
+        why = "no step has finished runs on both of its sides"
+        return "\n".join([f"No conclusion for {meta.grid} on {meta.data}: {why}.", *lines])
     said = []
     for verdict, words in (("above", "Gained beyond the noise"), ("below", "Lost beyond the noise")):
         chosen = table[table["verdict"] == verdict]
         said += [f"{words}: {_listed(chosen, meta)}."] if len(chosen) else []
-    if not said:
-        said.append(f"None of {plural(len(table), 'step')} changed anything beyond the noise after Holm's correction.")
+    judged = int((~table["verdict"].isin(["no spread", "too few pairs"])).sum())
+    if not said and judged:
+        judgeable = plural(judged, "step") + (" that can be judged" if judged < len(table) else "")
+        said.append(f"None of {judgeable} changed anything beyond the noise after Holm's correction.")
     for verdict, words in (
         ("hint", f"Hints, but not after correction for {len(table)} steps"),
         ("inside noise", "Inside the noise"),
@@ -91,7 +99,7 @@ def conclusion(table: pd.DataFrame, meta: Meta) -> str:
             f"From {first['on']} ({value(first['mean_on'], meta)}) to {last['variant']} ({value(last['mean'], meta)}): "
             f"{signed(last['mean'] - first['mean_on'], meta, unit=True)} in {plural(len(rungs), 'step')}."
         )
-    return "\n".join(said)
+    return "\n".join([*lines, *said] if comparison["missing"].any() else [*said, *lines])
 
 
 def _listed(chosen: pd.DataFrame, meta: Meta) -> str:

@@ -281,7 +281,7 @@ def conclusion(comparison: pd.DataFrame, meta: Meta) -> str:
     A direction is given only to differences that stand after Holm's correction; the order of those among
     themselves was not tested, and the text says so.
     """
-    meta, lines = about(comparison, meta), _absent(comparison)
+    meta, lines = about(comparison, meta), absent(comparison)
     base = comparison[comparison["base"] & (comparison["n"] > 0)]
     if not len(base):
         why = "no run of its base has finished" if len(comparison) else "there are no runs"
@@ -319,7 +319,8 @@ def conclusion(comparison: pd.DataFrame, meta: Meta) -> str:
     return "\n".join([*lines, *said] if comparison["missing"].any() else [*said, *lines])
 
 
-def _absent(comparison: pd.DataFrame) -> list[str]:
+def absent(comparison: pd.DataFrame) -> list[str]:
+    """A line on the runs that are in no mean; none where all are in one."""
     failed, missing = int(comparison["failed"].sum()), int(comparison["missing"].sum())
     total = failed + missing + int(comparison["n"].sum())
     if missing:  # what is read off a grid on its way may turn with the next run

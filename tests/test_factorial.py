@@ -10,7 +10,7 @@ from factorials import LEVELS, means, write_factorial
 from scipy import stats
 from test_analysis import LADDER, write_grid
 
-from analysis import factorial, frame, ladder
+from analysis import factorial, frame, ladder, statistics
 
 
 def noisy(seed, n=3, sd=0.2, **effects):
@@ -145,7 +145,7 @@ def test_steps_are_paired_with_what_they_build_on(tmp_path):
         assert row["on"] == before
         np.testing.assert_allclose([row["low"], row["high"], row["p"]], [low, high, reference.pvalue])
     assert table["difference"].loc[order[1:]].sum() == pytest.approx(np.mean(LADDER["depthwise"][0]) - 96.11)
-    text = ladder.conclusion(table.reset_index(), frame.describe(runs))
+    text = ladder.conclusion(table.reset_index(), statistics.compare(runs), frame.describe(runs))
     assert "attention → gelu +0.07 points" in text.partition("Inside the noise")[2]
     assert "From attention (96.11 %) to depthwise (97.22 %): +1.11 points in 3 steps." in text
 
@@ -153,4 +153,17 @@ def test_steps_are_paired_with_what_they_build_on(tmp_path):
 def test_a_ladder_without_results_concludes_nothing(tmp_path):
     write_grid(tmp_path, {"attention": ([None], 1), "gelu": ([None], 1)})
     runs = frame.load(tmp_path)
-    assert ladder.conclusion(ladder.steps(runs), frame.describe(runs)).startswith("No conclusion")
+    text = ladder.conclusion(ladder.steps(runs), statistics.compare(runs), frame.describe(runs))
+    assert text.startswith("No conclusion") and "Preliminary: of 2 runs, 0 failed and 2 have no result." in text
+
+
+def test_a_ladder_on_its_way_is_preliminary_and_judges_no_lone_pair(tmp_path):
+    """Of four steps one has two pairs, and that is inside the noise; the others have one."""
+    variants = {"attention": ([90.0, 90.4], 1), "gelu": ([90.5, 90.1], 1)}
+    write_grid(tmp_path, variants | {name: ([91.0, None], 1) for name in ("static_keys", "depthwise", "pooling")})
+    runs = frame.load(tmp_path)
+    first, second, *_ = ladder.conclusion(
+        ladder.steps(runs), statistics.compare(runs), frame.describe(runs)
+    ).splitlines()
+    assert first == "Preliminary: of 10 runs, 0 failed and 3 have no result."
+    assert second.startswith("None of 1 step that can be judged changed anything")
