@@ -393,10 +393,7 @@ def ship(
                 path = pack_search(runs, grid, folder.name.partition("@")[2], out)
                 print(f"{path}: {path.stat().st_size / 1000:.0f} KB")
             continue
-        found = load(runs, grid, data)
-        if not len(found):
-            raise ValueError("; ".join(found.attrs["left_out"]) or f"grid {grid} in {runs} declares no runs")
-        for setting in dict.fromkeys(found["data"]):
+        for setting in dict.fromkeys(load(runs, grid, data)["data"]):
             path = pack(runs, grid, setting, out, weights.split(",") if weights else ())
             print(f"{path}: {path.stat().st_size / 1000:.0f} KB")
 

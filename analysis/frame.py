@@ -107,15 +107,19 @@ def load(
         grid: one grid's name; without it, every grid's runs.
         data: one data set's name; without it, every data set the grid ran on.
         with_config: also each run's configuration, as columns `config.model.…`.
-        missing: where there is no such grid, raise or give an empty frame that says so (for notebooks).
+        missing: where there is no such grid, or nothing of it can be read, raise or give an empty frame that says so
+            (for notebooks).
         remember: keep what was read of finished runs in `grids/`, for the next time (`cache`); a folder that can't
             be written goes without.
 
     Raises:
-        ValueError: there is no such grid; the line lists those that there are.
+        ValueError: there is no such grid (the line lists those that there are), its manifest can't be read, or it
+            declares no runs.
     """
     manifests, left_out = _manifests(Path(root), grid, data, missing)
     entries = [entry for manifest in manifests for entry in _entries(manifest, left_out)]
+    if grid is not None and missing == "raise" and not entries:
+        raise ValueError("; ".join(left_out) or f"grid {grid} in {root} declares no runs")
     latencies = load_latencies(root, with_published=False)
     left_out += latencies.attrs["left_out"]
     keys = list(dict.fromkeys(entry["hash"] for entry in entries))

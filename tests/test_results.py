@@ -122,14 +122,17 @@ def test_torn_files_of_a_run_do_not_keep_the_others_from_being_shipped(root, tmp
     assert "| ffnification | digits | 26 of 27 finished" in results.readme(tmp_path / "packs")
 
 
-def test_a_grid_that_can_not_be_read_is_not_shipped_in_silence(tmp_path):
+@pytest.mark.parametrize("command", ["ship", "collect", "report"])
+def test_of_a_grid_that_can_not_be_read_nothing_is_written(command, tmp_path):
     grids = tmp_path / "grids"
     grids.mkdir()
     (grids / "torn@digits.json").write_text('{"schema": 1, "gr')
     (grids / "none@digits.json").write_text('{"schema": 1, "grid": "none", "data": "digits", "runs": []}')
     for grid, why in (("torn", "torn@digits.json is half-written"), ("none", "grid none in .* declares no runs")):
+        out = ["--out", str(tmp_path / "packs")] if command == "ship" else []
         with pytest.raises(ValueError, match=why):
-            app(["ship", grid, "--runs", str(tmp_path), "--out", str(tmp_path / "packs")])
+            app([command, grid, "--runs", str(tmp_path), *out])
+    assert {path.name for path in tmp_path.rglob("*")} == {"grids", "torn@digits.json", "none@digits.json"}
 
 
 def test_weights_that_go_along_compute_nearly_the_same(tmp_path):
