@@ -378,24 +378,31 @@ def ship(
     runs: Runs = Path("runs"),
     out: Annotated[Path, typer.Option(help="The folder for the packs.")] = Path("notebooks/results"),
     weights: Annotated[
-        Optional[str], typer.Option(help="Variants whose weights go along, separated by commas: for notebook 07.")
+        Optional[str], typer.Option(help="Variants whose weights go along, of each grid that has them: a,b.")
     ] = None,
 ) -> None:
     """Pack the finished runs of grids, without checkpoints, into a file each that the notebooks open."""
     from analysis.frame import load
-    from analysis.results import pack, pack_search
+    from analysis.results import of_grid, of_search, write
     from sweeps.follow import is_search
 
+    wanted = weights.split(",") if weights else []
+    packs = []  # all of them before one is written
     for name in grids:
         grid = Path(name).stem
         if is_search(runs, grid, data):
-            for folder in sorted((runs / "searches").glob(f"{grid}@{data or '*'}")):
-                path = pack_search(runs, grid, folder.name.partition("@")[2], out)
-                print(f"{path}: {path.stat().st_size / 1000:.0f} KB")
-            continue
-        for setting in dict.fromkeys(load(runs, grid, data)["data"]):
-            path = pack(runs, grid, setting, out, weights.split(",") if weights else ())
-            print(f"{path}: {path.stat().st_size / 1000:.0f} KB")
+            folders = sorted((runs / "searches").glob(f"{grid}@{data or '*'}"))
+            packs += [of_search(runs, grid, folder.name.partition("@")[2]) for folder in folders]
+        else:
+            settings = dict.fromkeys(load(runs, grid, data)["data"])
+            packs += [of_grid(runs, grid, setting, wanted) for setting in settings]
+    for variant in wanted:
+        if not any(variant in pack.weights for pack in packs):
+            there = ", ".join(pack.name for pack in packs)
+            raise ValueError(f"--weights {variant}: no finished run of this variant in {there}")
+    for pack, path in zip(packs, write(out, packs), strict=True):
+        along = f", with weights of {', '.join(pack.weights)}" if pack.weights else ""
+        print(f"{path}: {path.stat().st_size / 1000:.0f} KB{along}")
 
 
 @app.command()

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,27 +89,32 @@ def _join_latencies(root: Path) -> None:
         path.unlink()
 
 
-def pack(root: str | Path, grid: str, data: str, out: str | Path, weights: Iterable[str] = ()) -> Path:
-    """Pack the finished and failed runs of a grid on one data set, and write the folder's `README.md` anew.
+class Pack(NamedTuple):
+    """What a pack will hold: its name, its files, and the variants whose weights are among them."""
+
+    name: str
+    files: dict[str, bytes]
+    weights: tuple[str, ...] = ()
+
+
+def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = ()) -> Pack:
+    """The finished and failed runs of a grid on one data set, as a pack for `write`.
 
     Args:
         root: the folder of the runs.
         data: the data set, as in the manifest's name.
-        out: the folder for the pack.
-        weights: variants whose reported weights go along, for their first finished seed, rounded
-            (`inside.rounded_weights`): good for a look, but not quite the network that was scored.
+        weights: variants whose reported weights go along, where the grid has finished runs of them, for their first
+            finished seed, rounded (`inside.rounded_weights`): good for a look, but not quite the network that was
+            scored.
 
     Raises:
-        ValueError: no such grid, no finished run, no such variant, or `out` can't be written.
+        ValueError: no such grid, no finished run, or weights that are not kept.
     """
-    root, out = Path(root), Path(out)
+    root = Path(root)
     runs = load(root, grid, data)
     ended = runs[runs["state"].isin(["done", "failed"])]
     if not len(ended):
         raise ValueError(f"grid {grid} on {data} in {root}: no run has finished, so there is nothing to ship")
-    unknown = [name for name in weights if name not in set(ended.loc[ended["state"] == "done", "variant"])]
-    if unknown:
-        raise ValueError(f"--weights {unknown[0]}: no finished run of this variant in {grid} on {data}")
     keys = list(dict.fromkeys(ended["hash"]))
     files: dict[str, bytes] = {f"grids/{grid}@{data}.json": (root / "grids" / f"{grid}@{data}.json").read_bytes()}
     for key in keys:
@@ -117,14 +122,26 @@ def pack(root: str | Path, grid: str, data: str, out: str | Path, weights: Itera
     files |= dict(_predictions(root, keys))
     if rows := _latencies(root, set(load(root, grid, data, with_config=True)["network"])):
         files[f"{grid}@{data}.{_LATENCIES}"] = rows
-    for variant in weights:
+    finished = ended[ended["state"] == "done"]
+    known = [variant for variant in weights if variant in set(finished["variant"])]
+    for variant in known:
         from .inside import rounded_weights  # loads torch
 
-        key = ended.loc[(ended["variant"] == variant) & (ended["state"] == "done"), "hash"].iloc[0]
+        key = finished.loc[finished["variant"] == variant, "hash"].iloc[0]
         files[f"{key}/weights.npz"] = _npz(**rounded_weights(root / key))
-    path = _write(out / f"{grid}@{data}{SUFFIX}", files)
+    return Pack(f"{grid}@{data}", files, tuple(known))
+
+
+def write(out: str | Path, packs: Iterable[Pack]) -> list[Path]:
+    """Write packs to a folder, and its `README.md` anew; returns the packs' files.
+
+    Raises:
+        ValueError: the folder can't be written.
+    """
+    out = Path(out)
+    paths = [_write(out / f"{pack.name}{SUFFIX}", pack.files) for pack in packs]
     (out / "README.md").write_text(readme(out))
-    return path
+    return paths
 
 
 def _write(path: Path, files: dict[str, bytes]) -> Path:
@@ -140,20 +157,18 @@ def _write(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def pack_search(root: str | Path, name: str, data: str, out: str | Path) -> Path:
-    """Pack a search: its definition and its study, without the runs of its trials.
+def of_search(root: str | Path, name: str, data: str) -> Pack:
+    """A search as a pack for `write`: its definition and its study, without the runs of its trials.
 
     Raises:
         ValueError: no such search, or its study lies in a database.
     """
-    folder, out = Path(root) / "searches" / f"{name}@{data}", Path(out)
+    folder = Path(root) / "searches" / f"{name}@{data}"
     if not (folder / "journal.log").is_file():
         why = "its study lies in a database, which can't be shipped" if folder.is_dir() else "there is none"
         raise ValueError(f"search {name} on {data} in {root}: {why}")
     files = {f"searches/{folder.name}/{file}": (folder / file).read_bytes() for file in ("search.json", "journal.log")}
-    path = _write(out / f"search-{folder.name}{SUFFIX}", files)
-    (out / "README.md").write_text(readme(out))
-    return path
+    return Pack(f"search-{folder.name}", files)
 
 
 def _text_files(folder: Path) -> Iterator[tuple[str, bytes]]:

@@ -18,7 +18,7 @@ from test_factorial import noisy
 matplotlib.use("Agg")
 
 from analysis import plots
-from analysis.results import pack
+from analysis.results import of_grid, write
 from metamixer.config import override
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -192,7 +192,7 @@ def test_latencies_beside_the_runs_are_shown_by_backend(play, tmp_path):
     fast, slow = (line for line in said["conclusion"].splitlines() if "a board" in line)
     assert "onnxruntime" in fast and "gelu takes 4 ms" in fast and "relu 0.50× its time" in fast
     assert "xnnpack" in slow and slow.endswith("none.")
-    pack(root, "ffnification", "digits", tmp_path / "packs")
+    write(tmp_path / "packs", [of_grid(root, "ffnification", "digits")])
     from_pack, _ = play("02", DATA="digits", RUNS=str(tmp_path / "packs"))
     assert from_pack["conclusion"] == said["conclusion"]
 

@@ -14,6 +14,11 @@ from launch import app
 from metamixer.training.train import train
 
 
+def pack(root, grid, data, out, weights=()):
+    (path,) = results.write(out, [results.of_grid(root, grid, data, weights)])
+    return path
+
+
 def predict(root, classes=10, images=300):
     """Give every finished run predictions: right in most cases, wrong mostly where the others are."""
     rng = np.random.default_rng(0)
@@ -37,7 +42,7 @@ def root(tmp_path):
 
 
 def test_a_pack_reads_like_the_runs_that_it_was_made_of(root, tmp_path):
-    path = results.pack(root, "ffnification", "digits", tmp_path / "packs")
+    path = pack(root, "ffnification", "digits", tmp_path / "packs")
     opened = results.open_runs(tmp_path / "packs")
     loaded, original = frame.load(opened, with_config=True), frame.load(root, with_config=True)
     pd.testing.assert_frame_equal(loaded, original)
@@ -62,14 +67,14 @@ def test_a_folder_of_runs_is_opened_as_it_is(root):
 
 
 def test_the_same_runs_make_the_same_bytes(root, tmp_path):
-    first, second = (results.pack(root, "ffnification", "digits", tmp_path / name) for name in ("a", "b"))
+    first, second = (pack(root, "ffnification", "digits", tmp_path / name) for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_the_readme_says_what_made_them(root, tmp_path):
-    results.pack(root, "ffnification", "digits", tmp_path / "packs")
+    pack(root, "ffnification", "digits", tmp_path / "packs")
     write_grid(root, data="digits+recipe.epochs=2")
-    results.pack(root, "ffnification", "digits+recipe.epochs=2", tmp_path / "packs")
+    pack(root, "ffnification", "digits+recipe.epochs=2", tmp_path / "packs")
     text = (tmp_path / "packs" / "README.md").read_text()
     for part in (
         "26 of 27 finished, 1 failed, 9 variants, 3 seeds",
@@ -85,28 +90,26 @@ def test_runs_of_other_test_images_are_kept_apart(root, tmp_path):
     key = frame.load(root)["hash"].iloc[0]
     other = {"label": np.arange(500, dtype=np.uint16), "raw": np.arange(500, dtype=np.uint16)[::-1]}
     np.savez_compressed(root / key / "predictions.npz", **other)
-    results.pack(root, "ffnification", "digits", tmp_path / "packs")
+    pack(root, "ffnification", "digits", tmp_path / "packs")
     with np.load(results.open_runs(tmp_path / "packs") / key / "predictions.npz") as after:
         np.testing.assert_array_equal(after["raw"], other["raw"])
 
 
 def test_what_can_not_be_shipped_is_one_line(root, tmp_path):
     with pytest.raises(ValueError, match="no grid ladder"):
-        results.pack(root, "ladder", "digits", tmp_path)
-    with pytest.raises(ValueError, match="--weights nobody: no finished run of this variant"):
-        results.pack(root, "ffnification", "digits", tmp_path, ["nobody"])
+        pack(root, "ladder", "digits", tmp_path)
     write_grid(tmp_path / "new", {name: ([None], 1) for name in LADDER})
     with pytest.raises(ValueError, match="no run has finished"):
-        results.pack(tmp_path / "new", "ffnification", "digits", tmp_path)
+        pack(tmp_path / "new", "ffnification", "digits", tmp_path)
     (tmp_path / "torn").mkdir()
-    whole = results.pack(root, "ffnification", "digits", tmp_path / "packs").read_bytes()
+    whole = pack(root, "ffnification", "digits", tmp_path / "packs").read_bytes()
     middle = len(whole) // 2
     for left in (whole[:middle], whole[:middle] + bytes(8) + whole[middle + 8 :], b"no pack"):
         (tmp_path / "torn" / "a@b.tar.xz").write_bytes(left)
         with pytest.raises(ValueError, match=r"a@b.tar.xz: no pack of results, or a damaged one"):
             results.open_runs(tmp_path / "torn")
     with pytest.raises(ValueError, match=r"tar.xz: cannot write here"):
-        results.pack(root, "ffnification", "digits", root / "grids" / "ffnification@digits.json")
+        pack(root, "ffnification", "digits", root / "grids" / "ffnification@digits.json")
 
 
 def test_torn_files_of_a_run_do_not_keep_the_others_from_being_shipped(root, tmp_path):
@@ -114,12 +117,29 @@ def test_torn_files_of_a_run_do_not_keep_the_others_from_being_shipped(root, tmp
     torn = root / first / "predictions.npz"
     torn.write_bytes(torn.read_bytes()[:200])
     (root / second / "environment.json").write_text('{"torch": "2.1')
-    path = results.pack(root, "ffnification", "digits", tmp_path / "packs")
+    path = pack(root, "ffnification", "digits", tmp_path / "packs")
     opened = results.open_runs(tmp_path / "packs")
     assert not (opened / first / "predictions.npz").exists() and (opened / second / "predictions.npz").exists()
     assert "commit abc and unknown" in (tmp_path / "packs" / "README.md").read_text()
     path.rename(tmp_path / "packs" / "renamed.tar.xz")
     assert "| ffnification | digits | 26 of 27 finished" in results.readme(tmp_path / "packs")
+
+
+def test_several_grids_are_shipped_together_or_not_at_all(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inside, "rounded_weights", lambda folder: {"of": np.array(folder.name)})
+    write_grid(root, {"attention": ([90.0], 1), "k7": ([91.0], 1)}, grid="kernel_size")
+    ship = ["ship", "ffnification", "kernel_size", "--runs", str(root), "--out", str(tmp_path / "packs")]
+    with pytest.raises(ValueError, match=r"--weights nobody: .* in ffnification@digits, kernel_size@digits"):
+        app([*ship, "--weights", "gelu,nobody"], standalone_mode=False)
+    with pytest.raises(ValueError, match="no grid ladder"):
+        app([*ship, "ladder"], standalone_mode=False)
+    assert not (tmp_path / "packs").exists()
+    app([*ship, "--weights", "attention,k7"], standalone_mode=False)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("weights of attention") and second.endswith("weights of attention, k7")
+    kept = results.open_runs(tmp_path / "packs").rglob("weights.npz")
+    names = ["ffnificationdigitsattention0", "kernel_sizedigitsattention0", "kernel_sizedigitsk70"]
+    assert sorted(path.parent.name for path in kept) == names
 
 
 @pytest.mark.parametrize("command", ["ship", "collect", "report"])
@@ -144,7 +164,7 @@ def test_weights_that_go_along_compute_nearly_the_same(tmp_path):
     (root / "grids").mkdir()
     runs = [{"hash": "abc", "variant": "v", "seed": 0, "on": None, "changes": {}}]
     (root / "grids" / "g@digits.json").write_text(json.dumps(manifest | {"runs": runs}))
-    results.pack(root, "g", "digits", tmp_path / "packs", ["v"])
+    pack(root, "g", "digits", tmp_path / "packs", ["v"])
     whole, rounded = inside.network(root / "abc"), inside.network(results.open_runs(tmp_path / "packs") / "abc")
     assert whole.trained and rounded.trained
     for name, value in whole.model.state_dict().items():
