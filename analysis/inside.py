@@ -24,6 +24,7 @@ from metamixer.operation import Layout
 from metamixer.training.checkpoint import LAST, load_weights
 from metamixer.training.data import Data
 
+from . import rates
 from .frame import each
 
 WEIGHTS = "weights.npz"  # what a pack of `results` keeps of a checkpoint
@@ -91,10 +92,12 @@ def rounded_weights(folder: str | Path) -> dict[str, np.ndarray]:
 def networks(root: str | Path, runs: pd.DataFrame, variants: Iterable[str] = ()) -> tuple[list[Inside], list[str]]:
     """A network of each variant, or of those named: of a run whose weights are kept, if any, else its first.
 
+    Where learning rates were tried, of a run at the recipe's own.
+
     Returns:
         The networks, and one line for each variant that has none, with the reason.
     """
-    there = list(dict.fromkeys(runs["variant"]))
+    there, runs = list(dict.fromkeys(runs["variant"])), rates.at(runs, "fixed")
     found, left_out = [], []
     for variant in list(variants) or there:
         folders = [Path(root) / row.hash for row in each(runs[runs["variant"] == variant])]

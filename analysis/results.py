@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import rates
 from .examples import UNREADABLE
 from .frame import each, load
 from .tables import plural
@@ -104,8 +105,8 @@ def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = ())
         root: the folder of the runs.
         data: the data set, as in the manifest's name.
         weights: variants whose reported weights go along, where the grid has finished runs of them, for their first
-            finished seed, rounded (`inside.rounded_weights`): good for a look, but not quite the network that was
-            scored.
+            finished seed at the recipe's learning rate, rounded (`inside.rounded_weights`): good for a look, but not
+            quite the network that was scored.
 
     Raises:
         ValueError: no such grid, no finished run, or weights that are not kept.
@@ -122,7 +123,7 @@ def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = ())
     files |= dict(_predictions(root, keys))
     if rows := _latencies(root, set(load(root, grid, data, with_config=True)["network"])):
         files[f"{grid}@{data}.{_LATENCIES}"] = rows
-    finished = ended[ended["state"] == "done"]
+    finished = rates.at(ended[ended["state"] == "done"], "fixed")
     known = [variant for variant in weights if variant in set(finished["variant"])]
     for variant in known:
         from .inside import rounded_weights  # loads torch

@@ -1,6 +1,8 @@
 """Pictures hold what their data hold: against naive rewrites, closed forms and the numbers they were drawn from."""
 
 import itertools
+import json
+import shutil
 
 import matplotlib
 
@@ -16,7 +18,7 @@ from test_analysis import write_grid
 from test_factorial import chained, noisy
 from test_notebooks import write_networks
 
-from analysis import factorial, frame, fronts, inside, ladder, plots, statistics
+from analysis import factorial, frame, fronts, inside, ladder, plots, results, statistics
 from metamixer.config import override
 from metamixer.cost import count
 from metamixer.networks import Network
@@ -201,6 +203,23 @@ def test_coefficients_of_attention_are_a_distribution_over_keys():
     of_map = inside.coefficient_maps(built(conv(3)), torch.randn(1, 1, 13, 13))
     assert of_map[0].values.shape == (13, 13) and of_map[0].what == "RMS over channels"
     assert inside.coefficient_maps(built({"name": "pooling"}), torch.randn(1, 1, 13, 13)) == []
+
+
+def test_the_network_of_a_variant_is_that_at_the_recipes_learning_rate(tmp_path, monkeypatch):
+    write_networks(tmp_path)
+    path = tmp_path / "grids" / "ffnification@digits.json"
+    manifest = json.loads(path.read_text())
+    own = [{**run, "lr": 0.004, "fixed": True} for run in manifest["runs"]]
+    fast = [{**run, "hash": f"fast{run['hash']}", "lr": 0.04, "fixed": False} for run in own]
+    for run in own:
+        shutil.copytree(tmp_path / run["hash"], tmp_path / f"fast{run['hash']}")
+        (tmp_path / f"fast{run['hash']}" / "weights.npz").touch()  # kept, where those at the recipe's rate are not
+    path.write_text(json.dumps({**manifest, "runs": fast + own}))
+    found, _ = inside.networks(tmp_path, frame.load(tmp_path))
+    assert [each.network.name for each in found] == [str(tmp_path / "gelu0"), str(tmp_path / "relu0")]
+    monkeypatch.setattr(inside, "rounded_weights", lambda folder: {"of": np.array(folder.name)})
+    packed = results.of_grid(tmp_path, "ffnification", "digits", ["relu"])
+    assert [name for name in packed.files if name.endswith("weights.npz")] == ["relu0/weights.npz"]
 
 
 def test_networks_that_can_not_be_looked_at_are_said(tmp_path):
