@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from . import ladder, plots, tables
-from .frame import Meta, curves, describe, each, load
+from .frame import Meta, curves, describe, each, load, plural
 from .fronts import backends
 from .statistics import declared, explore
 from .tables import interval, signed
@@ -218,10 +218,13 @@ def _environment(root: str | Path, runs: pd.DataFrame) -> list[tuple[str, str, b
                 counts = found.setdefault(name, {})
                 counts[str(value)] = counts.get(str(value), 0) + 1
     return [
-        (name, next(iter(counts)) if len(counts) == 1 else ", ".join(f"{v} ({n} runs)" for v, n in counts.items()),
-         len(counts) > 1)
+        (
+            name,
+            ", ".join(v if len(counts) == 1 else f"{v} ({plural(n, 'run')})" for v, n in counts.items()),
+            len(counts) > 1,
+        )
         for name, counts in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def _runs(runs: pd.DataFrame, root: str) -> Table:

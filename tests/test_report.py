@@ -35,7 +35,7 @@ def test_the_page_holds_all_that_it_shows(runs):
         "no winner is named",
         "pooling seed 1: loss is not finite",
         'href="../ffnificationdigitsgelu0/"',
-        "def (1 runs), abc (26 runs)",
+        "def (1 run), abc (26 runs)",
         "Pairs of variants",
         "by test loss",
         "model",
