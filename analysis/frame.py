@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,12 +18,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from . import cache
+from . import cache, folders
 from .latency import load as load_latencies
-from .latency import network_key
-
-SCHEMA = 1  # of manifests and of config.json: what is written in another one isn't guessed at
-SILENT_AFTER = 15 * 60  # seconds without a sign of life until a run "running" gets a note
 
 COLUMNS = {
     "grid": "str",
@@ -56,7 +51,6 @@ COLUMNS = {
     "note": "str",
 }
 _OF_ENTRIES = ("grid", "data", "variant", "seed", "on", "base", "pair", "lr", "fixed")  # the rest is a run's own
-_KNOWN = re.compile(rb'\s*\{\s*"schema"\s*:\s*%d\s*[,}]' % SCHEMA)
 _INTEGERS = ("images", "parameters", "macs", "epochs", "resolution")
 
 Json = dict[str, Any]
@@ -141,9 +135,9 @@ def _manifests(root: Path, grid: str | None, data: str | None, missing: str) -> 
     manifests, left_out, names = [], [], []
     for path in sorted((root / "grids").glob("*.json")):
         name, _, on_data = path.stem.partition("@")
-        content, problem = _read(path)
+        content, problem = folders.read_json(path)
         if content is not None:
-            problem = _foreign(content)
+            problem = folders.other_schema(content)
             name, on_data = str(content.get("grid", name)), str(content.get("data", on_data))
         names.append(f"{name}@{on_data}")
         if (grid is not None and name != grid) or (data is not None and on_data != data):
@@ -164,12 +158,12 @@ def _manifests(root: Path, grid: str | None, data: str | None, missing: str) -> 
 def _runs(root: Path, keys: list[str], with_config: bool, with_network: bool, remember: bool) -> pd.DataFrame:
     """What became of each run, a row a run with `hash` in front; remembered rows are taken where they hold."""
     try:
-        folders = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+        there = {entry.name for entry in os.scandir(root) if entry.is_dir()}
     except OSError:
-        folders = set()
+        there = set()
     known = cache.read(root, None if with_config or remember else [n for n in COLUMNS if n not in _OF_ENTRIES])
     # taken before the files are read: what changes meanwhile is read again next time
-    stamps = {k: cache.stamp(os.path.join(root, k)) for k in keys if k in folders} if remember or len(known) else {}
+    stamps = {k: cache.stamp(os.path.join(root, k)) for k in keys if k in there} if remember or len(known) else {}
     marks = zip(known["hash"], known["stamp"], strict=True) if len(known) else ()
     held = {key: (mark, place) for place, (key, mark) in enumerate(marks)}
     kept = {key: held[key][1] for key in keys if key in stamps and key in held and held[key][0] == stamps[key]}
@@ -177,7 +171,7 @@ def _runs(root: Path, keys: list[str], with_config: bool, with_network: bool, re
     for key in keys:
         if key not in kept:
             in_full = with_config or remember
-            found = _run(os.path.join(root, key), now, in_full, with_network) if key in folders else {}
+            found = folders.read_run(os.path.join(root, key), now, in_full, with_network) if key in there else {}
             fresh.append({"hash": key, "state": "new", **found})
     read = _typed(fresh)
     if remember:
@@ -235,136 +229,10 @@ def _entries(manifest: Json, left_out: list[str]) -> Iterator[Json]:
             "hash": key,
             "on": entry.get("on"),
             "base": variant == manifest.get("base"),
-            "pair": _number(entry.get("pair", seed)),
-            "lr": _number(entry.get("lr")),
+            "pair": folders.number(entry.get("pair", seed)),
+            "lr": folders.number(entry.get("lr")),
             "fixed": entry.get("fixed") is not False,
         }
-
-
-def _run(folder: str, now: float, with_config: bool, with_network: bool) -> Json:
-    """What became of one run, from its folder."""
-    row: Json = {}
-    notes = []
-    config, problem = _read(os.path.join(folder, "config.json"), only_schema=not (with_config or with_network))
-    foreign = "" if config is None else _foreign(config)
-    if problem or foreign:
-        notes.append(f"config.json {problem or foreign}")
-    result, problem = _read(os.path.join(folder, "result.json"), absent_is_fine=True)
-    if problem:
-        notes.append(f"result.json {problem}")
-    if result is not None and result.get("state") not in ("done", "failed"):
-        notes.append(f"result.json has the state {result.get('state')!r}")
-        result = None
-    if result is None:
-        row |= _unfinished(folder, now, notes)
-    else:
-        row["state"] = result["state"]
-        other = foreign or ("schema" in result and _foreign(result))
-        if other:  # the meaning of its figures may be another one
-            notes.append("its figures are left out" if foreign else f"result.json {other}, figures left out")
-        else:
-            row |= _figures(result)
-            row["val_top1"] = _validation(folder, row["weights"])
-            if result["state"] == "done" and math.isnan(row["top1"]):
-                notes.append("result.json has no top1")
-        row["error"] = _line(result.get("error"))
-    values = None if config is None or foreign else config.get("config")
-    if isinstance(values, dict):
-        row |= dict(_flat(values, "config")) if with_config else {}
-        row |= _network(values)
-    row["note"] = "; ".join(notes)
-    return row
-
-
-def _figures(result: Json) -> Json:
-    raw, ema = (value if isinstance(value := result.get(key), dict) else {} for key in ("raw", "ema"))
-    row: Json = {key: _number(result.get(key)) for key in ("top1", "top5", "loss", "seconds")}
-    row |= {"top1_raw": _number(raw.get("top1")), "top1_ema": _number(ema.get("top1"))}
-    row |= {"weights": result.get("weights"), "images": raw.get("images", ema.get("images"))}
-    row |= {key: result.get(key) for key in ("parameters", "macs")}
-    row["epochs"] = result.get("epochs", result.get("epoch"))
-    return row
-
-
-def _validation(folder: str, weights: Any) -> float:
-    """Accuracy of the reported weights on the validation split after the last epoch; NaN without one."""
-    try:
-        with open(os.path.join(folder, "metrics.jsonl"), "rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 2048))
-            row = json.loads(file.read().splitlines()[-1])
-        return _number(row.get("val_top1_ema" if weights == "ema" else "val_top1"))
-    except (OSError, ValueError, IndexError, AttributeError):
-        return math.nan
-
-
-def _network(values: Json) -> Json:
-    data = values.get("data")
-    try:
-        key = network_key(values["model"], data["channels"], data["image_size"], data["num_classes"])  # type: ignore[index]
-        return {"network": key, "resolution": data["image_size"]}  # type: ignore[index]
-    except (KeyError, TypeError):
-        return {}
-
-
-def _unfinished(folder: str, now: float, notes: list[str]) -> Json:
-    progress, problem = _read(os.path.join(folder, "progress.json"), absent_is_fine=True)
-    if progress is None:
-        notes += [f"progress.json {problem}"] if problem else []
-        # A launch makes the folders of all runs before the first begins: without a trace of training it's new.
-        began = any(note.startswith(("progress", "result")) for note in notes)
-        return {"state": "interrupted" if began else "new"}
-    state = progress.get("state")
-    if state not in ("running", "interrupted"):
-        notes.append(f"progress.json has the state {state!r}, but there is no result")
-        state = "interrupted"
-    silent = now - _number(progress.get("time"))
-    if state == "running" and silent > SILENT_AFTER:  # killed, or on a machine that is gone: can't be told from here
-        notes.append(f"no sign of life for {silent / 3600:.1f} h")
-    return {"state": state, "epochs": progress.get("epoch")}
-
-
-def _read(path: str | Path, absent_is_fine: bool = False, only_schema: bool = False) -> tuple[Json | None, str]:
-    """A file's JSON object, or None and what is wrong with the file.
-
-    With `only_schema`, a file that opens with the known schema isn't parsed: most of the time of reading
-    thousands of runs would go into configurations that nobody asked for.
-    """
-    try:
-        with open(path, "rb") as file:
-            if only_schema and _KNOWN.match(file.read(64)):
-                return {"schema": SCHEMA}, ""
-            file.seek(0)
-            content = json.loads(file.read())
-    except FileNotFoundError:
-        return None, "" if absent_is_fine else "is missing"
-    except OSError as error:
-        return None, f"can't be read ({error.strerror})"
-    except ValueError:
-        return None, "is half-written or no JSON"
-    return (content, "") if isinstance(content, dict) else (None, "holds no JSON object")
-
-
-def _foreign(content: Json) -> str:
-    schema = content.get("schema")
-    return "" if schema == SCHEMA else f"has schema {schema!r}, this code reads {SCHEMA}"
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-
-
-def _line(value: Any) -> str:
-    return " ".join(str(value).split()) if value else ""
-
-
-def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, inner in items:
-            yield from _flat(inner, f"{prefix}.{key}")
-    else:
-        yield prefix, value
 
 
 def _typed(rows: list[Json]) -> pd.DataFrame:
@@ -372,7 +240,7 @@ def _typed(rows: list[Json]) -> pd.DataFrame:
     texts = [name for name, kind in own.items() if kind == "str"]
     for row in rows:
         for key in _INTEGERS:
-            number = _number(row.get(key))
+            number = folders.number(row.get(key))
             row[key] = int(number) if math.isfinite(number) else None
         for key in texts:
             row[key] = str(row.get(key) or "")
@@ -396,7 +264,7 @@ def describe(runs: pd.DataFrame) -> Meta:
     return Meta(
         grid=str(head.get("grid") or asked.get("grid") or _first(runs["grid"])),
         data=str(head.get("data") or asked.get("data") or _first(runs["data"])),
-        question=_line(head.get("question")),
+        question=folders.one_line(head.get("question")),
         base=str(head.get("base") or _first(bases)),
         metric=str(head.get("metric") or "top1"),
         seeds=tuple(int(seed) for seed in sorted(runs["seed"].unique())),
@@ -456,8 +324,8 @@ def curves(root: str | Path, hashes: Iterable[str]) -> pd.DataFrame:
     rows: list[Json] = []
     left_out = []
     for key in dict.fromkeys(hashes):
-        config, _ = _read(Path(root) / key / "config.json", only_schema=True)
-        if config is not None and (foreign := _foreign(config)):
+        config, _ = folders.read_json(Path(root) / key / "config.json", only_schema=True)
+        if config is not None and (foreign := folders.other_schema(config)):
             left_out.append(f"{key}: config.json {foreign}")
             continue
         try:
