@@ -14,7 +14,7 @@ from small import RUN
 from test_commands import launch
 from torch import nn
 
-from analysis.latency import COLUMNS, imports, load, network_key, published
+from analysis.latency import COLUMNS, load, network_key, published
 from analysis.latency import measure as measuring
 from analysis.latency.backends import BACKENDS, Backend, Loaded, backend
 from analysis.latency.correlation import correlations, spearman
@@ -26,7 +26,6 @@ from analysis.latency.table import correlation_table, pivot, ranks, to_markdown
 from metamixer.config import digest_of
 from metamixer.deploy._common import NotConvertible
 from metamixer.networks import Network, find_network, of_run
-from metamixer.training.folder import RunFolder
 
 ROW = {"network": "ffnet_1", "name": "ffnet_1", "resolution": 256, "batch": 1, "device": "a CPU", "os": "Linux",
        "runtime": "onnxruntime", "version": "1", "precision": "fp32", "threads": 1, "compute_units": "CPU",
@@ -90,104 +89,6 @@ def test_two_writers_lose_nothing(tmp_path):
     found = load(tmp_path, with_published=False)
     assert set(found["network"]) == {f"{name}-{i}" for name in "ab" for i in range(50)} and len(found) == 100
     assert found.attrs["left_out"] == []
-
-
-CSV = """model,resolution,device,OS,compute units,median (us),batch
-ffnet_1,256,iPhone 15,iOS 17.4,CPU + NE,1500,
-ffnet_1,256,iPhone 15,iOS 17.4,CPU,9000,1
-"""
-
-
-def test_a_table_from_a_phone(tmp_path):
-    (tmp_path / "phone.csv").write_text(CSV)
-    append(tmp_path, imports.read(tmp_path / "phone.csv", tmp_path))
-    found = load(tmp_path, with_published=False)
-    assert list(found["median_ms"]) == [1.5, 9.0] and list(found["compute_units"]) == ["CPU+NE", "CPU"]
-    assert set(found["source"]) == {"phone.csv"} and list(found["batch"]) == [1, 1]
-
-
-@pytest.mark.parametrize(
-    "old, new, message",
-    [
-        ("median (us)", "median (h)", "row 1: unit 'h' of the median: one of ms, s, us"),
-        ("median (us)", "median", "row 1: the median has no unit"),
-        ("device", "gadget", "row 1: unknown column 'gadget'"),
-        (",OS", ",batch", "row 1: column 'batch' twice"),
-        ("resolution,", "", "row 1: no column 'resolution'"),
-        ("9000", "9 ms", "row 3: median '9 ms': a time above 0"),
-        ("9000", "nan", "row 3: median 'nan'"),
-        ("CPU + NE", "TPU", "row 2: compute units 'TPU': one of all, CPU, CPU\\+GPU, CPU\\+NE"),
-        ("1500,", "1500", "row 2: 6 cells under 7 headings"),
-        ("ffnet_1,256,iPhone 15,iOS 17.4,CPU,", "ffnet_1,25.6,iPhone 15,iOS 17.4,CPU,", "row 3: resolution '25.6'"),
-        ("ffnet_1,256,iPhone 15,iOS 17.4,CPU,", "ffnet_1,256,,iOS 17.4,CPU,", "row 3: device is empty"),
-        ("ffnet_1,256,iPhone 15,iOS 17.4,CPU,", "ffnet_1,²,iPhone 15,iOS 17.4,CPU,", "row 3: resolution '²'"),
-        ("ffnet_1,256,", f"ffnet_1,{10**20},", "row 2: resolution '10+': a whole number"),
-        ("9000", "9_000", "row 3: median '9_000'"),
-        ("iPhone 15,iOS 17.4,CPU,", '"iPhone 15,iOS 17.4,CPU,', "line 3: unexpected end of data"),
-        (CSV.partition("\n")[2], "", "no rows below the headings"),
-    ],
-)
-def test_a_table_is_refused_by_row(tmp_path, old, new, message):
-    assert old in CSV
-    (tmp_path / "phone.csv").write_text(CSV.replace(old, new, 1))
-    with pytest.raises(ValueError, match=f"phone.csv: {message}") as error:
-        imports.read(tmp_path / "phone.csv", tmp_path)
-    assert "\n" not in str(error.value)
-
-
-@pytest.fixture
-def report(tmp_path):
-    """A performance report, as far as its form is known."""
-    content = {
-        "modelMetadata": {"fileName": "ffnet_1.mlpackage", "size": 27},
-        "deviceInfo": {"modelName": "iPhone 12", "osNameAndVersionWithoutBuildNumber": "iOS 16.5",
-                       "serialNumber": "SECRET1", "deviceID": "SECRET2", "displayName": "SECRET3"},
-        "computeUnit": 2,
-        "deviceResults": {"predict": {"samples": [0.0018, 0.0019, 0.0016, 0.0018, 0.01], "numOperations": 99}},
-    }  # fmt: skip
-    folder = tmp_path / "SECRET4's.mlperf"
-    folder.mkdir()
-    (folder / "report.json").write_text(json.dumps(content))
-    return folder
-
-
-def test_xcodes_report_without_names_of_people(tmp_path, report):
-    path = append(tmp_path, imports.read(report, tmp_path, resolution=256))
-    (row,) = load(tmp_path, with_published=False).to_dict("records")
-    assert (row["network"], row["device"], row["os"], row["compute_units"]) == (
-        "ffnet_1",
-        "iPhone 12",
-        "iOS 16.5",
-        "all",
-    )
-    assert (row["median_ms"], row["resolution"], row["compute_units"]) == (pytest.approx(1.8), 256, "all")
-    assert "SECRET" not in path.read_text()
-    with pytest.raises(ValueError, match="give --resolution"):
-        imports.read(report, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "key, value, message",
-    [
-        ("computeUnit", 7, "computeUnit 7: one of 0, 1, 2, 3"),
-        ("computeUnit", [2], r"computeUnit \[2\]: one of 0, 1, 2, 3"),
-        ("deviceInfo", {"modelName": None}, "deviceInfo.modelName: a text, got 'None'"),
-        ("deviceResults", {"predict": {"samples": [1.0, float("inf")]}}, "samples: a list of seconds"),
-        ("deviceInfo", {}, "no key deviceInfo.modelName"),
-        ("deviceResults", {"predict": {"samples": ["1 ms"]}}, "samples: a list of seconds"),
-    ],
-)
-def test_a_report_of_another_form_is_refused(tmp_path, report, key, value, message):
-    content = json.loads((report / "report.json").read_text())
-    (report / "report.json").write_text(json.dumps({**content, key: value}))
-    with pytest.raises(ValueError, match=message):
-        imports.read(report / "report.json", tmp_path, resolution=256)
-
-
-def test_a_report_on_a_run_gets_the_key_of_its_network(tmp_path, report):
-    RunFolder(tmp_path / "0123456789abcdef").create(RUN)
-    (row,) = imports.read(report, tmp_path, model="0123456789abcdef")
-    assert (row["network"], row["resolution"]) == (Subject(of_run("any", RUN)).key, RUN.data.image_size)
 
 
 def frame(medians, spreads, **columns):
@@ -472,13 +373,3 @@ def test_the_command_times_a_grid_and_keeps_its_rows(grid, tmp_path, monkeypatch
     assert next(iter(found["network"])) == Subject(of_run("gelu", RUN)).key
     assert (found["median_ms"] > 0).all() and set(found["sessions"]) == {3} and set(found["batch"]) == {1}
     assert "gelu" in shown and "latency.jsonl" in shown
-
-
-def test_the_command_imports(tmp_path, report):
-    options = ("--runs", tmp_path, "--resolution", 256)
-    shown = launch("bench", "--import", report, *options).stdout
-    assert "iPhone 12" in shown and len(load(tmp_path)) == len(published()) + 1
-    said = launch("bench", "--import", report, *options, "--batch", 4, code=2).stderr
-    assert "--batch is for what is timed here" in said and len(load(tmp_path)) == len(published()) + 1
-    assert "not 2" in launch("bench", "a", "b", "--import", report, code=2).stderr
-    assert "give the models" in launch("bench", code=2).stderr
