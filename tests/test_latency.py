@@ -1,7 +1,8 @@
-"""Latencies: their rows and file, imports, timing, correlations, and refusals."""
+"""Latencies: their rows and file, timing, correlations, and refusals."""
 
 import json
 import multiprocessing
+from dataclasses import asdict
 from importlib.util import find_spec
 from shutil import which
 
@@ -14,7 +15,7 @@ from small import RUN
 from test_commands import launch
 from torch import nn
 
-from analysis.latency import COLUMNS, load, network_key, published
+from analysis.latency import COLUMNS, imports, load, network_key, published
 from analysis.latency import measure as measuring
 from analysis.latency.backends import BACKENDS, Backend, Loaded, backend
 from analysis.latency.correlation import correlations, spearman
@@ -24,6 +25,7 @@ from analysis.latency.session import difference
 from analysis.latency.session import run as run_session
 from analysis.latency.table import correlation_table, pivot, ranks, to_markdown
 from metamixer.config import digest_of
+from metamixer.cost import count
 from metamixer.deploy._common import NotConvertible
 from metamixer.networks import Network, find_network, of_run
 
@@ -45,6 +47,16 @@ def test_published_latencies():
         ("ffnet_1", 256): 1.81, ("ffnet_2", 256): 3.09, ("ffnet_3", 256): 4.53, ("ffnet_3", 384): 9.12,
         ("ffnet_4", 384): 15.24,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, resolution", [("ffnet_1", 256), ("ffnet_2", 256), ("ffnet_3", 256), ("ffnet_3", 384), ("ffnet_4", 384)]
+)
+def test_the_published_networks_costs_are_those_that_are_counted(name, resolution):
+    network = find_network(name, resolution)
+    counted = count(network.model, network.input_size, inplace=True)
+    (row,) = published().query(f"network == '{name}' and resolution == {resolution}").to_dict("records")
+    assert {cost: row[cost] for cost in imports.COSTS} == asdict(counted)
 
 
 def test_the_last_measurement_of_the_same_thing_counts(tmp_path):

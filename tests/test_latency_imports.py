@@ -26,6 +26,13 @@ def test_a_table_from_a_phone(tmp_path):
     assert set(found["source"]) == {"phone.csv"} and list(found["batch"]) == [1, 1]
 
 
+def test_a_table_may_say_what_its_networks_cost(tmp_path):
+    (tmp_path / "phone.csv").write_text(CSV.replace(",batch", ",macs").replace("1500,", "1500,12345678901234"))
+    append(tmp_path, imports.read(tmp_path / "phone.csv", tmp_path))
+    found = load(tmp_path, with_published=False)
+    assert found["macs"].tolist() == [12345678901234, 1] and found["parameters"].isna().all()
+
+
 @pytest.mark.parametrize(
     "old, new, message",
     [
@@ -43,6 +50,11 @@ def test_a_table_from_a_phone(tmp_path):
         ("ffnet_1,256,iPhone 15,iOS 17.4,CPU,", "ffnet_1,²,iPhone 15,iOS 17.4,CPU,", "row 3: resolution '²'"),
         ("ffnet_1,256,", f"ffnet_1,{10**20},", "row 2: resolution '10+': a whole number"),
         ("9000", "9_000", "row 3: median '9_000'"),
+        (
+            "batch\nffnet_1,256,iPhone 15,iOS 17.4,CPU + NE,1500,",
+            "macs\nffnet_1,256,iPhone 15,iOS 17.4,CPU + NE,1500,3e9",
+            "row 2: macs '3e9': a whole number",
+        ),
         ("iPhone 15,iOS 17.4,CPU,", '"iPhone 15,iOS 17.4,CPU,', "line 3: unexpected end of data"),
         (CSV.partition("\n")[2], "", "no rows below the headings"),
     ],

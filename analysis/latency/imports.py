@@ -23,7 +23,8 @@ COMPUTE_UNITS = {
 # MLComputeUnits, as a report has them
 _OF_REPORT = {0: "CPU", 1: "CPU+GPU", 2: "all", 3: "CPU+NE"}
 _NEEDED = ("model", "resolution", "device", "os", "compute units", "median")
-_OPTIONAL = ("runtime", "version", "precision", "batch", "threads", "source")
+COSTS = ("parameters", "macs", "activations", "moved")  # of the folded network, for one image
+_OPTIONAL = ("runtime", "version", "precision", "batch", "threads", "source", *COSTS)
 _UNIT = re.compile(r"median \((.*)\)")
 
 
@@ -130,7 +131,8 @@ def read_csv(path: str | Path) -> list[Json]:
     """Rows of a table with the columns model, resolution, device, os, compute units and `median (ms)`.
 
     The unit in the heading is ms, s or us. More columns may be runtime (Core ML if there is none), version, precision,
-    batch, threads and source. The model is a timm name or a key; names are taken as they are.
+    batch, threads and source, and what the folded network costs: parameters, macs, activations and moved (numbers read
+    and written). The model is a timm name or a key; names are taken as they are.
 
     Raises:
         ValueError: a missing or unknown column, a unit, or a row's value that can't be; the line names the row.
@@ -208,6 +210,7 @@ def _row(values: dict[str, str], factor: float, source: str) -> Json:
         "compute_units": COMPUTE_UNITS[units],
         "median_ms": _time(values["median"]) * factor,
         "source": values.get("source") or source,
+        **{cost: _whole(values, cost, digits=15) for cost in COSTS},
     }
 
 
@@ -215,12 +218,12 @@ def _is_time(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _whole(values: dict[str, str], head: str, default: int | None = None) -> int | None:
+def _whole(values: dict[str, str], head: str, default: int | None = None, digits: int = 9) -> int | None:
     text = values.get(head, "")
     if not text:
         return default
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) == 0:
-        raise ValueError(f"{head} {text!r}: a whole number from 1 to 999999999")
+    if not re.fullmatch(f"[0-9]{{1,{digits}}}", text) or int(text) == 0:
+        raise ValueError(f"{head} {text!r}: a whole number from 1 to {10**digits - 1}")
     return int(text)
 
 

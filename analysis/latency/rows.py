@@ -101,7 +101,7 @@ def _check(row: Json) -> None:
 
 
 def published() -> pd.DataFrame:
-    """Latencies from papers, as rows: FFNet on an iPhone 12."""
+    """Latencies from papers, as rows: FFNet on an iPhone 12; costs as `metamixer.cost` counts them."""
     from .imports import read_csv
 
     return to_frame(read_csv(_PUBLISHED))
