@@ -439,6 +439,7 @@ def bench(
     from analysis.latency import imports, rows, table
 
     console = Console()
+    uncounted: list[str] = []
     problems: list[str] = []
     if file is not None:
         if models and len(models) > 1:
@@ -448,6 +449,7 @@ def bench(
         if given := [option for option, value in timing.items() if value]:
             raise ValueError(f"--import: {given[0]} is for what is timed here; a file says how it was measured")
         found = imports.read(file, runs, models[0] if models else None, resolution)
+        uncounted = imports.add_costs(found, runs)
     else:
         from analysis.latency.bench import time_with_progress
         from analysis.latency.measure import Subject
@@ -464,8 +466,8 @@ def bench(
         path = rows.append(runs, found)
         console.print(table.render(rows.to_frame(found)))
         console.print(f"kept in {path}", soft_wrap=True, highlight=False)
-    for problem in problems:
-        console.print(problem, style="yellow", soft_wrap=True, highlight=False)
+    for line in [*uncounted, *problems]:
+        console.print(line, style="yellow", soft_wrap=True, highlight=False)
     if problems:
         raise typer.Exit(1)
 

@@ -1,15 +1,18 @@
 """What a phone measured, from a table or an Xcode report: kept whole, refused by row, without names of people."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from small import RUN
 from test_commands import launch
 
 from analysis.latency import imports, load, published
+from analysis.latency.correlation import correlations
 from analysis.latency.measure import Subject
 from analysis.latency.rows import append
-from metamixer.networks import of_run
+from metamixer.cost import count
+from metamixer.networks import find_network, of_run
 from metamixer.training.folder import RunFolder
 
 CSV = """model,resolution,device,OS,compute units,median (us),batch
@@ -81,6 +84,40 @@ def report(tmp_path):
     folder.mkdir()
     (folder / "report.json").write_text(json.dumps(content))
     return folder
+
+
+def test_costs_can_be_held_against_a_phones_latencies(tmp_path):
+    """Of a model of timm, of a run by its hash, of what the table says itself; a typo is said and kept."""
+    key = "0123456789abcdef"
+    RunFolder(tmp_path / key).create(RUN)
+    lines = ["model,resolution,device,os,compute units,median (ms),parameters,macs,activations,moved"]
+    lines += [f"{name},phone,its os,all,{costs}" for name, costs in (
+        ("ffnet_1,64", "3,,,,"), ("ffnet_1,96", "4,,,,"), (f"{key},12", "1,,,,"), ("mine,64", "2,70000,800000,90,400"),
+        ("ffnet1,64", "5,,,,"), ("ffnet1,64", "6,,,,"),
+    )]  # fmt: skip
+    (tmp_path / "phone.csv").write_text("\n".join(lines))
+    shown = launch("bench", "--import", tmp_path / "phone.csv", "--runs", tmp_path).stdout
+    (line,) = [line for line in shown.splitlines() if "without costs" in line]
+    assert line.startswith("kept without costs: 'ffnet1': no ") and line.endswith("did you mean 'ffnet_1'?")
+    rows = load(tmp_path, with_published=False)
+    for name, network in {"ffnet_1": find_network("ffnet_1", 96), key: of_run(key, RUN)}.items():
+        row = rows[rows["name"] == name].iloc[-1]
+        assert row[list(imports.COSTS)].to_dict() == asdict(count(network.model, network.input_size))
+    assert rows.loc[rows["name"] == "mine", list(imports.COSTS)].to_numpy().tolist() == [[70000, 800000, 90, 400]]
+    assert rows.loc[rows["name"] == "ffnet1", list(imports.COSTS)].isna().all(axis=None)
+    found = correlations(rows).set_index("measure")
+    assert set(found["n"]) == {4} and found.loc["multiply-adds", "spearman"] == pytest.approx(1)
+
+
+def test_what_nothing_counts_keeps_its_row(tmp_path, monkeypatch):
+    def nothing(*arguments, **options):
+        raise ValueError("multiply-adds not counted for aten::odd")
+
+    monkeypatch.setattr("metamixer.cost.count", nothing)
+    (tmp_path / "phone.csv").write_text(CSV)
+    rows = imports.read(tmp_path / "phone.csv", tmp_path)
+    (line,) = imports.add_costs(rows, tmp_path)
+    assert line == "kept without costs: 'ffnet_1': multiply-adds not counted for aten::odd" and len(rows) == 2
 
 
 def test_xcodes_report_without_names_of_people(tmp_path, report):

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,37 @@ def read(path: str | Path, root: str | Path, model: str | None = None, resolutio
         if row["resolution"] is None:
             raise ValueError(f"{path.name}: a report does not say its resolution: give --resolution")
     return rows
+
+
+def add_costs(rows: list[Json], root: str | Path) -> list[str]:
+    """Count what rows do not say of their networks' costs, as `measure` does.
+
+    Returns:
+        A line for each name that no network can be made of, or that nothing counts: its rows stay as they are.
+    """
+    counted: dict[tuple[str, int], Json] = {}
+    uncounted = []
+    for row in rows:
+        network = row["name"], row["resolution"]
+        if network not in counted and any(row.get(cost) is None for cost in COSTS):
+            try:
+                counted[network] = _cost(*network, Path(root))
+            except ValueError as error:
+                counted[network] = {}
+                uncounted.append(f"kept without costs: {error}")
+        row |= {cost: value for cost, value in counted.get(network, {}).items() if row.get(cost) is None}
+    return uncounted
+
+
+def _cost(name: str, resolution: int, root: Path) -> Json:
+    from metamixer.cost import count  # loads torch, which reading rows does without
+    from metamixer.networks import find_network
+
+    network = find_network(str(root / name) if (root / name / "config.json").is_file() else name, resolution)
+    try:
+        return asdict(count(network.model, network.input_size, inplace=True))
+    except ValueError as error:  # its operations have no count
+        raise ValueError(f"{name!r}: {error}") from None
 
 
 def _identify(row: Json, root: Path) -> None:
