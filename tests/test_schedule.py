@@ -6,12 +6,15 @@ import pytest
 import torch
 from small import RUN
 from timm.utils import ModelEmaV3
+from torch._inductor import config as inductor_config
 
 from metamixer import ConfigError, override
 from metamixer.training.config import Recipe
 from metamixer.training.data import Data
+from metamixer.training.folder import RunFolder
 from metamixer.training.learner import Learner
 from metamixer.training.optimize import Average, Schedule, build_optimizer
+from metamixer.training.train import train
 
 CPU = torch.device("cpu")
 STEPS = 10  # in an epoch
@@ -157,7 +160,8 @@ def test_a_pass_draws_from_its_own_number():
     assert all(map(torch.equal, first, mixed(batches[0], 0)))
 
 
-def test_compiled_training_is_the_same_computation():
+def test_compiled_training_is_the_same_computation(monkeypatch):
+    monkeypatch.setattr("metamixer.training.learner.has_cpp_compiler", lambda: True)  # the backend here needs none
     config = override(RUN, {"recipe.compile": True, "recipe.drop_path": 0.0})
     learners = [Learner(c, CPU, STEPS) for c in (override(config, {"recipe.compile": False}), config)]
     data = Data(config.data, config.recipe, config.seed)
@@ -168,6 +172,13 @@ def test_compiled_training_is_the_same_computation():
         learner.train_step(batches), learner.train_step(batches)
     assert learners[0].mean_loss() == pytest.approx(learners[1].mean_loss(), rel=1e-5)
     assert learners[0].model.state_dict().keys() == learners[1].model.state_dict().keys()
+
+
+def test_no_compiler_is_the_machines_fault_and_not_the_runs(tmp_path):
+    message = r"^recipe\.compile: no working C\+\+ compiler; install one.*or set recipe\.compile=false$"
+    with inductor_config.patch("cpp.cxx", ("/nonexistent/g++",)), pytest.raises(ConfigError, match=message):
+        train(override(RUN, {"recipe.compile": True}), tmp_path / "run", "cpu")
+    assert RunFolder(tmp_path / "run").result() is None
 
 
 def test_bfloat16_trains_in_bfloat16_and_keeps_float32_weights():

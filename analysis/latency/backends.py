@@ -132,12 +132,10 @@ class Compiled(Eager):
     name = "compile"
 
     def check(self) -> None:
-        from torch._inductor.cpp_builder import get_cpp_compiler
+        from metamixer.training.learner import has_cpp_compiler
 
-        try:
-            get_cpp_compiler()
-        except Exception:  # of several kinds
-            raise ValueError("torch.compile needs a C++ compiler on a CPU, e.g. Debian's package g++") from None
+        if not has_cpp_compiler():
+            raise ValueError("torch.compile needs a C++ compiler on a CPU, e.g. Debian's package g++")
 
     def _placed(self, model: Any, x: Any) -> tuple[Any, Any]:
         import torch

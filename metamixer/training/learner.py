@@ -40,7 +40,7 @@ class Learner:
         section: called with the name of each part of a step and entered around it; profiling puts a clock here.
 
     Raises:
-        ConfigError: weights or a precision that do not fit, or passes that the processes can't share.
+        ConfigError: weights or a precision that do not fit, passes that the processes can't share, or no compiler.
     """
 
     def __init__(
@@ -57,6 +57,11 @@ class Learner:
         self.share = _share(recipe, world, device)
         if recipe.precision == "float16" and device.type == "cpu":
             raise ConfigError("recipe.precision 'float16' is for GPUs; on a CPU take float32 or bfloat16")
+        if recipe.compile and device.type == "cpu" and not has_cpp_compiler():
+            raise ConfigError(
+                "recipe.compile: no working C++ compiler; install one, e.g. Debian's package g++, or set "
+                "recipe.compile=false"
+            )
         self.section: Callable[[str], AbstractContextManager[Any]] = nullcontext
         model: Any = config.build()
         if state is None and config.initial is not None:
@@ -215,6 +220,17 @@ class Learner:
 
     def _statistics(self) -> list[torch.Tensor]:
         return batch_norm_statistics(self.model, self.ema.module if self.ema is not None else None)
+
+
+def has_cpp_compiler() -> bool:
+    """Whether torch.compile finds the C++ compiler that it needs on a CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception:  # of several kinds
+        return False
+    return True
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
