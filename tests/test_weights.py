@@ -58,7 +58,7 @@ def test_a_fine_tuned_run_trains_resumes_and_differs_from_one_that_starts_anew(f
     assert losses["tuned"] < outcome(finished)["rows"][1]["train_loss"] < losses["anew"]
 
 
-@pytest.mark.parametrize("wrap", ["model", "state_dict", "bare", "module", "namespace", "safetensors"])
+@pytest.mark.parametrize("wrap", ["model", "state_dict", "bare", "module", "namespace", "legacy", "safetensors"])
 def test_the_forms_in_which_weights_are_found(tmp_path, wrap):
     state = RUN.build().state_dict()
     path = tmp_path / ("x.safetensors" if wrap == "safetensors" else "x.pth.tar")
@@ -70,7 +70,9 @@ def test_the_forms_in_which_weights_are_found(tmp_path, wrap):
             "module": {"state_dict": {f"module.{name}": value for name, value in state.items()}},
             "namespace": {"state_dict": state, "args": argparse.Namespace(lr=1.0), "epoch": 3},
         }
-        torch.save(content.get(wrap, {wrap: state}), path)
+        content["legacy"] = content["namespace"]
+        # torch's only format before 1.6
+        torch.save(content.get(wrap, {wrap: state}), path, _use_new_zipfile_serialization=wrap != "legacy")
     found = weights.read(Weights(source=str(path)))
     assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
 
@@ -156,6 +158,16 @@ def test_a_torn_file(finished, tmp_path, name):
     (tmp_path / name).write_bytes((finished / "last.pt").read_bytes()[:5000])
     with pytest.raises(ConfigError, match=r"x\.\w+: not a whole checkpoint \(.*; use another one") as caught:
         weights.read(Weights(source=str(tmp_path / name)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", [0.05, 0.5, 0.99])  # in the names, and in the weights
+def test_a_torn_file_of_the_legacy_format(tmp_path, part):
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": RUN.build().state_dict()}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    with pytest.raises(ConfigError, match=r"x\.pth: not a whole checkpoint \(.*; use another one") as caught:
+        weights.read(Weights(source=str(path)))
     assert "\n" not in str(caught.value)
 
 

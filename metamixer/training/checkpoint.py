@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from ..config import ConfigError
 from .folder import RunFolder
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+# how files begin that torch wrote before 1.6: a pickle, no archive, and without checksums
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def save(folder: RunFolder, state: dict[str, Any]) -> None:
@@ -44,7 +47,7 @@ def load_newest(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def read(path: Path | str) -> dict[str, Any]:
-    """A checkpoint, its checksums verified.
+    """A checkpoint, its checksums verified where it has them.
 
     Raises:
         ConfigError: missing, truncated, damaged, or holding more than tensors and plain values.
@@ -53,12 +56,15 @@ def read(path: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such checkpoint")
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            raise ConfigError(f"{path}: the checkpoint is damaged ({broken}); use another one")
+        with path.open("rb") as file:
+            legacy = file.read(len(LEGACY)) == LEGACY
+        if not legacy:
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+            if broken is not None:
+                raise ConfigError(f"{path}: the checkpoint is damaged ({broken}); use another one")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, OSError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, OSError, IndexError, struct.error) as error:
         raise ConfigError(f"{path}: not a whole checkpoint ({_short(error)}); use another one") from None
     except Exception as error:  # pickle.UnpicklingError and what weights_only raises for foreign objects
         raise ConfigError(f"{path}: holds more than weights and plain values ({_short(error)})") from None
