@@ -213,11 +213,17 @@ def test_students_share_a_cache_and_other_images_do_not(finished, tmp_path, aske
         assert len(asked) == (i + 1) * 2 * 2 * 5, changes
 
 
-def test_answers_that_would_fill_the_disk_are_not_kept(finished):
+def test_answers_that_would_fill_the_disk_are_not_kept(finished, tmp_path, caplog):
     """ImageNet for 320 epochs: 2 bytes an image for classes, 4000 for logits."""
     changes = {"recipe.epochs": 300, "recipe.cooldown_epochs": 20, "recipe.batch_size": 1024, "data.num_classes": 1000}
     hard, soft = (override(distilled(finished, kind=kind), changes) for kind in ("hard", "soft"))
-    assert distill.TeacherCache.worth(hard, 1251) and not distill.TeacherCache.worth(soft, 1251)
+    images = 320 * 1251 * 1024
+    assert [distill.TeacherCache.size(config, 1251) for config in (hard, soft)] == [2 * images, 4000 * images]
+    soft = override(distilled(finished, kind="soft"), {"recipe.epochs": 300, "recipe.batch_size": 1024})
+    learners = [Learner(soft, CPU, steps, teacher_cache=tmp_path) for steps in (349, 1251)]  # 4 bytes a class
+    assert [learner.cache is None for learner in learners] == [False, True]
+    line = "no teacher cache: the answers of 300 epochs would take 14.3 GiB, the limit is 4 GiB"
+    assert [record.getMessage() for record in caplog.records] == [line]
 
 
 def test_a_torn_cache_is_written_again(finished, tmp_path, asked):

@@ -114,18 +114,18 @@ class TeacherCache:
 
     The images of a pass are a pure function of seed, data and augmentation, so their key and the pass's number
     identify what the teacher says. An image takes 2 bytes in an epoch (hard) or 4 for each class (soft). A run whose
-    answers would take more than `LIMIT` bytes does without a cache.
+    answers would take more than `LIMIT` bytes says so and does without a cache.
     """
 
     LIMIT = 4 * 2**30
 
     @staticmethod
-    def worth(config: RunConfig, steps: int) -> bool:
-        """Whether a distilled run of `steps` in an epoch has answers few enough to keep."""
+    def size(config: RunConfig, steps: int) -> int:
+        """Bytes of all answers to a distilled run of `steps` in an epoch."""
         recipe = config.recipe
         hard = recipe.distillation is not None and recipe.distillation.kind == "hard"
         an_image = 2 if hard else 4 * config.data.num_classes
-        return recipe.total_epochs * steps * recipe.batch_size * an_image <= TeacherCache.LIMIT
+        return recipe.total_epochs * steps * recipe.batch_size * an_image
 
     def __init__(self, root: Path | str, config: RunConfig, steps: int, world: World, device: torch.device) -> None:
         distillation = config.recipe.distillation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,6 +23,8 @@ from .data import Batch
 from .distill import Teacher, TeacherCache, distillation_loss
 from .distributed import ALONE, World
 from .optimize import Average, Schedule, batch_norm_statistics, build_optimizer
+
+log = logging.getLogger(__name__)
 
 LOW_PRECISION = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -90,11 +93,16 @@ class Learner:
             SoftTargetCrossEntropy() if self.mixup else LabelSmoothingCrossEntropy(recipe.label_smoothing)
         )
         self.teacher = Teacher(recipe.distillation, config.data, device) if recipe.distillation else None
-        self.cache = (
-            TeacherCache(teacher_cache, config, steps, world, device)
-            if self.teacher is not None and teacher_cache is not None and TeacherCache.worth(config, steps)
-            else None
-        )
+        self.cache: TeacherCache | None = None
+        if self.teacher is not None and teacher_cache is not None:
+            size = TeacherCache.size(config, steps)
+            if size <= TeacherCache.LIMIT:
+                self.cache = TeacherCache(teacher_cache, config, steps, world, device)
+            elif world.first:
+                log.warning(
+                    "no teacher cache: the answers of %d epochs would take %.1f GiB, the limit is %.0f GiB",
+                    *(recipe.total_epochs, size / 2**30, TeacherCache.LIMIT / 2**30),
+                )
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16" and device.type == "cuda")
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # over this process's passes of the epoch
