@@ -1,5 +1,6 @@
 """Training: exact resume after any interruption, schedules against closed forms, what a run leaves behind."""
 
+import copy
 import json
 import os
 import signal
@@ -147,6 +148,22 @@ def test_a_damaged_checkpoint_is_passed_over(undisturbed, tmp_path, monkeypatch)
         checkpoint.read(last)
     train(RUN, tmp_path / "run")
     assert same(outcome(tmp_path / "run"), undisturbed)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:5000])])
+def test_a_lost_best_costs_its_row_and_not_the_run(undisturbed, tmp_path, monkeypatch, caplog, spoil):
+    monkeypatch.setattr(train_module.Trainer, "_finish", lambda self: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        train(RUN, tmp_path / "run")
+    monkeypatch.undo()
+    spoil(tmp_path / "run" / "best.pt")
+    train(RUN, tmp_path / "run")
+    found = outcome(tmp_path / "run")
+    reason = found["result"].pop("best_left_out")
+    assert reason.startswith(f"{tmp_path / 'run' / 'best.pt'}: no") and "\n" not in reason
+    assert [record.getMessage() for record in caplog.records] == [f"{reason}; the row `best` is left out"]
+    del (expected := copy.deepcopy(undisturbed))["result"]["best"], expected["predictions"]["best"]
+    assert same(found, expected)
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])

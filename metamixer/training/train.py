@@ -7,6 +7,7 @@ seed, epoch, step, pass and sample (order, augmentation, mixup, stochastic depth
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import os
 import signal
@@ -31,6 +32,8 @@ from .distributed import ALONE, ProcessLost, World, joined, lost_another
 from .evaluate import evaluate
 from .folder import RunBusy, RunFolder, environment
 from .learner import Learner, on_device
+
+log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 2.0
 CHECKPOINT_SECONDS = 300.0
@@ -264,7 +267,8 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Evaluate the final weights, raw and averaged, and those of the best epoch on the test split.
 
-        The recipe says which are reported: the average where there is one. The best epoch is a row beside it.
+        The recipe says which are reported: the average where there is one. The best epoch is a row beside it, left out
+        if its file is lost.
         """
         config, learner = self.config, self.learner
         raw, predicted, labels = self._evaluate(learner.model, "test")
@@ -273,11 +277,18 @@ class Trainer:
         if learner.ema is not None:
             rows["ema"], predictions["ema"], _ = self._evaluate(learner.ema.module, "test")
         reported = "ema" if learner.ema is not None else "raw"
+        lost = None
         if self.best:
-            best = checkpoint.read(self.folder.path / checkpoint.BEST)
-            checkpoint.load_weights(learner.model, best.pop("model"), str(self.folder.path))
-            scores, predictions["best"], _ = self._evaluate(learner.model, "test")
-            rows["best"] = {**scores, **best}
+            path, best = self.folder.path / checkpoint.BEST, dict[str, Any]()
+            try:
+                best = checkpoint.read(path)
+                checkpoint.load_weights(learner.model, best.pop("model"), str(path))
+            except ConfigError as error:
+                lost = str(error)
+                log.warning("%s; the row `best` is left out", lost)
+            if not any(self.world.any(lost is not None)):
+                scores, predictions["best"], _ = self._evaluate(learner.model, "test")
+                rows["best"] = {**scores, **best}
         self._record_broken_images()
         if not self.world.first:
             return self.world.broadcast()
@@ -301,6 +312,7 @@ class Trainer:
                 "weights": reported,
                 **{key: rows[reported][key] for key in ("top1", "top5", "loss")},
                 **rows,
+                **({"best_left_out": lost} if lost else {}),
                 "parameters": cost.parameters,
                 "macs": cost.macs,
                 "seconds": self.seconds,
