@@ -195,5 +195,5 @@ def profile_one(config: RunConfig, device: str, workers: int | None) -> None:
     from metamixer.training.data import default_workers
     from metamixer.training.profile import report
 
-    workers = default_workers(config.data, device) if workers is None else workers
+    workers = default_workers(config.data, device, _processes_here()) if workers is None else workers
     report(config, device=device, workers=workers)

@@ -54,3 +54,13 @@ def test_the_table(capsys):
         assert word in printed
     with pytest.raises(ConfigError, match="steps 0"):
         profile.report(RUN, 0)
+
+
+def test_of_several_processes_the_first_one_prints(capsys, monkeypatch):
+    found = profile.Profile(2.0, {"data": 1.0, "other": 1.0}, 32, {"peak": 8.0}, torch.device("cpu"))
+    monkeypatch.setattr(profile, "measure", lambda *_: found)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        profile.report(RUN)
+        assert ("2.0 ms a step of 32 images" in capsys.readouterr().out) == (rank == "0")

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config import ConfigError
 from .config import RunConfig
 from .data import Batch, Data
-from .distributed import joined
+from .distributed import joined, world_of_environment
 from .learner import Learner, on_device
 
 WARM_UP = 3
@@ -119,7 +119,7 @@ def _memory(learner: Learner) -> dict[str, float]:
 
 
 def report(config: RunConfig, steps: int = 20, device: str = "auto", workers: int = 0) -> None:
-    """Print a table of `measure`."""
+    """Print a table of `measure`; of several processes the first one prints its own."""
     from rich.console import Console
     from rich.table import Table
 
@@ -131,7 +131,7 @@ def report(config: RunConfig, steps: int = 20, device: str = "auto", workers: in
     memory = Table("memory", "MiB", box=None, pad_edge=False)
     for name, mib in found.memory.items():
         memory.add_row(name, f"{mib:.1f}")
-    console = Console()
+    console = Console(quiet=not world_of_environment().first)
     console.print(times, "", memory, "", sep="\n")
     console.print(
         f"{found.step:.1f} ms a step of {found.images} images, {found.images_per_second:.0f} images/s "
