@@ -439,6 +439,10 @@ def test_small_images_are_evaluated_whole():
     refused({"data.eval_crop": 0.9}, "evaluated whole")
 
 
+def test_too_few_classes_are_refused_with_what_to_set():
+    refused({"data.num_classes": 9}, "'digits' has 10 classes, num_classes is 9: set data.num_classes=10")
+
+
 def test_data_that_is_not_there(folder, tmp_path):
     refused(streamed(folder, **{"data.name": "torch/mnist", "data.root": str(tmp_path)}), "torch/mnist", "not found")
     refused(streamed(folder, **{"data.name": "torch/nothing"}), "Unknown torchvision dataset")

@@ -166,7 +166,8 @@ def test_data_mistakes_are_one_line_each_and_are_mended_by_launching_again(grid,
     folder.mkdir()
     assert "no folder train or training in it" in error_line(launch("run", grid, *arguments, code=1))
     images(folder, classes=3)
-    assert "has 3 classes in its train split, num_classes is 2" in error_line(launch("run", grid, *arguments, code=1))
+    line = error_line(launch("run", grid, *arguments, code=1))
+    assert "has 3 classes in its train split, num_classes is 2: set data.num_classes=3" in line
     subprocess.run(["rm", "-r", folder / "train" / "class2", folder / "validation" / "class2"], check=True)
     broken = folder / "train" / "class1" / "03.png"
     whole = broken.read_bytes()

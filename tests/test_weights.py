@@ -127,7 +127,7 @@ def test_a_file_that_changed_after_planning(finished, tmp_path, change, message)
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"data.num_classes": 12}, "are for 10 classes, data.num_classes is 12"),
+        ({"data.num_classes": 12}, "are for 10 classes, data.num_classes is 12: set data.num_classes=10"),
         ({"model.stages.3.width": 32}, r"another model: '.*' has shape"),
         ({"model.stages.1.token_mixer": {"name": "identity"}}, "another model: it has 'stages.1"),
     ],

@@ -65,7 +65,10 @@ def open_split(config: DataConfig, split: str) -> Any:
         return _map_style(config, split)
     classes, channels = int(found.labels.max()) + 1, found.images.shape[1]
     if classes > config.num_classes:
-        raise ConfigError(f"data {config.name!r} has {classes} classes, num_classes is {config.num_classes}")
+        raise ConfigError(
+            f"data {config.name!r} has {classes} classes, num_classes is {config.num_classes}: "
+            f"set data.num_classes={classes}"
+        )
     if channels != config.channels:
         raise ConfigError(f"data {config.name!r} has {channels} channels, not {config.channels}")
     return found
@@ -215,7 +218,7 @@ def _map_style(config: DataConfig, split: str) -> Any:
     if classes is not None and len(classes) != config.num_classes:
         raise ConfigError(
             f"data {config.name!r} at {config.root!r} has {len(classes)} classes in its {split} split, "
-            f"num_classes is {config.num_classes}"
+            f"num_classes is {config.num_classes}: set data.num_classes={len(classes)}"
         )
     return dataset
 

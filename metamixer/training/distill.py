@@ -87,7 +87,10 @@ def _of_timm(distillation: Distillation, data: DataConfig) -> _Normalised:
     model: Any = weights.pretrained(name, **overlay)
     settings = model.pretrained_cfg
     if model.num_classes != data.num_classes:
-        raise ConfigError(f"teacher {name!r} knows {model.num_classes} classes, data.num_classes is {data.num_classes}")
+        raise ConfigError(
+            f"teacher {name!r} knows {model.num_classes} classes, data.num_classes is {data.num_classes}: take another "
+            "teacher, or weights of it for these classes (recipe.distillation.weights.source)"
+        )
     channels, size = settings["input_size"][0], settings["input_size"][-1]
     if channels != data.channels:
         raise ConfigError(f"teacher {name!r} takes {channels} channels, data.channels is {data.channels}")

@@ -95,8 +95,11 @@ def check_classes(state: dict[str, Tensor], bias: str, num_classes: int, source:
     Raises:
         ConfigError: they are.
     """
-    if bias in state and len(state[bias]) != num_classes:
-        raise ConfigError(f"weights {source!r} are for {len(state[bias])} classes, data.num_classes is {num_classes}")
+    if bias in state and (theirs := len(state[bias])) != num_classes:
+        raise ConfigError(
+            f"weights {source!r} are for {theirs} classes, data.num_classes is {num_classes}: set "
+            f"data.num_classes={theirs}, or take other weights"
+        )
 
 
 def _safetensors(source: str) -> dict[str, Tensor]:
