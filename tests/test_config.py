@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from metamixer import CONFIGS, BackboneConfig, ConfigError, differences, digest, override, parse
@@ -155,6 +156,10 @@ def test_kernels_larger_than_their_map_are_noticed():
 def test_descriptions_of_data_and_recipe_are_strict():
     with pytest.raises(ConfigError, match="missing key 'num_classes'"):
         parse(DataConfig, {"name": "digits", "channels": 1, "image_size": 8, "mean": [0.1], "std": [0.1]})
+    # classes are kept as int16
+    assert override(DIGITS, {"num_classes": np.iinfo(np.int16).max + 1}).num_classes == 32768
+    with pytest.raises(ConfigError, match="num_classes: input should be less than or equal to 32768, got 32769"):
+        override(DIGITS, {"num_classes": 32769})
     with pytest.raises(ConfigError, match=r"min_lr .* must not exceed lr"):
         parse(Recipe, {"lr": 1e-6})
     with pytest.raises(ConfigError):

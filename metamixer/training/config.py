@@ -44,7 +44,7 @@ class DataConfig(Config):
 
     name: str
     root: str | None = None
-    num_classes: int = Field(gt=1)
+    num_classes: int = Field(gt=1, le=2**15)  # predictions and a teacher's answers are kept as int16
     channels: Literal[1, 3]
     image_size: int = Field(ge=8)
     mean: tuple[float, ...]
