@@ -435,6 +435,13 @@ def test_data_that_is_read_front_to_back_is_refused_with_what_to_use(folder, nam
     refused(streamed(folder, **{"data.name": name}), "front to back", "data.name=folder", "hfds/")
 
 
+@pytest.mark.parametrize("name", ["nope", "fashion_mnist", "images/nope", "hfds"])
+def test_names_that_timm_would_take_for_a_folder_are_refused_with_those_there_are(folder, name):
+    refused(
+        streamed(folder, **{"data.name": name}), f"data.name: no data set {name!r}; there are digits, fashion-mnist"
+    )
+
+
 def test_small_images_are_evaluated_whole():
     refused({"data.eval_crop": 0.9}, "evaluated whole")
 
@@ -445,6 +452,7 @@ def test_too_few_classes_are_refused_with_what_to_set():
 
 def test_data_that_is_not_there(folder, tmp_path):
     refused(streamed(folder, **{"data.name": "torch/mnist", "data.root": str(tmp_path)}), "torch/mnist", "not found")
+    refused(streamed(folder, **{"data.name": "torch/mnist", "data.root": None}), "'torch/mnist' needs data.root")
     refused(streamed(folder, **{"data.name": "torch/nothing"}), "Unknown torchvision dataset")
 
 

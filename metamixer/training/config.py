@@ -30,19 +30,36 @@ def _rand_augment(text: str) -> str:
     return text
 
 
+def _data_name(name: str) -> str:
+    prefix, slash, _ = name.lower().partition("/")
+    if slash and prefix in ("wds", "tfds", "hfids"):  # timm's readers that give images in their own order only
+        raise ValueError(
+            f"data {name!r} can only be read from front to back, but a run's batches are chosen by seed, epoch "
+            "and index: use data.name=folder with folders or tar files of one folder a class, or hfds/NAME"
+        )
+    # of any other name timm would look at `root` alone, and open that as a folder of images
+    if name not in ("digits", "fashion-mnist", "folder") and (not slash or prefix not in ("torch", "hfds")):
+        raise ValueError(
+            f"no data set {name!r}; there are digits, fashion-mnist, folder, and what timm opens as torch/NAME or "
+            "hfds/NAME, most of it with data.root"
+        )
+    return name
+
+
 class DataConfig(Config):
     """Images and their splits.
 
     `name` is `digits`, `fashion-mnist`, `folder` (`root` holds `train/CLASS/*` and `validation/CLASS/*`) or
-    whatever `timm.data.create_dataset` opens, e.g. `torch/cifar10`. Training images beyond `train_samples`
-    are left out; `val_samples` of them are held out for choices made while training, which the test split
-    (the data set's own evaluation images) must not decide. A folder may hold tar files in place of class folders.
+    what `timm.data.create_dataset` opens as `torch/NAME` or `hfds/NAME`, e.g. `torch/cifar10`. Training images
+    beyond `train_samples` are left out; `val_samples` of them are held out for choices made while training, which the
+    test split (the data set's own evaluation images) must not decide. A folder may hold tar files in place of class
+    folders.
 
     A broken image stops a run with its name. With `skip_broken` it is recorded by name instead: evaluation leaves it
     out, in training the next whole image takes its place, whichever process meets it.
     """
 
-    name: str
+    name: Annotated[str, AfterValidator(_data_name)]
     root: str | None = None
     num_classes: int = Field(gt=1, le=2**15)  # predictions and a teacher's answers are kept as int16
     channels: Literal[1, 3]

@@ -25,8 +25,6 @@ from .config import DataConfig
 SPLIT_SEED = 0  # which training images are held out is part of the data, not of a run
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 ALIASES = {"train": ("train", "training"), "test": ("validation", "val", "valid", "eval", "test")}
-# timm's readers that give images in their own order only
-ONE_WAY = ("wds", "tfds", "hfids")
 
 
 @dataclass(frozen=True)
@@ -193,12 +191,8 @@ def _idx(folder: Path, name: str) -> bytes:
 
 
 def _map_style(config: DataConfig, split: str) -> Any:
-    prefix = config.name.partition("/")[0].lower()
-    if prefix in ONE_WAY:
-        raise ConfigError(
-            f"data {config.name!r} can only be read from front to back, but a run's batches are chosen by seed, epoch "
-            "and index: use data.name=folder with folders or tar files of one folder a class, or hfds/NAME"
-        )
+    if config.root is None and config.name.lower().startswith("torch/"):
+        raise ConfigError(f"data {config.name!r} needs data.root, the folder that holds its files")
     try:
         if config.name == "folder":
             dataset = _folder(config, split)
