@@ -207,6 +207,15 @@ def test_what_a_run_leaves_behind(undisturbed, tmp_path):
     assert train(RUN, path) == result and (path / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+def test_fewer_images_than_asked_for_are_pointed_out(tmp_path, caplog):
+    # 1297 digits to train on, 64 of them held out
+    short = override(RUN, {"recipe.epochs": 1, "recipe.warmup_epochs": 0})
+    for wanted in (1233, 1234):
+        train(override(short, {"data.train_samples": wanted}), tmp_path / str(wanted))
+    line = "data.train_samples 1234: there are 1233, all of them are used"
+    assert [record.getMessage() for record in caplog.records] == [line]
+
+
 def test_two_processes_do_not_train_the_same_run(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create(RUN)

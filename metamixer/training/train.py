@@ -159,6 +159,9 @@ class Trainer:
         self.after_epoch = after_epoch
         if world.first:
             folder.write("environment.json", {**environment(device), "processes": world.size})
+            wanted, used = config.data.train_samples, len(data.train_indices)
+            if wanted is not None and used < wanted:
+                log.warning("data.train_samples %d: there are %d, all of them are used", wanted, used)
         state = checkpoint.load_newest(folder)
         positions = world.gather(state["step"] if state else None)
         if len(set(positions)) > 1:
