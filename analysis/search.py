@@ -60,11 +60,11 @@ def load_trials(
     Args:
         root: the folder of the runs.
         name: the search; the only one there is if None.
-        data: its setting; the only one, or the first by name, if None.
+        data: its setting; the only one it has if None.
         missing: "empty" gives an empty frame where there is no such search.
 
     Raises:
-        ValueError: no such search; the line says which there are.
+        ValueError: no such search, or several; the line says which there are.
     """
     found = [path for path in sorted((Path(root) / "searches").glob("*/search.json"))]
     labels = [path.parent.name for path in found]
@@ -78,6 +78,9 @@ def load_trials(
             return _frame([], ("top1",))
         there = f"there are {', '.join(labels)}" if labels else "none was begun there yet"
         raise ValueError(f"no search {name or ''}{f' on {data}' if data else ''} in {root}: {there}")
+    if len(chosen) > 1:
+        several = ", ".join(path.parent.name for path in chosen)
+        raise ValueError(f"several searches in {root}: {several}; give name and data of one")
     folder = chosen[0].parent
     content = json.loads(chosen[0].read_text())
     definition = content["definition"]

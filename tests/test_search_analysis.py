@@ -30,16 +30,17 @@ RANGES = {
 }
 
 
-def study(folder, objectives=("top1", "macs"), trials=60):
+def study(folder, objectives=("top1", "macs"), trials=60, label="toy@digits"):
     """Trials whose accuracy is 80 + 10·lr + depth, plus 2 for kernel 5, and whose cost is the depth."""
-    place = folder / "searches" / "toy@digits"
+    place = folder / "searches" / label
     place.mkdir(parents=True)
-    definition = {"name": "toy", "setting": "digits", "question": "Which?", "objectives": list(objectives),
+    name, setting = label.split("@")
+    definition = {"name": name, "setting": setting, "question": "Which?", "objectives": list(objectives),
                   "constraints": {"macs": 3.5e6}}  # fmt: skip
     (place / "search.json").write_text(json.dumps({"schema": 1, "definition": definition, "storage": "journal"}))
     storage = JournalStorage(JournalFileBackend(str(place / "journal.log")))
     directions = ["maximize", "minimize"][: len(objectives)]
-    made = optuna.create_study(study_name="toy@digits", storage=storage, directions=directions)
+    made = optuna.create_study(study_name=label, storage=storage, directions=directions)
     draw = random.Random(0)
     for number in range(trials):
         slot = draw.choice(["a", "b", None])
@@ -128,3 +129,14 @@ def test_an_absent_search_is_one_line(tmp_path):
     nothing = load_trials(tmp_path / "nowhere", missing="empty")
     assert len(nothing) == len(importances(nothing)) == 0
     assert front_picture(nothing).texts[0].get_text() == "no trial is done yet"
+
+
+def test_of_several_searches_none_is_taken_for_the_one_that_was_meant(tmp_path):
+    for label in ("toy@digits", "toy@cifar10", "other@digits"):
+        study(tmp_path, trials=1, label=label)
+    with pytest.raises(ValueError, match="other@digits, toy@cifar10, toy@digits; give"):
+        load_trials(tmp_path)
+    with pytest.raises(ValueError, match=r": toy@cifar10, toy@digits; give"):
+        load_trials(tmp_path, "toy")
+    assert load_trials(tmp_path, "other").attrs["name"] == "other"
+    assert load_trials(tmp_path, data="cifar10").attrs["data"] == "cifar10"
