@@ -24,6 +24,7 @@ from metamixer.training.folder import RunFolder
 from metamixer.training.train import Interrupted, train
 from sweeps import Changes, Choice, Integer, Mixer, Real, Search
 from sweeps.search import worker as search_worker
+from sweeps.search.confirm import write_confirming_grid
 from sweeps.search.definition import Definition
 from sweeps.search.files import LoadedSearch, load_search
 from sweeps.search.known import metrics, top1
@@ -587,3 +588,16 @@ def test_missing_data_ends_the_worker_and_costs_no_trial(tmp_path, root, monkeyp
     monkeypatch.setattr(search_worker, "train", stand_in())
     work(trials)
     assert [outcome(trial) for trial in trials.all()] == ["lost", "done"]
+
+
+def test_a_confirming_grid_overwrites_no_other_file(tmp_path, root, monkeypatch):
+    monkeypatch.setattr(search_worker, "train", stand_in())
+    trials = begin(tmp_path, root, wanted=2)
+    work(trials)
+    path = tmp_path / "confirm_tiny.py"
+    written = write_confirming_grid(trials, 1, (1, 2), path).read_text()
+    assert write_confirming_grid(trials, 1, (1, 2), path).read_text() == written  # the same again is no loss
+    with pytest.raises(ConfigError, match="another file stands there: name one with --out"):
+        write_confirming_grid(trials, 1, (1, 2, 3), path)
+    assert path.read_text() == written
+    assert "(1, 2, 3)" in write_confirming_grid(trials, 1, (1, 2, 3), tmp_path / "new" / "other.py").read_text()

@@ -22,7 +22,7 @@ def confirm_search(root: Path, definition: Definition, top: int, seeds: Sequence
     """Write the grid's file, `confirm_NAME.py` unless said otherwise, with three seeds that the search did not use.
 
     Raises:
-        ConfigError: nothing was searched or no trial is done, or the file can't be written.
+        ConfigError: nothing was searched or no trial is done, the file can't be written, or another stands there.
     """
     trials = Trials(root, search_folder(root, definition.label), Owner.here("reader"))
     own = trials.base.seed
@@ -76,7 +76,7 @@ def write_confirming_grid(trials: Trials, top: int, seeds: tuple[int, ...], path
     """A grid's file of the best trials and the first known configuration (the base, if there is none).
 
     Raises:
-        ConfigError: no trial is done, or the file can't be written.
+        ConfigError: no trial is done, the file can't be written, or one of other content stands there.
     """
     definition = trials.definition
     name, changes = next(iter(definition.known.items()), ("base", {}))
@@ -101,8 +101,10 @@ def write_confirming_grid(trials: Trials, top: int, seeds: tuple[int, ...], path
         modules=tuple(module["source"] for module in definition.base["modules"]),
     )
     try:
+        if path.exists() and path.read_bytes() != text.encode():  # of another setting, or edited since
+            raise ConfigError(f"{path}: another file stands there: name one with --out, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_bytes(text.encode())
     except OSError as error:
         raise ConfigError(f"{path}: cannot write here ({error.strerror or error})") from None
     return path
