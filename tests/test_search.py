@@ -590,6 +590,18 @@ def test_missing_data_ends_the_worker_and_costs_no_trial(tmp_path, root, monkeyp
     assert [outcome(trial) for trial in trials.all()] == ["lost", "done"]
 
 
+def test_a_configuration_that_its_data_refuse_fails_alone_and_at_once(tmp_path, root):
+    sizes = Choice(options=(RUN.recipe.batch_size, 4096))
+    found = definition(space={"recipe.batch_size": sizes}, known={"large": {"recipe.batch_size": 4096}})
+    create_study(root, found, None)
+    trials = Trials(root, search_folder(root, found.label), Owner.here("me"))
+    trials.prepare(2)
+    assert work(trials) == Nothing.FINISHED.value
+    large, base = trials.all()
+    assert outcome(large) == "failed" and "fewer than one batch of 4096: lower" in large.user_attrs["error"]
+    assert outcome(base) == "done" and base.params["recipe.batch_size"] == RUN.recipe.batch_size
+
+
 def test_a_confirming_grid_overwrites_no_other_file(tmp_path, root, monkeypatch):
     monkeypatch.setattr(search_worker, "train", stand_in())
     trials = begin(tmp_path, root, wanted=2)

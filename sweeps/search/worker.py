@@ -21,6 +21,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from sqlalchemy.exc import OperationalError
 
 from metamixer.config import ConfigError, digest
+from metamixer.training.config import RunConfig
 from metamixer.training.data import Data, default_workers
 from metamixer.training.distributed import joined
 from metamixer.training.folder import RunBusy, RunFolder
@@ -105,6 +106,20 @@ class Worker:
         with joined(self.device):
             Data(base.data, base.recipe, base.seed)
 
+    def _data_refuse(self, config: RunConfig) -> bool:
+        """Whether the data can't be used with this configuration, e.g. its batch size, while they can with the base."""
+        try:
+            self._look_around()
+        except (ConfigError, OSError, MemoryError):
+            return False
+        try:
+            Data(config.data, config.recipe, config.seed)
+        except ConfigError:
+            return True
+        except (OSError, MemoryError):
+            pass
+        return False
+
     def _train(self, claim: Claim) -> None:
         folder = RunFolder(self.trials.root / digest(claim.config))
         try:
@@ -123,7 +138,8 @@ class Worker:
             self.stop()
             return self.trials.release(claim)
         except (ConfigError, OSError) as error:
-            if "out of memory" in str(error):  # of this configuration, not of the next
+            # of this configuration, not of the next
+            if "out of memory" in str(error) or self._data_refuse(claim.config):
                 return self.trials.fail(claim, str(error))
             self.trials.give_up(claim, str(error))
             raise ConfigError(str(error)) from None
