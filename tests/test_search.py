@@ -114,6 +114,13 @@ def test_a_mixer_offers_exactly_what_the_slots_themselves_accept():
     assert offered == expected
 
 
+@pytest.mark.parametrize(("options", "line"), [((1, True), "1 and True"), ((3, 3.0), "3 and 3.0"), ((0, 2, 0), "0")])
+def test_equal_options_are_refused_as_one_would_hide_the_other(options, line):
+    with pytest.raises(ValueError, match=f"option {line} is there twice"):
+        Choice(options=options)
+    assert len(labelled({"a": 1, "b": True})) == 2
+
+
 def test_the_parameters_of_every_configuration_are_found_again():
     shipped = load_search("mixer").define()
     base = shipped.base_run()

@@ -14,7 +14,6 @@ option, `….query_key[depthwise].kernel_size`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
@@ -199,7 +198,7 @@ def labelled(options: tuple[Any, ...] | dict[str, Any]) -> list[tuple[Label, Any
     """Options with their labels.
 
     Raises:
-        ConfigError: none, one that needs a label, or two of one label.
+        ConfigError: none, one that needs a label, or two of one label; 1 and True are one, as 1 == True.
     """
     if isinstance(options, dict):
         found: list[tuple[Label, Any]] = list(options.items())
@@ -207,10 +206,11 @@ def labelled(options: tuple[Any, ...] | dict[str, Any]) -> list[tuple[Label, Any
         found = [(_label(option), option) for option in options]
     if not found:
         raise ConfigError("no options: a choice has at least one")
-    labels = [json.dumps(label) for label, _ in found]
+    labels = [label for label, _ in found]
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
-        raise ConfigError(f"option {twice[0]} is there twice: give labels, options={{'a label': ...}}")
+        shown = " and ".join(dict.fromkeys(repr(label) for label in labels if label == twice[0]))
+        raise ConfigError(f"option {shown} is there twice: give labels, options={{'a label': ...}}")
     return found
 
 
