@@ -40,7 +40,8 @@ class What(Config):
         runtime: where latency is among those two, what it is measured on, e.g. "onnxruntime" (`launch.py bench`).
         pruning: for a search of accuracy alone.
         known: changes of the base by dotted key that are tried first, by name; they must lie in the space.
-        startup: trials before the sampler (Optuna's TPE) stops drawing at random.
+        startup: trials before the sampler (Optuna's TPE) stops drawing at random; too costly ones count too, from which
+            it learns what is within the limits.
         draws: seed of the sampler.
     """
 
