@@ -27,7 +27,7 @@ from sweeps.search import worker as search_worker
 from sweeps.search.confirm import write_confirming_grid
 from sweeps.search.definition import Definition
 from sweeps.search.files import LoadedSearch, load_search
-from sweeps.search.known import metrics, top1
+from sweeps.search.known import finished_runs, metrics, top1
 from sweeps.search.launch import outcome
 from sweeps.search.space import labelled, some, suggested_by
 from sweeps.search.study import Journal, create_study, normal_url, search_folder
@@ -607,6 +607,29 @@ def test_a_configuration_that_its_data_refuse_fails_alone_and_at_once(tmp_path, 
     large, base = trials.all()
     assert outcome(large) == "failed" and "fewer than one batch of 4096: lower" in large.user_attrs["error"]
     assert outcome(base) == "done" and base.params["recipe.batch_size"] == RUN.recipe.batch_size
+
+
+def test_a_line_of_metrics_that_a_kill_tore_costs_no_earlier_row(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append_metrics({"epoch": 1})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "val_')
+    assert metrics(tmp_path) == [{"epoch": 1}] and metrics(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("left", ['{"epoch": 1, "val_top1": 50.0}\n{"epoch": 2, "val_', ""])
+def test_a_finished_run_without_its_last_metrics_gives_no_top1_and_ends_no_worker(tmp_path, root, monkeypatch, left):
+    def trained(config, path, *others):
+        (path / "metrics.jsonl").write_text(left)
+        RunFolder(path).write("result.json", {"state": "done", "parameters": 1, "macs": 1})
+        return {"state": "done"}
+
+    monkeypatch.setattr(search_worker, "train", trained)
+    trials = begin(tmp_path, root, wanted=1, epochs=2)
+    work(trials)
+    (trial,) = trials.all()
+    assert outcome(trial) == "failed" and "no row of its last epoch" in trial.user_attrs["error"]
+    assert finished_runs(root, trials.definition, trials.base) == []
 
 
 def test_a_confirming_grid_overwrites_no_other_file(tmp_path, root, monkeypatch):

@@ -21,11 +21,20 @@ def top1(row: dict[str, Any]) -> float:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """A run's rows of metrics, a row an epoch; none if it has not begun."""
+    """A run's rows of metrics, a row an epoch, up to one that a kill tore; none if it has not begun."""
+    rows = list[dict[str, Any]]()
     try:
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            rows.append(json.loads(line))
     except (OSError, ValueError):
-        return []
+        pass
+    return rows
+
+
+def last_metrics(folder: Path, config: RunConfig) -> dict[str, Any] | None:
+    """The row of a run's last epoch; None if it is not there."""
+    rows = metrics(folder)
+    return rows[-1] if rows and rows[-1]["epoch"] >= config.recipe.total_epochs else None
 
 
 def finished_runs(root: Path, definition: Definition, base: RunConfig) -> list[RunConfig]:
@@ -38,12 +47,14 @@ def finished_runs(root: Path, definition: Definition, base: RunConfig) -> list[R
         content = folder.read("config.json") if entry.is_dir() else None
         if content is None or any(content.get("config", {}).get(key) != value for key, value in same.items()):
             continue
-        if (folder.result() or {}).get("state") != "done" or not metrics(folder.path):
+        if (folder.result() or {}).get("state") != "done":
             continue
         try:
             config = folder.config()
             definition.parameters_of(base, config)
         except ConfigError:
+            continue
+        if last_metrics(folder.path, config) is None:
             continue
         found.append(config)
     return found

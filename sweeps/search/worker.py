@@ -30,7 +30,7 @@ from metamixer.training.train import Interrupted, train
 from ..payload import History, Signals, end_job, job_number, log_to
 from ..snapshot import verify
 from ..submissions import read_submissions
-from .known import metrics, top1
+from .known import last_metrics, metrics, top1
 from .study import first_at, search_folder
 from .trials import Claim, Nothing, Owner, Trials
 
@@ -145,9 +145,12 @@ class Worker:
             raise ConfigError(str(error)) from None
         except Exception as error:
             return self.trials.fail(claim, f"{type(error).__name__}: {error}")
-        if result["state"] == "done":
-            return self.trials.finish(claim, metrics(folder.path)[-1])
-        return self.trials.fail(claim, result.get("error", "the run failed"))
+        if result["state"] != "done":
+            return self.trials.fail(claim, result.get("error", "the run failed"))
+        row = last_metrics(folder.path, claim.config)
+        if row is None:  # a grid's run, say, whose files were meddled with
+            return self.trials.fail(claim, f"{folder.path}: done, but metrics.jsonl has no row of its last epoch")
+        return self.trials.finish(claim, row)
 
     def _run(self, claim: Claim, folder: RunFolder) -> dict[str, Any]:
         reported = set(self.trials.all()[claim.number].intermediate_values)
