@@ -478,6 +478,28 @@ def test_a_dead_workers_trial_is_failed_and_waits_again_until_it_has_killed_thre
     assert sum(map(has_finished, mine.all())) == 3
 
 
+@pytest.mark.parametrize("ends", ["fail", "finish", "release"])
+def test_a_kill_while_a_trial_is_given_back_or_ends_leaves_nothing_of_it(tmp_path, root, monkeypatch, ends):
+    monkeypatch.setattr(search_worker, "train", stand_in())
+    dying = begin(tmp_path, root, wanted=1, owner="dying")
+    claim, arguments = dying.claim(), {"fail": ["boom"], "finish": [{"val_top1": 1.0}], "release": []}[ends]
+
+    def kill(*_, **__):
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(dying.study, "tell", kill)
+        patch.setattr(dying._storage, "set_trial_state_values", kill)
+        getattr(dying, ends)(claim, *arguments)
+    other = Trials(root, dying.folder, Owner.here("other"))
+    other.bury()
+    lost, waiting = other.all()
+    assert outcome(lost) == "lost" and outcome(waiting) == "waiting"
+    assert not {"trained", "error", "owner"} & waiting.user_attrs.keys() and "failed" not in waiting.constraints
+    work(other)
+    assert outcome(other.all()[1]) == "done" and other.study.best_trials[0].number == 1
+
+
 def test_a_worker_of_a_job_is_dead_when_slurm_says_so_and_not_before(tmp_path, root, monkeypatch):
     from sweeps import scheduler
 

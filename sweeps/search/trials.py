@@ -51,6 +51,7 @@ TOO_COSTLY = 200  # trials in a row that cost too much, until the constraints co
 
 WANTED = "wanted"  # the study's attribute with the number of trials asked for
 TRAINED = "trained"  # a trial's attribute once it has been
+FAILED = "failed"  # the constraint that a failed trial violates
 
 
 class Nothing(Enum):
@@ -273,7 +274,6 @@ class Trials:
         """Give a trial back, for whoever goes on with its run."""
         with self._held(claim) as still:
             if still:
-                claim.trial.set_user_attr("owner", None)
                 self._storage.set_trial_state_values(claim.trial._trial_id, TrialState.WAITING)
 
     def give_up(self, claim: Claim, error: str) -> None:
@@ -312,14 +312,15 @@ class Trials:
         if deaths >= ATTEMPTS:
             return self._fail(Trial(self.study, trial._trial_id), f"{reason}, {deaths} times")
         if not any(each.user_attrs.get("again") == trial.number for each in self.all()):
-            kept = {key: value for key, value in trial.user_attrs.items() if key != "owner"}
+            # also not what its worker had begun to say of its end
+            kept = {key: value for key, value in trial.user_attrs.items() if key not in ("owner", TRAINED, "error")}
             self.study.add_trial(
                 create_trial(
                     state=TrialState.WAITING,
                     params=trial.params,
                     distributions=trial.distributions,
                     user_attrs={**kept, "again": trial.number, "deaths": deaths},
-                    constraints=trial.constraints,
+                    constraints={key: value for key, value in trial.constraints.items() if key != FAILED},
                 )
             )
         self._storage.set_trial_user_attr(trial._trial_id, "error", reason)
@@ -329,7 +330,7 @@ class Trials:
     def _fail(self, trial: Trial, error: str) -> None:
         trial.set_user_attr("error", error)
         trial.set_user_attr(TRAINED, True)
-        trial.set_constraint("failed", 1.0)
+        trial.set_constraint(FAILED, 1.0)
         self.study.tell(trial, state=TrialState.PRUNED)
 
     def _dead(self) -> set[tuple[int, str]]:
