@@ -85,7 +85,8 @@ def _validation(folder: str, weights: Any) -> float:
 def _network(values: Json) -> Json:
     data = values.get("data")
     try:
-        key = network_key(values["model"], data["channels"], data["image_size"], data["num_classes"])  # type: ignore[index]
+        sizes = data["channels"], data["image_size"], data["num_classes"]  # type: ignore[index]
+        key = network_key(values["model"], *sizes, values.get("modules"))
         return {"network": key, "resolution": data["image_size"]}  # type: ignore[index]
     except (KeyError, TypeError):
         return {}

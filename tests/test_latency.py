@@ -38,6 +38,7 @@ def test_a_network_is_known_by_what_it_is_built_from():
     values = json.loads(json.dumps(RUN.to_dict()))
     parts = {"model": values["model"], "channels": 1, "image_size": 12, "num_classes": 10}
     assert network_key(**parts) == digest_of(parts) != network_key(**{**parts, "image_size": 16})
+    assert network_key(**parts, modules=values["modules"]) == digest_of(parts)
 
 
 def test_published_latencies():

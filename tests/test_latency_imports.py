@@ -7,12 +7,15 @@ import pytest
 from small import RUN
 from test_commands import launch
 
+from analysis.folders import _network
 from analysis.latency import imports, load, published
 from analysis.latency.correlation import correlations
 from analysis.latency.measure import Subject
 from analysis.latency.rows import append
+from metamixer.config import override
 from metamixer.cost import count
 from metamixer.networks import find_network, of_run
+from metamixer.training.config import UserModule
 from metamixer.training.folder import RunFolder
 
 CSV = """model,resolution,device,OS,compute units,median (us),batch
@@ -167,3 +170,18 @@ def test_the_command_imports(tmp_path, report):
     assert "--batch is for what is timed here" in said and len(load(tmp_path)) == len(published()) + 1
     assert "not 2" in launch("bench", "a", "b", "--import", report, code=2).stderr
     assert "give the models" in launch("bench", code=2).stderr
+
+
+def test_an_edited_operation_of_the_users_own_makes_another_network(tmp_path):
+    """In all three places that make keys: what is measured, what is imported for a run, and a grid's frame."""
+    file, found = tmp_path / "my_op.py", {Subject(of_run("a", RUN)).key}
+    for text, folder in (("A = 1\n", "a"), ("A = 2\n", "b")):
+        file.write_text(text)
+        run = override(RUN, {"modules": [UserModule.of(str(file))]})
+        RunFolder(tmp_path / folder).create(run)
+        measured = Subject(of_run("a", run)).key
+        (tmp_path / "phone.csv").write_text(CSV.replace("ffnet_1,256", f"{folder},{RUN.data.image_size}"))
+        assert {row["network"] for row in imports.read(tmp_path / "phone.csv", tmp_path)} == {measured}
+        assert _network(RunFolder(tmp_path / folder).read("config.json")["config"])["network"] == measured
+        assert measured not in found
+        found.add(measured)

@@ -97,7 +97,8 @@ def _identify(row: Json, root: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return
     row["resolution"] = row["resolution"] or data["image_size"]
-    row["network"] = network_key(run["model"], data["channels"], row["resolution"], data["num_classes"])
+    sizes = data["channels"], row["resolution"], data["num_classes"]
+    row["network"] = network_key(run["model"], *sizes, run.get("modules"))
 
 
 def read_report(path: str | Path, model: str | None = None, resolution: int | None = None) -> Json:

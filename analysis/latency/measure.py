@@ -51,7 +51,8 @@ class Subject:
         channels, _, size = network.input_size
         key = network.name
         if network.run is not None:
-            key = network_key(network.run.to_dict()["model"], channels, size, network.run.data.num_classes)
+            run = network.run.to_dict()
+            key = network_key(run["model"], channels, size, run["data"]["num_classes"], run["modules"])
         return key if self.folded else f"{key} unfolded"
 
     @property

@@ -51,13 +51,17 @@ _PUBLISHED = Path(__file__).parent / "published.csv"
 Json = dict[str, Any]
 
 
-def network_key(model: Json, channels: int, image_size: int, num_classes: int) -> str:
+def network_key(
+    model: Json, channels: int, image_size: int, num_classes: int, modules: Iterable[Json] | None = None
+) -> str:
     """What tells networks apart: 16 hexadecimal digits of the values that a network is built from, no weights.
 
-    `model` is that of a run's config.json; equal to `metamixer.config.digest_of` the four. A timm model's key is its
-    name instead.
+    `model` and `modules` (of the user's own operations, by what they hold) are those of a run's config.json; equal to
+    `metamixer.config.digest_of` the values. A timm model's key is its name instead.
     """
     parts = {"model": model, "channels": channels, "image_size": image_size, "num_classes": num_classes}
+    if modules:
+        parts["modules"] = [module["digest"] for module in modules]
     content = json.dumps({"schema": SCHEMA, "config": parts}, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
