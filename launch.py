@@ -70,7 +70,7 @@ def plan(
     from sweeps.cluster import show_hours
     from sweeps.report import print_plan
 
-    planned = plan_of(grid, data, set, seeds, only, runs, match, module, lrs, aa)
+    planned = plan_of(grid, data, set, seeds, only, runs, match, module, lrs, aa, runtimes=_runtimes)
     print_plan(planned)
     _print_visible(planned)
     show_hours(planned, profile_of(profile, profiles, resource))
@@ -108,7 +108,7 @@ def run(
 
     if cluster not in ("local", "debug", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")
-    planned = plan_of(grid, data, set, seeds, only, runs, match, module, lrs, aa, timer=_time_runs)
+    planned = plan_of(grid, data, set, seeds, only, runs, match, module, lrs, aa, _time_runs, _runtimes)
     print_plan(planned)
     _print_visible(planned)
     if cluster == "slurm":
@@ -456,9 +456,12 @@ def bench(
 
         if not models:
             raise ValueError("give the models to time, or a file with --import")
-        networks = _networks(
-            models, resolution, lambda name: plan_of(name, data, set, "0", only, runs, match, module, timer=_time_runs)
-        )
+
+        def planned(name: str) -> Plan:
+            options = (data, set, "0", only, runs, match, module)
+            return plan_of(name, *options, timer=_time_runs, runtimes=_runtimes)  # type: ignore[no-any-return]
+
+        networks = _networks(models, resolution, planned)
         subjects = [Subject(network, folded) for network in networks for folded in ([True, False][: 1 + unfolded])]
         report = time_with_progress(subjects, backend or ["all"], threads, batch, rounds, sessions)
         found, problems = report.rows, report.refused
@@ -476,6 +479,12 @@ def _time_runs(runtime: str, runs: Sequence[RunConfig]) -> list[float]:
     from analysis.latency.bench import time_runs
 
     return time_runs(runtime, runs)
+
+
+def _runtimes() -> Sequence[str]:
+    from analysis.latency.backends import BACKENDS
+
+    return list(BACKENDS)
 
 
 def _networks(names: list[str], resolution: Optional[int], planned: Callable[[str], Plan]) -> list[Network]:

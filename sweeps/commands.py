@@ -174,7 +174,7 @@ def changes_of(assignments: Optional[list[str]]) -> dict[str, Any]:
     return dict(parse_assignment(text) for text in assignments or [])
 
 
-def plan_of(grid, data, set, seeds, only, runs, match, modules, lrs=None, aa=False, timer=None):  # type: ignore[no-untyped-def]
+def plan_of(grid, data, set, seeds, only, runs, match, modules, lrs=None, aa=False, timer=None, runtimes=None):  # type: ignore[no-untyped-def]
     """The plan that the command line's options ask for; only with a `timer` are latencies measured for it."""
     from metamixer.config import ConfigError, parse_assignment
     from sweeps import load_grid, make_plan
@@ -194,6 +194,7 @@ def plan_of(grid, data, set, seeds, only, runs, match, modules, lrs=None, aa=Fal
         rates,
         aa,
         timer,
+        runtimes,
     )
 
 

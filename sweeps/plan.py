@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def make_plan(
     lrs: list[float] | None = None,
     aa: bool = False,
     timer: Timer | None = None,
+    runtimes: Callable[[], Sequence[str]] | None = None,
 ) -> Plan:
     """Plan of a grid; see `Grid.runs` for the arguments and errors.
 
@@ -102,11 +104,15 @@ def make_plan(
     their seeds. The first has the given ones (and so runs that may be done already), the second as many others.
 
     With a `timer`, widths at equal latency that are not recorded yet are measured and recorded in `root`; else they are
-    an error.
+    an error, and so is at once a latency on none of the `runtimes`, where they are known.
     """
     measure = match or loaded.grid.match or "none"
     if measure != "none":
         check_measure(measure)
+    if measure.startswith(LATENCY) and runtimes is not None:
+        runtime, known = measure.removeprefix(LATENCY), runtimes()
+        if runtime not in known:
+            raise ConfigError(f"match {measure!r}: no runtime {runtime!r}; there are {', '.join(known)}")
     if aa:
         runs = _aa_runs(loaded, data, overrides, seeds, only, lrs)
         about = f"A/A: is {loaded.grid.base} called different from itself, at other seeds?"

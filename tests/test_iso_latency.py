@@ -122,9 +122,16 @@ def test_measures_that_do_not_exist(tmp_path, match):
 
 def test_the_command_line_hands_the_clock_in(grid, tmp_path, monkeypatch):
     monkeypatch.setattr("analysis.latency.bench.time_runs", Clock())
-    options = (grid, "--match", MEASURE, "--only", "gelu,relu", "--runs", tmp_path / "runs")
+    options = (grid, "--match", "latency:eager", "--only", "gelu,relu", "--runs", tmp_path / "runs")
     assert "has not been measured: `launch.py run`" in launch("plan", *options, code=2).stderr
     monkeypatch.setattr("sweeps.report.run_with_progress", lambda *arguments, **options: True)
     monkeypatch.setattr("launch._collect", lambda *arguments: None)
     launch("run", *options)
     assert "relu" in launch("plan", *options).stdout
+
+
+def test_a_runtime_that_there_is_not_is_refused_when_the_grid_is_planned(grid, tmp_path):
+    for command in ("plan", "run", "bench"):
+        error = launch(command, grid, "--match", "latency:eagre", "--runs", tmp_path / "runs", code=2).stderr
+        assert "match 'latency:eagre': no runtime 'eagre'; there are eager, " in error and error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
