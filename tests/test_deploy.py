@@ -175,6 +175,7 @@ def test_a_missing_package_names_its_extra(network, tmp_path, monkeypatch, forma
     [
         ({"format": "tflite"}, "format 'tflite': one of coreml, executorch, onnx"),
         ({"format": "onnx", "quantize": "int8"}, "quantize: only Core ML"),
+        ({"format": "onnx", "labels": []}, "labels: only Core ML"),  # an empty file
         ({"format": "onnx", "delegate": "coreml"}, "delegate: only ExecuTorch"),
         ({"format": "onnx", "out": Path("net.pte")}, r"ends in \.onnx"),
         ({"format": "onnx", "out": Path("nowhere/net.onnx")}, "no folder nowhere"),

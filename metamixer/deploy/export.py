@@ -54,9 +54,9 @@ def export(
     """
     if format not in SUFFIXES:
         raise ConfigError(f"format {format!r}: one of {', '.join(SUFFIXES)}")
-    if format != "coreml" and (quantize or labels):
-        raise ConfigError(f"{'quantize' if quantize else 'labels'}: only Core ML has that here, not {format}")
-    if format != "executorch" and delegate:
+    if format != "coreml" and (quantize is not None or labels is not None):
+        raise ConfigError(f"{'labels' if quantize is None else 'quantize'}: only Core ML has that here, not {format}")
+    if format != "executorch" and delegate is not None:
         raise ConfigError(f"delegate: only ExecuTorch has that, not {format}")
     if not hasattr(network.model, "num_classes"):
         raise ConfigError(f"{network.name!r} is a mixer: export a network, or see docs/deployment.md")
@@ -72,13 +72,13 @@ def export(
     if format == "coreml":
         names = class_labels(network, labels)
         program = coreml.convert_classifier(model, images[:1], names)
-        if quantize:
+        if quantize is not None:
             program = coreml.compress(program, quantize)
         shutil.rmtree(path, ignore_errors=True)  # a package is a folder
         program.save(str(path))
         checks = _check_coreml(path, network, model, images, names)
     elif format == "executorch":
-        chosen = delegate or "xnnpack"
+        chosen = "xnnpack" if delegate is None else delegate
         content, rest = executorch.convert(model, images[:1], chosen)
         path.write_bytes(content)
         portable = ", ".join(f"{name} ({times}×)" for name, times in sorted(rest.items()))
