@@ -52,6 +52,7 @@ _MOVES |= {"prim::ListConstruct"}
 _SUMS = _named("sum mean")
 _ADDS = _named("add add_ sub sub_")
 _PRODUCTS = _named("mul mul_")
+_ADDCMUL = "aten::addcmul"  # adds a product by itself: what it adds to is its first input, the factors are the next two
 
 
 def handles() -> dict[str, Handle]:
@@ -63,7 +64,7 @@ def handles() -> dict[str, Handle]:
     found |= dict.fromkeys(_named("addmm baddbmm"), _counts(_contraction(1), activates=True))
     found["aten::_convolution"] = _counts(lambda i, o: int(conv_flop_jit(i, o)["conv"]), activates=True)
     found["aten::einsum"] = _counts(_einsum, activates=True)
-    found["aten::addcmul"] = _counts(lambda inputs, outputs: _elements(outputs[0]))
+    found[_ADDCMUL] = _counts(_added_product)
     found["aten::scaled_dot_product_attention"] = _attention
     return found
 
@@ -143,15 +144,27 @@ def _product(inputs: list[Any], outputs: list[Any]) -> int:
     return _elements(outputs[0]) if _multiplies(outputs[0].node()) and _summed(outputs[0]) else 0
 
 
+def _added_product(inputs: list[Any], outputs: list[Any]) -> int:
+    """The same of `addcmul`, which is `a + b * c`."""
+    node = outputs[0].node()
+    return _elements(outputs[0]) if _adds_product(node) and _sums_products(node, inputs[0]) else 0
+
+
 def _elements(value: Any) -> int:
     return prod(value.type().sizes()) if value.isCompleteTensor() else 1
 
 
 def _multiplies(node: Any) -> bool:
     """Whether a node multiplies two different tensors; a scaling or a square does not."""
-    if node.kind() not in _PRODUCTS:
-        return False
-    a, b = node.inputs()
+    return node.kind() in _PRODUCTS and _differ(*node.inputs())
+
+
+def _adds_product(node: Any) -> bool:
+    """Whether a node adds such a product to its first input."""
+    return node.kind() == _ADDCMUL and _differ(*list(node.inputs())[1:3])
+
+
+def _differ(a: Any, b: Any) -> bool:
     return a.debugName() != b.debugName() and _elements(a) > 1 and _elements(b) > 1
 
 
@@ -163,11 +176,24 @@ def _summed(value: Any) -> bool:
             return True
         if node.kind() in _MOVES and any(_summed(output) for output in node.outputs()):
             return True
-        if node.kind() in _ADDS:
-            other = list(node.inputs())[1 - use.offset]
-            if _partial_sum(other) or any(_partial_sum(v, but=node.output()) for v in _added_to(node.output())):
-                return True
+        if node.kind() in _ADDS and _sums_products(node, list(node.inputs())[1 - use.offset]):
+            return True
+        if node.kind() == _ADDCMUL and use.offset == 0 and (_adds_product(node) or _sums_products(node)):
+            return True
     return False
+
+
+def _sums_products(node: Any, other: Any = None) -> bool:
+    """Whether a node that adds a product to `other` thereby sums several, there or where its own sum is added."""
+    if other is not None and _partial_sum(other):
+        return True
+    uses = node.output().uses()
+    if len(uses) != 1:  # not for the sake of another sum alone
+        return False
+    user, own = uses[0].user, node.output()
+    if user.kind() == _ADDCMUL:
+        return uses[0].offset == 0 and _adds_product(user)
+    return user.kind() in _ADDS and any(_partial_sum(value, but=own) for value in list(user.inputs())[:2])
 
 
 def _partial_sum(value: Any, but: Any = None) -> bool:
@@ -180,9 +206,10 @@ def _partial_sum(value: Any, but: Any = None) -> bool:
     node = _origin(value)
     if _multiplies(node):
         return True
-    if node.kind() not in _ADDS or len(value.uses()) > 1:
+    if node.kind() not in (*_ADDS, _ADDCMUL) or len(value.uses()) > 1:
         return False
-    return any(_multiplies(_origin(summand)) for summand in list(node.inputs())[:2])
+    summands = list(node.inputs())[: 1 if node.kind() == _ADDCMUL else 2]
+    return _adds_product(node) or any(_multiplies(_origin(summand)) for summand in summands)
 
 
 def _origin(value: Any) -> Any:
@@ -191,11 +218,3 @@ def _origin(value: Any) -> Any:
     while node.kind() in _MOVES and node.kind() != "prim::ListConstruct":
         node = next(iter(node.inputs())).node()
     return node
-
-
-def _added_to(value: Any) -> list[Any]:
-    """What is added to a sum, if that is all that is done with it."""
-    uses = value.uses()
-    if len(uses) != 1 or uses[0].user.kind() not in _ADDS:
-        return []
-    return list(uses[0].user.inputs())[:2]

@@ -135,6 +135,19 @@ def loop(x):
     return y
 
 
+def loop_of_addcmul(x):
+    y = torch.zeros_like(x)
+    for shift in range(5):
+        y = torch.addcmul(y, x.roll(shift, 2), x.sigmoid())
+    return y
+
+
+def residual_stream_of_addcmul(x):
+    for scale in (0.1, 0.2, 0.3):
+        x = torch.addcmul(x, torch.full((C, 1, 1), scale), x.sigmoid())
+    return x
+
+
 def loop_from_the_first(x):
     y = x.roll(1, 2) * x.sigmoid()
     for shift in range(2, 6):
@@ -159,7 +172,13 @@ def residual_stream(x):
         (lambda x: (x * x.sigmoid()).sum(1, keepdim=True), 1),
         (lambda x: torch.stack([x * x.sigmoid(), x * x.tanh()], 2).sum(2), 2),
         (lambda x: x * x.sigmoid() - x.roll(1, 2) * x.tanh(), 2),
-        (lambda x: torch.addcmul(x, x, x.sigmoid()), 1),
+        (lambda x: torch.addcmul(x, x, x.sigmoid()), 0),  # as x + x * s
+        (lambda x: torch.addcmul(x * x.sigmoid(), x, x.tanh()), 2),
+        (lambda x: torch.addcmul(x, x, x.sigmoid()) + x.roll(1, 2) * x.tanh(), 2),
+        (lambda x: torch.addcmul(x, x * x.tanh(), x.sigmoid()), 0),  # a product of products
+        (lambda x: torch.addcmul(x, torch.tensor(0.5), x), 0),
+        (residual_stream_of_addcmul, 0),
+        (loop_of_addcmul, 5),
         (loop, 5),
         (loop_from_the_first, 5),
         (lambda x: torch.einsum("bchw,bdhw->bcd", x, x.sigmoid()), C),
@@ -168,7 +187,7 @@ def residual_stream(x):
         (lambda x: torch.einsum("bchw,bchw->bchw", x, x.sigmoid()), 0),
         (lambda x: torch.einsum("bchw,bdhw,bdij->bcij", x, x.sigmoid(), x.tanh()), C + C),
     ],
-    ids=range(16),
+    ids=range(22),
 )
 def test_products_count_where_they_are_summed(function, times):
     assert macs(Apply(function)) == times * N * C
