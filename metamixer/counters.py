@@ -32,7 +32,7 @@ _COMPUTED = _named(
     # a sum, an extreme or a normalisation over some axes
     "sum mean cumsum prod max min amax amin argmax argmin topk sort logsumexp norm linalg_vector_norm var std var_mean "
     "std_mean softmax log_softmax batch_norm layer_norm group_norm instance_norm rms_norm avg_pool2d max_pool2d "
-    "adaptive_avg_pool2d adaptive_max_pool2d "
+    "adaptive_avg_pool2d adaptive_max_pool2d col2im "
     # the same numbers elsewhere
     "pad constant_pad_nd im2col cat stack roll flip gather index index_put_ index_select repeat repeat_interleave tile "
     "pixel_shuffle pixel_unshuffle channel_shuffle clone copy_ upsample_nearest2d upsample_bilinear2d "
@@ -49,7 +49,7 @@ _FREE = _named(
 # In the graphs of torch.jit.trace: what hands numbers on unchanged, and what sums them.
 _MOVES = _named("reshape view flatten unflatten squeeze unsqueeze permute transpose stack cat to contiguous clone")
 _MOVES |= {"prim::ListConstruct"}
-_SUMS = _named("sum mean")
+_SUMS = _named("sum mean col2im")
 _ADDS = _named("add add_ sub sub_")
 _PRODUCTS = _named("mul mul_")
 _ADDCMUL = "aten::addcmul"  # adds a product by itself: what it adds to is its first input, the factors are the next two

@@ -135,6 +135,12 @@ def loop(x):
     return y
 
 
+def overlap_add(x):
+    """Nine products for each number of the map, summed where their windows overlap."""
+    columns = nn.functional.unfold(x, 3, padding=1)
+    return nn.functional.fold(columns * columns.sigmoid(), SIZE[1:], 3, padding=1)
+
+
 def loop_of_addcmul(x):
     y = torch.zeros_like(x)
     for shift in range(5):
@@ -179,6 +185,8 @@ def residual_stream(x):
         (lambda x: torch.addcmul(x, torch.tensor(0.5), x), 0),
         (residual_stream_of_addcmul, 0),
         (loop_of_addcmul, 5),
+        (lambda x: nn.functional.fold(nn.functional.unfold(x, 3, padding=1), SIZE[1:], 3, padding=1), 0),
+        (overlap_add, 9),
         (loop, 5),
         (loop_from_the_first, 5),
         (lambda x: torch.einsum("bchw,bdhw->bcd", x, x.sigmoid()), C),
@@ -187,7 +195,7 @@ def residual_stream(x):
         (lambda x: torch.einsum("bchw,bchw->bchw", x, x.sigmoid()), 0),
         (lambda x: torch.einsum("bchw,bdhw,bdij->bcij", x, x.sigmoid(), x.tanh()), C + C),
     ],
-    ids=range(22),
+    ids=range(24),
 )
 def test_products_count_where_they_are_summed(function, times):
     assert macs(Apply(function)) == times * N * C
