@@ -63,7 +63,7 @@ class Subject:
 
 @dataclass
 class Report:
-    """Rows as `rows.append` takes them, and a line for each network that a runtime did not take."""
+    """Rows as `rows.append` takes them, and a line for each network that nothing counts or a runtime did not take."""
 
     rows: list[Json] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -117,13 +117,10 @@ def measure(
         sessions: fresh processes of each runtime; up to twice as many where the spread stays large. Fewer than three
             say nothing of the spread.
         progress: told what is being done, and the share of the work that is done.
-
-    Raises:
-        ValueError: a network with an operation that nothing counts; before anything is timed.
     """
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
-        tasks = _prepare(subjects, backends, batch, Path(folder), progress)
+        tasks = _prepare(subjects, backends, batch, Path(folder), progress, report.refused)
         try:
             report.refused += _sessions(tasks, threads, rounds, sessions, progress)
         except KeyboardInterrupt:
@@ -143,8 +140,12 @@ def _prepare(
     batch: int,
     folder: Path,
     progress: Callable[[str, float], None],
+    refused: list[str],
 ) -> list[_Task]:
-    """Each subject written for each runtime, with an image and the scores that eager PyTorch gives, not folded."""
+    """Each subject written for each runtime, with an image and the scores that eager PyTorch gives, not folded.
+
+    A subject with an operation that nothing counts is left out; `refused` gets a line on it.
+    """
     tasks = []
     for i, subject in enumerate(subjects):
         network = subject.network
@@ -158,7 +159,8 @@ def _prepare(
         try:
             cost = count(model, network.input_size)
         except ValueError as error:  # its operations have no count
-            raise ValueError(f"{subject.name}: {error}") from None
+            refused.append(f"{subject.name}: {error}")
+            continue
         timed = (fold(model) if subject.folded else model).requires_grad_(False)
         for j, backend in enumerate(backends):
             progress(f"preparing {subject.name} for {backend.name}", (i + j / len(backends)) / len(subjects))
