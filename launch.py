@@ -307,17 +307,30 @@ def profile(
 
 @app.command()
 def check(
-    name: Annotated[str, typer.Argument(help="A preset, a baseline, or an operation of the registry.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A preset, a baseline, or an operation of the registry; as JSON with parameters, or the four slots."
+        ),
+    ],
     module: Modules = None,
     width: Annotated[int, typer.Option(help="Channels to check and cost it at.")] = 64,
 ) -> None:
     """What a mixer or operation keeps of the contract that every mixer of the catalogue keeps, and what it costs."""
+    import json
+
+    from metamixer.config import ConfigError
     from metamixer.contract import report
     from metamixer.modules import load_module
 
+    try:
+        value = json.loads(name) if name.lstrip().startswith("{") else name
+    except json.JSONDecodeError as error:
+        example = """'{"name": "linear", "expansion": 2.0}'"""
+        raise ConfigError(f"check {name}: no JSON ({error.msg}, column {error.colno}); write e.g. {example}") from None
     for source in module or []:
         load_module(source)
-    if not report(name, dim=width):
+    if not report(value, dim=width):
         raise typer.Exit(1)
 
 

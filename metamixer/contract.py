@@ -1,8 +1,8 @@
 """The contract of a mixer: what holds for every one that ships, checked on any other.
 
-`check` takes the name of a preset, a baseline or an operation, or the four slots, and gives a row for each promise;
-what fails is a row too, with the reason in one line. `report` prints the rows, and what the mixer costs beside the
-presets at the same width.
+`check` takes the name of a preset, a baseline or an operation (with parameters: a dict), or the four slots, and gives a
+row for each promise; what fails is a row too, with the reason in one line. `report` prints the rows, and what the mixer
+costs beside the presets at the same width.
 """
 
 from __future__ import annotations
@@ -86,14 +86,18 @@ class Subject:
 
 
 def find(value: Any, dim: int = 64) -> Subject:
-    """What a name or four slots stand for.
+    """What a name, an operation's name with parameters (as a dict), or four slots stand for.
 
     An operation that is in no preset stands in one whose slot it can take. Where several slots have an operation of
     the name, `SLOT.NAME` says which, e.g. `query_key.linear`.
 
     Raises:
-        ConfigError: nothing of that name, or an operation that fits no preset.
+        ConfigError: nothing of that name, parameters that it does not take, or an operation that fits no preset.
     """
+    parameters = dict[str, Any]()
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        parameters = {key: each for key, each in value.items() if key != "name"}
+        value = value["name"]
     if not isinstance(value, str):
         return Subject(resolve_mixer(value), dim, "the mixer")
     wanted, dot, name = value.rpartition(".")
@@ -102,7 +106,9 @@ def find(value: Any, dim: int = 64) -> Subject:
         choices = " or ".join(f"{slot}.{name}" for slot in slots)
         kind = "a preset and an operation" if value in PRESETS else "an operation of several slots"
         raise ConfigError(f"{value!r} is {kind}: ask for {choices}")
-    if value in PRESETS or value in BASELINES:
+    if value in PRESETS and parameters:
+        raise ConfigError(f"preset {value!r} takes no parameters: give an operation some, or the four slots")
+    if (value in PRESETS or value in BASELINES) and not parameters:
         return Subject(resolve_mixer(value), dim, f"{'preset' if value in PRESETS else 'baseline'} {value!r}")
     if not slots:
         known = [*PRESETS, *BASELINES, *(name for slot in REGISTRY.values() for name in slot)]
@@ -111,17 +117,18 @@ def find(value: Any, dim: int = 64) -> Subject:
             f"did you mean {near[0]!r}?" if near else "one of your own needs @register, in a file that --module names"
         )
         raise ConfigError(f"no mixer or operation {value!r}; {hint}")
-    slot = slots[0]
+    slot, operation = slots[0], {"name": name, **parameters}
     label = f"{slot} operation {name!r}"
     if slot == "baseline":
-        return Subject(resolve_mixer({"name": name}), dim, label)
-    host = next((preset for preset in PRESETS if _holds(preset, slot, name)), None)
-    if host is not None:
-        return Subject(resolve_mixer(host), dim, f"{label} in the mixer {host!r}", slot)
-    resolve(slot, name)  # parameters without a default are an error that no host mends
-    for host in _HOSTS:
+        return Subject(resolve_mixer(operation), dim, label)
+    hosts = [preset for preset in PRESETS if _holds(preset, slot, name)]
+    if hosts and not parameters:
+        return Subject(resolve_mixer(hosts[0]), dim, f"{label} in the mixer {hosts[0]!r}", slot)
+    resolve(slot, operation)  # parameters that it does not take, or lacks, are an error that no host mends
+    for host in (*hosts, *_HOSTS):
         try:
-            subject = Subject(resolve_mixer(PRESETS[host] | {slot: name}), dim, f"{label} in the mixer {host!r}", slot)
+            mixer = resolve_mixer(PRESETS[host] | {slot: operation})
+            subject = Subject(mixer, dim, f"{label} in the mixer {host!r}", slot)
             build_mixer(subject.config, Site(dim, *SIZE))
             return subject
         except ValueError as error:
@@ -133,7 +140,7 @@ def check(value: Any, dim: int = 64, coreml: bool = True) -> list[Check]:
     """The contract of a mixer at width `dim`: a row for each promise; nothing raises.
 
     Args:
-        value: a preset's, baseline's or operation's name, or whatever `resolve_mixer` takes.
+        value: what `find` takes.
         coreml: whether to convert it, which takes seconds.
     """
     with _quiet():

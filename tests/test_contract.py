@@ -3,11 +3,13 @@
 import importlib.util
 import inspect
 import io
+import json
 import os
 
 import pytest
 import torch
 from rich.console import Console
+from test_commands import launch
 from torch import nn
 
 from metamixer import (
@@ -375,6 +377,36 @@ def test_an_operation_named_like_a_preset_is_asked_for_by_its_slot(registry):
     with pytest.raises(ConfigError, match=r"'ffn' is a preset and an operation: ask for activation\.ffn"):
         find("ffn")
     assert find("activation.ffn").label == "activation operation 'ffn' in the mixer 'ffnified_attention'"
+
+
+def test_an_operation_is_checked_with_the_parameters_that_are_given(registry):
+    register(NeedsAParameter)
+    found = find({"name": NeedsAParameter.name, "slope": 1.5})
+    assert found.config.activation.slope == 1.5 and found.label.startswith("activation operation")
+    assert (
+        find({"name": "query_key.depthwise", "kernel_size": 3}).config.query_key.kernel_size == 3
+    )  # in a preset, with 7
+    assert find({"name": "pooling", "kernel_size": 5}).config.kernel_size == 5
+    assert find({"name": "ffn"}).config == find("ffn").config
+    for value, line in (
+        ({"name": NeedsAParameter.name, "slope": "steep"}, "slope: "),
+        ({"name": NeedsAParameter.name, "slope": 1.0, "beta": 1.0}, "unknown parameter 'beta'"),
+        ({"name": "ffn", "expansion": 2.0}, "preset 'ffn' takes no parameters"),
+    ):
+        (row,) = check(value)
+        assert not row.passed and line in row.detail
+
+
+def test_parameters_come_as_json_on_the_command_line(registry, monkeypatch):
+    monkeypatch.setattr("metamixer.contract.PROMISES", {})
+    register(NeedsAParameter)
+    shown = launch("check", json.dumps({"name": NeedsAParameter.name, "slope": 1.5})).stdout
+    assert "1 of 1 hold" in shown and "→ this mixer" in shown
+    slots = {"query": "linear", "query_key": "depthwise", "activation": "gelu", "coefficient_value": "depthwise"}
+    assert "1 of 1 hold" in launch("check", json.dumps(slots)).stdout
+    assert "unknown qk" in launch("check", json.dumps(slots | {"qk": 1}), code=1).stdout
+    error = launch("check", "{name: sine}", code=2).stderr
+    assert error.startswith("error: check {name: sine}: no JSON") and error.count("\n") == 1
 
 
 def test_core_ml_names_what_it_cannot_convert(registry, monkeypatch):
