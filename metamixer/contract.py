@@ -175,7 +175,7 @@ def _shapes(subject: Subject) -> str:
         with _at(size), torch.no_grad():
             if isinstance(mixer, MetaMixer):
                 _as_declared(mixer, x)
-            y = mixer(x)
+            y = _unchanged("it", mixer, x)
             _demand(y.shape == x.shape, f"input {_by(x.shape)} gives {_by(y.shape)}")
             _demand(bool(y.isfinite().all()), "not finite")
     sizes = ", ".join(_by(size) for size in SIZES)
@@ -183,9 +183,12 @@ def _shapes(subject: Subject) -> str:
 
 
 def _as_declared(mixer: MetaMixer, x: Tensor) -> None:
-    """Demand that queries and scores have the sizes that the next slots were built for."""
+    """Demand that queries and scores have the sizes that the next slots were built for, and that no slot changes them.
+
+    What a slot is given may be the mixer's own input, by an identity query, which the residual sum still needs.
+    """
     batch, _, height, width = x.shape
-    q, key = mixer.query(x), mixer.query_key
+    q, key = _unchanged(f"query {mixer.query.name!r}", mixer.query, x), mixer.query_key
     _demand(
         q.shape == (batch, mixer.query.out_dim, height, width),
         f"query {mixer.query.name!r} gives {_by(q.shape)}, and says out_dim {mixer.query.out_dim}",
@@ -202,11 +205,23 @@ def _as_declared(mixer: MetaMixer, x: Tensor) -> None:
         Layout.NEIGHBOURHOOD: (made.heads, made.kernel_size**2, height, width),
         Layout.CHANNELS: (made.heads, per_head, per_head),
     }
-    scores, expected = key(q, x), (batch, *sides[made.layout])
+    scores, expected = _unchanged(f"query_key {key.name!r}", key, q, x), (batch, *sides[made.layout])
     _demand(
         scores.shape == expected,
         f"query_key {key.name!r} gives scores {_by(scores.shape)}, and its coefficients say {_by(expected)}",
     )
+    activation, value = mixer.activation, mixer.coefficient_value
+    coefficients = _unchanged(f"activation {activation.name!r}", activation, scores)
+    _unchanged(f"coefficient_value {value.name!r}", value, coefficients, x, q)
+
+
+def _unchanged(what: str, module: nn.Module, *inputs: Tensor) -> Tensor:
+    """What a module makes of its inputs, which it must leave as they are."""
+    before = [tensor.nan_to_num() for tensor in inputs]
+    output: Tensor = module(*inputs)
+    same = all(torch.equal(tensor.nan_to_num(), old) for tensor, old in zip(inputs, before, strict=True))
+    _demand(same, f"{what} changes its input in place, which others still read")
+    return output
 
 
 def _gradients(subject: Subject) -> str:

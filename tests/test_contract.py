@@ -14,6 +14,7 @@ from torch import nn
 
 from metamixer import (
     Activation,
+    Baseline,
     ConfigError,
     Layout,
     MetaMixer,
@@ -172,6 +173,22 @@ class DeadParameter(Activation):
 
     def forward(self, scores):
         return scores.relu() * self.scale
+
+
+class InPlace(Activation):
+    name = "in_place"
+
+    def forward(self, scores):
+        return scores.relu_()
+
+
+class Scribbles(Baseline):
+    """Leaves in its input what the residual sum would add again."""
+
+    name = "scribbles"
+
+    def forward(self, x):
+        return x.mul_(0.5)
 
 
 class Fourier(Activation):
@@ -334,6 +351,12 @@ def registry(monkeypatch):
         (FoldsWrongly, ["folding"], "the folded form differs by"),
         (Unscaled, ["fast path"], "UnscaledAttention differs from the slots by"),
         (DeadParameter, ["gradients"], "none reaches activation.shift"),
+        (InPlace, ["shapes"], "at 8×8: activation 'in_place' changes its input in place"),
+        (
+            Scribbles,
+            ["shapes", "gradients", "batch independence", "autocast bf16"],
+            "at 8×8: it changes its input in place",
+        ),
         (Fourier, ["multiply-adds"], "multiply-adds not counted for aten::fft_irfft (1×), aten::fft_rfft (1×)"),
         (SecretlyFixed, ["shapes"], "RuntimeError: The size of tensor a (5) must match"),
         (
