@@ -320,7 +320,7 @@ def check(
     import json
 
     from metamixer.config import ConfigError
-    from metamixer.contract import report
+    from metamixer.contract_table import report
     from metamixer.modules import load_module
 
     try:

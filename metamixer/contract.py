@@ -1,8 +1,7 @@
 """The contract of a mixer: what holds for every one that ships, checked on any other.
 
 `check` takes the name of a preset, a baseline or an operation (with parameters: a dict), or the four slots, and gives a
-row for each promise; what fails is a row too, with the reason in one line. `report` prints the rows, and what the mixer
-costs beside the presets at the same width.
+row for each promise; what fails is a row too, with the reason in one line. `contract_table` prints the rows.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from timm.models import reparameterize_model
 from torch import Tensor, nn
 
@@ -143,7 +140,7 @@ def check(value: Any, dim: int = 64, coreml: bool = True) -> list[Check]:
         value: what `find` takes.
         coreml: whether to convert it, which takes seconds.
     """
-    with _quiet():
+    with quiet():
         try:
             subject = find(value, dim)
             subject.build()
@@ -306,6 +303,11 @@ def _macs(subject: Subject) -> str:
     return f"{readable(cost.macs)} at {_by(COST_SIZE)}, {readable(cost.parameters)} parameters, folded"
 
 
+def cost_of(config: Mixer, dim: int = 64, size: tuple[int, int] = COST_SIZE) -> Cost:
+    """Parameters and multiply-adds of one mixer on maps of `size`."""
+    return count(build_mixer(config, Site(dim, *size)), (dim, *size))
+
+
 def _layouts(subject: Subject) -> str:
     assert isinstance(subject.config, MetaMixerConfig)
     activation, tried = subject.config.activation, []
@@ -352,62 +354,11 @@ PROMISES: dict[str, Callable[[Subject], str]] = {
 }
 
 
-# ---- cost, and the report
-
-
-def cost_of(config: Mixer, dim: int = 64, size: tuple[int, int] = COST_SIZE) -> Cost:
-    """Parameters and multiply-adds of one mixer on maps of `size`."""
-    return count(build_mixer(config, Site(dim, *size)), (dim, *size))
-
-
-def compare(dim: int = 64, size: tuple[int, int] = COST_SIZE) -> dict[str, Cost]:
-    """Cost of every preset and baseline that fits the width."""
-    costs = {}
-    for name in (*PRESETS, *BASELINES):
-        with contextlib.suppress(ValueError):  # heads that do not divide it
-            costs[name] = cost_of(resolve_mixer(name), dim, size)
-    return costs
-
-
-def report(value: Any, console: Console | None = None, dim: int = 64, coreml: bool = True) -> bool:
-    """Print the contract of a mixer and its cost beside the presets; returns whether all of it holds."""
-    console = console or Console()
-    checks = check(value, dim, coreml)
-    console.print(render(checks))
-    failed = [row.name for row in checks if row.passed is False]
-    if checks[0].passed:
-        with _quiet(), contextlib.suppress(Exception):  # what can't be costed has its row
-            console.print(_cost_table(find(value, dim), value if isinstance(value, str) else "this mixer"))
-    passed = sum(row.passed is True for row in checks)
-    console.print(f"{passed} of {passed + len(failed)} hold" + (f"; not: {', '.join(failed)}" if failed else ""))
-    return not failed
-
-
-def render(checks: list[Check]) -> Table:
-    """The rows of a contract as a table."""
-    table = Table("check", "", "detail", box=None, pad_edge=False)
-    for row in checks:
-        mark = {True: "[green]ok[/green]", False: "[red]fails[/red]", None: "–"}[row.passed]
-        table.add_row(row.name, mark, _escaped(row.detail))
-    return table
-
-
-def _cost_table(subject: Subject, name: str) -> Table:
-    table = Table(f"{subject.dim} channels, {_by(COST_SIZE)}", box=None, pad_edge=False)
-    for heading in ("parameters", "MACs"):
-        table.add_column(heading, justify="right")
-    costs = compare(subject.dim) | {name: cost_of(subject.config, subject.dim)}
-    for other, cost in sorted(costs.items(), key=lambda item: item[1].macs):
-        style = "bold" if other == name else ""
-        table.add_row(f"→ {other}" if style else other, readable(cost.parameters), readable(cost.macs), style=style)
-    return table
-
-
 # ---- helpers
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Draws of its own, and no chatter of tracers and converters."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -456,7 +407,3 @@ def _holds(preset: str, slot: Slot, name: str) -> bool:
 
 def _by(shape: Any) -> str:
     return "×".join(str(side) for side in shape)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")

@@ -23,7 +23,8 @@ from metamixer import (
     QueryKey,
     register,
 )
-from metamixer.contract import PROMISES, check, find, report
+from metamixer.contract import PROMISES, check, find
+from metamixer.contract_table import report
 from metamixer.layers import ConvNorm
 from metamixer.mixer import FAST_PATHS, fast_path
 from metamixer.modules import load_module, source_digest
@@ -453,7 +454,7 @@ def test_report(registry, monkeypatch):
     assert held and "10 of 10 hold" in text
     assert "→ xca" in text and "ffnified_attention" in text and "32 channels, 28×28" in text
     register(DeadParameter)
-    monkeypatch.setattr("metamixer.contract.compare", lambda dim: {})
+    monkeypatch.setattr("metamixer.contract_table.compare", lambda dim: {})
     held, text = told("dead_parameter", dim=32)
     assert not held and "not: gradients" in text and "→ dead_parameter" in text
     register(OfThePast)
