@@ -1,5 +1,6 @@
 """What is written for other runtimes: run against eager where it can be, read back where it can't; and refusals."""
 
+import logging
 from collections import OrderedDict
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,8 +55,9 @@ def scores(network, images):
     ],
 )
 def test_what_runs_here_equals_eager(network, tmp_path, format, module):
-    images = torch.rand(1, 3, 16, 16)
+    images, level = torch.rand(1, 3, 16, 16), logging.root.level
     written = export(network, format, tmp_path / f"net{SUFFIXES[format]}")
+    assert logging.root.level == level, "what is logged afterwards would be lost"
     torch.testing.assert_close(module.run(written.path, images), scores(network, images), rtol=1e-4, atol=1e-5)
     assert written.size == written.path.stat().st_size
     assert "top-1 agrees on 8" in written.checks[0]

@@ -4,7 +4,6 @@ The delegates are XNNPACK (CPUs, Apple's too) and Core ML (Apple's devices, fp16
 anywhere; it runs only where ExecuTorch was built with that delegate, on Apple's systems.
 """
 
-import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ def convert(model: nn.Module, image: Tensor, delegate: str = "xnnpack") -> tuple
     if delegate == "coreml":
         require(["coremltools"], "deploy")
     with quiet():
-        logging.getLogger("root").setLevel(logging.ERROR)
         from executorch.exir import to_edge_transform_and_lower
 
         program = exported(model, (image,), "ExecuTorch")
