@@ -6,12 +6,12 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
 from small_search import write_search
 from test_commands import ROOT, launch
+from test_launch import wait_until_it_listens
 
 from analysis.search import load_trials
 from metamixer.operation import REGISTRY
@@ -103,6 +103,7 @@ def test_mistakes_are_one_line(tmp_path):
     assert not list(runs.rglob("search.json"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ctrl_c_while_the_workers_start_stops_them(tmp_path):
     """They take seconds to import torch; the runs would take many minutes."""
     file, runs = write_search(tmp_path, epochs=2000), tmp_path / "runs"
@@ -110,10 +111,7 @@ def test_ctrl_c_while_the_workers_start_stops_them(tmp_path):
     with (tmp_path / "shown").open("w") as shown:
         process = subprocess.Popen(line, stdout=shown, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        while "trials have finished" not in (tmp_path / "shown").read_text():
-            assert process.poll() is None
-            time.sleep(0.1)
-        time.sleep(0.5)
+        wait_until_it_listens(process)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(90) == 1
     finally:

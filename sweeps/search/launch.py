@@ -125,8 +125,8 @@ def search_here(launch: Launch, workers: int, device: str) -> bool:
 
     before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     ensure_running()  # Ctrl-C reaches the whole group, and would end the server with tracebacks while it imports
-    before |= {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
     signal.signal(signal.SIGINT, stop)
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
     for index, place in enumerate(_devices(device, workers)):
         name = f"{index}-{uuid.uuid4().hex[:8]}"
         receiver, sender = context.Pipe(duplex=False)
