@@ -166,6 +166,30 @@ def test_a_lost_best_costs_its_row_and_not_the_run(undisturbed, tmp_path, monkey
     assert same(found, expected)
 
 
+SIGNALS_IN_SIGNALS = """
+import signal, sys
+from metamixer.training.train import _stop_signals
+sent = []
+def trace(frame, event, _):
+    if event == "line" and not sent:
+        sent.append(frame.f_lineno)
+        signal.raise_signal(signal.SIGTERM)
+    return trace
+with _stop_signals() as stop:
+    sys.settrace(trace)
+    signal.raise_signal(signal.SIGUSR2)
+    sys.settrace(None)
+    print(stop.asked, bool(sent))
+"""
+
+
+def test_a_signal_during_a_signal_does_not_hang():
+    """A second signal comes at a line of the first one's handler, as when a group and its leader are told at once."""
+    command = [sys.executable, "-c", SIGNALS_IN_SIGNALS]
+    run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    assert run.stdout == "True True\n", run.stderr
+
+
 @pytest.mark.parametrize("keep", [0, 100, -1])
 def test_a_truncated_checkpoint_is_refused_in_one_line(tmp_path, keep):
     torch.save({"model": torch.zeros(1000)}, tmp_path / "whole.pt")

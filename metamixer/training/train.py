@@ -183,7 +183,7 @@ class Trainer:
                 self._epoch(stop)
         return self._finish()
 
-    def _epoch(self, stop: threading.Event) -> None:
+    def _epoch(self, stop: _Stop) -> None:
         learner, steps = self.learner, self.data.steps
         epoch, first = learner.epoch, learner.step % steps
         started = reported = saved = time.monotonic()
@@ -193,7 +193,7 @@ class Trainer:
             learner.train_step(batches)
             now = time.monotonic()
             stopping, saving, reporting = self.world.any(
-                stop.is_set(), now - saved > CHECKPOINT_SECONDS, now - reported > PROGRESS_SECONDS
+                stop.asked, now - saved > CHECKPOINT_SECONDS, now - reported > PROGRESS_SECONDS
             )
             # after the last step the epoch's end writes it, with the metrics
             if learner.step % steps and (stopping or saving):
@@ -233,7 +233,7 @@ class Trainer:
             except Interrupted:
                 self._report_progress(state="interrupted")
                 raise
-        (stopping,) = self.world.any(stop.is_set())
+        (stopping,) = self.world.any(stop.asked)
         if stopping and learner.epoch < self.config.recipe.total_epochs:
             self._leave(f"after epoch {epoch + 1}")
 
@@ -360,17 +360,23 @@ class Trainer:
             checkpoint.save(self.folder, state)
 
 
+class _Stop:
+    """Whether a signal asked to stop; no threading.Event, in whose `set` a second signal would wait for the first."""
+
+    asked = False
+
+    def __call__(self, *_: Any) -> None:
+        self.asked = True
+
+
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT, SIGTERM and SIGUSR2 into an event that the loop looks at between steps."""
-    stop = threading.Event()
+def _stop_signals() -> Iterator[_Stop]:
+    """Turn SIGINT, SIGTERM and SIGUSR2 into a flag that the loop looks at between steps."""
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {
-        number: signal.signal(number, lambda *_: stop.set())
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-    }
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
     # a launcher may have held it back until here, where it is safe (sweeps.payload)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
     try:
