@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -72,15 +73,20 @@ def slurm(*command):
 
 
 def until(condition, seconds=900):
-    """Wait for a condition; a requeued job, which SLURM holds back for two minutes, is let go at once."""
+    """Wait for a condition; a requeued job, which SLURM holds back for two minutes, is let go in a few seconds.
+
+    Not at once: in the second in which its node forgot the job, it takes the job for one that was killed already.
+    """
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, slurm("squeue", "-a", "-t", "all")
-        for row in slurm("squeue", "-h", "-r", "-t", "PD", "-o", "%i|%r").splitlines():
-            number, reason = row.split("|")
-            if reason == "BeginTime":
-                subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], capture_output=True)
-            elif reason == "launch failed requeued held":  # it was let go before its node had cleared up
+        for row in slurm("squeue", "-h", "-r", "-t", "PD", "-o", "%i|%r|%S").splitlines():
+            number, reason, start = row.split("|")
+            soon = datetime.now() + timedelta(seconds=10)
+            if reason == "BeginTime" and start != "N/A" and datetime.fromisoformat(start) > soon:
+                command = ["scontrol", "update", f"JobId={number}", "StartTime=now+4"]
+                subprocess.run(command, capture_output=True)
+            elif reason == "launch failed requeued held":
                 subprocess.run(["scontrol", "release", number], capture_output=True)
         time.sleep(0.3)
     return found
