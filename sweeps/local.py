@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
@@ -33,6 +34,29 @@ class Outcome:
     message: str = ""
 
 
+@contextmanager
+def fork_server(module: str, stop: Callable[..., None]) -> Iterator[Any]:
+    """A context of multiprocessing whose processes begin with torch and `module` imported, one thread each on a CPU.
+
+    SIGINT and SIGTERM call `stop` meanwhile.
+    """
+    # every process inherits them from the server
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["metamixer.training.train", module])
+    # Ctrl-C reaches the server too, which imports for seconds before it shuts its ears
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, stop)
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield context
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run_all(
     runs: list[PlannedRun],
     root: Path,
@@ -51,11 +75,6 @@ def run_all(
         The outcomes, and whether SIGINT or SIGTERM stopped it early. Active runs are then asked to stop; each
         writes its checkpoint and goes on with the next launch.
     """
-    # before the fork server starts: every run inherits them
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["metamixer.training.train", "sweeps.local"])
     waiting, outcomes = list(runs), list[Outcome]()
     active: dict[Any, tuple[PlannedRun, Any]] = {}
     stopped = False
@@ -67,12 +86,7 @@ def run_all(
         for process in active:
             process.terminate()
 
-    # Ctrl-C reaches the fork server too, which imports for seconds before it shuts its ears
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    forkserver.ensure_running()
-    signal.signal(signal.SIGINT, stop)
-    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
-    try:
+    with fork_server("sweeps.local", stop) as context:
         while waiting or active:
             while waiting and len(active) < workers:
                 run = waiting.pop(0)
@@ -90,9 +104,6 @@ def run_all(
                 outcomes.append(_outcome(run, root, receiver, process.exitcode))
             watch([run for run, _ in active.values()], outcomes)
             time.sleep(POLL_SECONDS)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return outcomes, stopped
 
 

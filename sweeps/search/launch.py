@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -11,7 +9,6 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from .. import scheduler, slurm, snapshot
 from ..cluster import check_budget
 from ..follow import Entry
 from ..latency import Clock, Timer
+from ..local import fork_server
 from ..profiles import Profile
 from ..submissions import Submission, launch_lock, read_submissions
 from .definition import Definition
@@ -109,10 +107,6 @@ def search_here(launch: Launch, workers: int, device: str) -> bool:
     """Run the search on this machine, one process a worker; returns whether all trials have finished."""
     if sum(map(has_finished, launch.trials.all())) >= launch.wanted:
         return True
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["metamixer.training.train", "sweeps.search.worker"])
     console = Console()
     active = dict[Any, tuple[str, Any]]()
     stopped = False
@@ -123,24 +117,20 @@ def search_here(launch: Launch, workers: int, device: str) -> bool:
         for process in active:
             process.terminate()
 
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    ensure_running()  # Ctrl-C reaches the whole group, and would end the server with tracebacks while it imports
-    signal.signal(signal.SIGINT, stop)
-    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
-    for index, place in enumerate(_devices(device, workers)):
-        name = f"{index}-{uuid.uuid4().hex[:8]}"
-        receiver, sender = context.Pipe(duplex=False)
-        root = str(launch.root.resolve())
-        arguments = (root, launch.definition.label, name, place, workers, launch.trials.measure, sender)
-        process = context.Process(target=work_here, args=arguments)
-        if not stopped:
-            process.start()
-            active[process] = name, receiver
-            if stopped:  # while it started, which takes seconds
-                process.terminate()
-        sender.close()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    try:
+    with fork_server("sweeps.search.worker", stop) as context:
+        for index, place in enumerate(_devices(device, workers)):
+            name = f"{index}-{uuid.uuid4().hex[:8]}"
+            receiver, sender = context.Pipe(duplex=False)
+            root = str(launch.root.resolve())
+            arguments = (root, launch.definition.label, name, place, workers, launch.trials.measure, sender)
+            process = context.Process(target=work_here, args=arguments)
+            if not stopped:
+                process.start()
+                active[process] = name, receiver
+                if stopped:  # while it started, which takes seconds
+                    process.terminate()
+            sender.close()
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
             view = _View(launch, progress)
             while active:
@@ -151,9 +141,6 @@ def search_here(launch: Launch, workers: int, device: str) -> bool:
                 view.update()
                 time.sleep(POLL_SECONDS)
             view.update()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     launch.trials.bury()
     trials = launch.trials.all()
     if stopped:
