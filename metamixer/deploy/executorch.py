@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..config import ConfigError
 from ._common import exported, not_convertible, quiet, require
 
-# by name: as people write it, as ExecuTorch's runtime calls it, and what it computes in
-DELEGATES = {"xnnpack": ("XNNPACK", "XnnpackBackend", "fp32"), "coreml": ("Core ML", "CoreMLBackend", "fp16")}
+# by name: as people write it, and as ExecuTorch's runtime calls it
+DELEGATES = {"xnnpack": ("XNNPACK", "XnnpackBackend"), "coreml": ("Core ML", "CoreMLBackend")}
 
 
 def convert(model: nn.Module, image: Tensor, delegate: str = "xnnpack") -> tuple[bytes, Counter[str]]:
