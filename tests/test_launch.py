@@ -87,6 +87,10 @@ def test_stopped_in_the_middle_and_launched_again_gives_the_same_bits(grid, tmp_
             assert a | b == {**a, "seconds": b["seconds"], "images_per_second": b["images_per_second"]}
 
 
+# without it a test could only wait and hope that the launch has come so far
+sees_handlers = pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows a process's handlers (/proc)")
+
+
 def wait_until_it_listens(process):
     """Until a launch has its handler of SIGTERM, which it installs last of its handlers."""
     while process.poll() is None:
@@ -98,7 +102,7 @@ def wait_until_it_listens(process):
     raise AssertionError("it ended before")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@sees_handlers
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_while_the_first_run_still_starts(grid, tmp_path, number):
     """Ctrl-C goes to the whole group, a scheduler's signal may go to the launch alone."""

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from small_search import write_search
 from test_commands import ROOT, launch
-from test_launch import wait_until_it_listens
+from test_launch import sees_handlers, wait_until_it_listens
 
 from analysis.search import load_trials
 from metamixer.operation import REGISTRY
@@ -103,7 +103,7 @@ def test_mistakes_are_one_line(tmp_path):
     assert not list(runs.rglob("search.json"))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@sees_handlers
 def test_ctrl_c_while_the_workers_start_stops_them(tmp_path):
     """They take seconds to import torch; the runs would take many minutes."""
     file, runs = write_search(tmp_path, epochs=2000), tmp_path / "runs"
