@@ -12,18 +12,23 @@ The images lie in `imagenet/` (a link will do), or where --set data.root=PATH sa
 Expected top-1 (%): 81.3, 82.9 and 83.9 at 256 px; 82.1, 83.7 and 84.5 distilled; 84.5 and 85.3 at 384 px.
 """
 
+from pathlib import Path
+
 from metamixer import ConfigError
 from metamixer.recipes import BASE, RECIPES, named_run
 from sweeps import Grid, Variant
 
-variants = {}
-for name, recipe in RECIPES.items():
-    if not name.startswith("ffnet_"):
-        continue
-    try:
-        initial = named_run(name).initial
-    except ConfigError:
-        continue  # the run that it starts from is not there yet
-    variants[name] = Variant(changes={**recipe.changes, **({"initial": initial.to_dict()} if initial else {})})
 
-GRID = Grid(bases={"imagenet": BASE}, base="ffnet_1", variants=variants, seeds=(BASE.seed,))
+def GRID(runs: Path) -> Grid:
+    """The grid as far as the runs that it starts from are there."""
+    variants, left_out = {}, {}
+    for name, recipe in RECIPES.items():
+        if not name.startswith("ffnet_"):
+            continue
+        try:
+            initial = named_run(name, runs=runs).initial
+        except ConfigError as error:
+            left_out[name] = str(error)
+            continue
+        variants[name] = Variant(changes={**recipe.changes, **({"initial": initial.to_dict()} if initial else {})})
+    return Grid(bases={"imagenet": BASE}, base="ffnet_1", variants=variants, left_out=left_out, seeds=(BASE.seed,))

@@ -10,6 +10,8 @@ names another one.
     python launch.py run recipe_ingredients --data fashion-mnist        # 33 runs, about 3 minutes of one core each
 """
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from metamixer import override
@@ -21,28 +23,30 @@ from sweeps import Grid, Variant
 SHORT = {"recipe.epochs": 6, "recipe.cooldown_epochs": 1, "recipe.ema": 0.97}
 
 
-def small(overrides: dict[str, Any]) -> RunConfig:
+def small(runs: Path, overrides: dict[str, Any]) -> RunConfig:
     """The distilled small run, which needs its teacher, with every ingredient that a variant leaves out."""
     return override(
-        named_run("small_distilled", overrides),
+        named_run("small_distilled", overrides, runs),
         {"model.layer_scale": 1e-6, "recipe.drop_path": 0.1, **SHORT, **overrides},
     )
 
 
-GRID = Grid(
-    bases={"imagenet": named_run("ffnet_3_distilled"), "fashion-mnist": small},
-    base="full",
-    variants={
-        "full": Variant(),
-        "no_mixup": Variant(changes={"recipe.mixup": 0.0}),
-        "no_cutmix": Variant(changes={"recipe.cutmix": 0.0}),
-        "no_rand_augment": Variant(changes={"recipe.rand_augment": None}),
-        "no_erasing": Variant(changes={"recipe.erase": 0.0}),
-        "no_smoothing": Variant(changes={"recipe.label_smoothing": 0.0}),
-        "no_ema": Variant(changes={"recipe.ema": None}),
-        "no_drop_path": Variant(changes={"recipe.drop_path": 0.0}),
-        "no_distillation": Variant(changes={"recipe.distillation": None}),
-        "no_warmup": Variant(changes={"recipe.warmup_epochs": 0}),
-        "no_layer_scale": Variant(changes={"model.layer_scale": None}),
-    },
-)
+def GRID(runs: Path) -> Grid:
+    """The grid, whose small teacher is a run in `runs`."""
+    return Grid(
+        bases={"imagenet": named_run("ffnet_3_distilled"), "fashion-mnist": partial(small, runs)},
+        base="full",
+        variants={
+            "full": Variant(),
+            "no_mixup": Variant(changes={"recipe.mixup": 0.0}),
+            "no_cutmix": Variant(changes={"recipe.cutmix": 0.0}),
+            "no_rand_augment": Variant(changes={"recipe.rand_augment": None}),
+            "no_erasing": Variant(changes={"recipe.erase": 0.0}),
+            "no_smoothing": Variant(changes={"recipe.label_smoothing": 0.0}),
+            "no_ema": Variant(changes={"recipe.ema": None}),
+            "no_drop_path": Variant(changes={"recipe.drop_path": 0.0}),
+            "no_distillation": Variant(changes={"recipe.distillation": None}),
+            "no_warmup": Variant(changes={"recipe.warmup_epochs": 0}),
+            "no_layer_scale": Variant(changes={"model.layer_scale": None}),
+        },
+    )

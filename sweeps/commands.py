@@ -184,7 +184,7 @@ def plan_of(grid, data, set, seeds, only, runs, match, modules, lrs=None, aa=Fal
     except ValueError:
         raise ConfigError(f"--lrs {lrs!r}: give numbers separated by commas, e.g. 1e-3,3e-3, or none") from None
     return make_plan(
-        load_grid(grid, [str(Path(m).resolve()) if m.endswith(".py") else m for m in modules or []]),
+        load_grid(grid, [str(Path(m).resolve()) if m.endswith(".py") else m for m in modules or []], runs),
         runs,
         data,
         dict(parse_assignment(text) for text in set or []),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
+import re
 import runpy
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, Field
 from rich.progress import track
 
-from metamixer.config import Config, ConfigError, digests_of, override
+from metamixer.config import Config, ConfigError, differences, digests_of, override
 from metamixer.modules import load_module, place
 from metamixer.training.config import RunConfig, UserModule
 
@@ -45,6 +48,7 @@ class Grid(Config):
         bases: the base run for each setting (usually a data set); the first is the default. One that needs another
             run's results may be a function of the launch's overrides, called where the setting is chosen.
         variants: what is compared, in the order of the tables.
+        left_out: variants that can't run yet, with the reason; `plan` shows them.
         base: the variant that differences are taken to.
         seeds: every variant runs once with each; equal seeds make a pair.
         match: scale the widths of every variant until it has the base's "macs" or "params" (`sweeps.match`), or, with
@@ -57,6 +61,7 @@ class Grid(Config):
     # str → RunConfig, or a function that makes one; Any because pydantic would copy and re-validate them
     bases: dict[str, Any]
     variants: dict[str, Variant]
+    left_out: dict[str, str] = {}
     base: str
     seeds: tuple[int, ...] = (0, 1, 2)
     match: Annotated[str, AfterValidator(check_measure)] | None = None
@@ -109,6 +114,8 @@ class Grid(Config):
         if setting not in self.bases:
             raise ConfigError(f"no setting {setting!r}; the grid has {', '.join(self.bases)}")
         unknown = [name for name in only or () if name not in self.variants]
+        if unknown and unknown[0] in self.left_out:
+            raise ConfigError(f"variant {unknown[0]!r} is left out: {self.left_out[unknown[0]]}")
         if unknown:
             raise ConfigError(f"no variant {unknown[0]!r}; there are {', '.join(self.variants)}")
         all_seeds = list(self.seeds if seeds is None else seeds)
@@ -124,7 +131,9 @@ class Grid(Config):
         base = override(base(overrides or {}) if callable(base) else base, {"modules": modules})
         base = override(base, overrides or {})
         measure = None if match == "none" else match or self.match
-        reference = self._resolve(self.base, base) if measure else base
+        resolved: dict[str | None, RunConfig] = {None: base}
+        with blaming(self.base, base):
+            reference = self._resolve(self.base, resolved)
         planned = []
         wanted = [
             name
@@ -135,14 +144,16 @@ class Grid(Config):
         for name in track(wanted, f"matching {measure}", transient=True, disable=measure is None or len(wanted) < 5):
             variant = self.variants[name]
             with blaming(name, base):
-                config = self._resolve(name, base)
+                config = self._resolve(name, resolved)
+                parent = self._resolve(variant.on or self.base, resolved)
+                more = tuple(undeclared(parent, config, variant.changes)) if name != self.base else ()
                 if measure and name != self.base:
                     config = scale(config, reference, measure)
             for own, lr in self._at_rates(name, config, self.lrs if lrs is None else lrs):
                 # the seed is all that a variant's runs don't share: ten thousand are not validated one by one
                 for seed, hash in zip(all_seeds, digests_of(own.identity(), "seed", all_seeds), strict=True):
                     run = own.model_copy(update={"seed": seed})
-                    planned.append(PlannedRun(name, seed, run, variant, hash, lr, own is config))
+                    planned.append(PlannedRun(name, seed, run, variant, hash, lr, own is config, None, more))
         return planned
 
     def _at_rates(self, name: str, config: RunConfig, lrs: Sequence[float]) -> list[tuple[RunConfig, float | None]]:
@@ -162,12 +173,41 @@ class Grid(Config):
             raise ConfigError(f"variant {name!r}: {error}") from None
         return [(config, own), *others]
 
-    def _resolve(self, name: str, base: RunConfig) -> RunConfig:
-        """`base` with the changes of variant `name` and of those that it builds on."""
+    def _resolve(self, name: str, resolved: dict[str | None, RunConfig]) -> RunConfig:
+        """The run of variant `name`: what it builds on, with its changes; `resolved` holds those known so far."""
         for step in self._lineage(name):
-            if self.variants[step].changes:
-                base = override(base, self.variants[step].changes)
-        return base
+            if step not in resolved:
+                variant = self.variants[step]
+                below = resolved[variant.on]
+                resolved[step] = override(below, variant.changes) if variant.changes else below
+        return resolved[name]
+
+
+def undeclared(parent: RunConfig, config: RunConfig, changes: dict[str, Any]) -> list[str]:
+    """Differences between a variant's resolved configuration and its parent's that `changes` do not name.
+
+    A dict that replaces an operation sets every parameter that it does not give to its default: that may be a second
+    change. An operation in the place of another one explains all differences below it. Equal differences in several
+    stages are one line, e.g. `model.stages.*.token_mixer.query_key.norm: True → False`.
+    """
+    found = differences(parent, config)
+    declared = re.compile("|".join(_declared(json.loads(json.dumps(changes, default=lambda c: c.to_dict())))) or "(?!)")
+    lines = []
+    for key, (before, after) in found.items():
+        parts = key.split(".")
+        replaced = any(".".join([*parts[:end], "name"]) in found for end in range(1, len(parts)))
+        if not (replaced or declared.fullmatch(key)):
+            lines.append(re.sub(r"stages\.\d+", "stages.*", key) + f": {before} → {after}")
+    return list(dict.fromkeys(lines))
+
+
+def _declared(changes: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Patterns of the keys that changes name: of a dict the keys in it, of any other value all that lies below."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and value:
+            yield from _declared(value, f"{prefix}{key}.")
+        else:
+            yield re.escape(prefix + key).replace(r"\*", r"\d+") + r"(\..*)?"
 
 
 @contextmanager
@@ -201,6 +241,7 @@ class PlannedRun:
     lr: float | None = None  # of a set of learning rates
     fixed: bool = True  # whether `lr` is the recipe's own
     pair: int | None = None  # what tables pair runs by; the seed if None
+    undeclared: tuple[str, ...] = ()  # in what else it differs from the variant that it builds on
 
     @property
     def name(self) -> str:
@@ -221,11 +262,13 @@ def grid_questions() -> dict[str, str]:
     return {path.stem: question_of(path) for path in sorted(GRIDS.glob("*.py")) if path.stem != "__init__"}
 
 
-def load_grid(name: str, more_modules: Sequence[str] = ()) -> LoadedGrid:
+def load_grid(name: str, more_modules: Sequence[str] = (), root: Path = Path("runs")) -> LoadedGrid:
     """A grid by the name of its file in `ablations`, or by the path of a file anywhere.
 
-    `more_modules`, absolute paths or dotted names, are loaded first and added to the grid's own, whose relative paths
-    are taken from the grid's folder.
+    Args:
+        more_modules: absolute paths or dotted names, loaded first and added to the grid's own, whose relative paths
+            are taken from the grid's folder.
+        root: the folder of the runs; a grid that builds on other runs is a function of it.
 
     Raises:
         ConfigError: no such grid, or a file that does not make one; the line says where.
@@ -233,29 +276,41 @@ def load_grid(name: str, more_modules: Sequence[str] = ()) -> LoadedGrid:
     path = Path(name) if name.endswith(".py") else GRIDS / f"{name}.py"
     if not path.is_file() or path.stem == "__init__":
         raise ConfigError(f"no grid {name!r}; there are {', '.join(grid_questions())}, or give a file's path")
-    grid = from_file(path, "GRID", Grid, more_modules)
+    grid = from_file(path, "GRID", Grid, more_modules, root)
     return LoadedGrid(path.stem, question_of(path), grid)
 
 
 Q = TypeVar("Q", bound=Config)
 
 
-def from_file(path: Path, variable: str, cls: type[Q], more_modules: Sequence[str] = ()) -> Q:
-    """What a question's file assigns to `variable`; its `modules` are made absolute and joined by `more_modules`.
+def from_file(
+    path: Path, variable: str, cls: type[Q], more_modules: Sequence[str] = (), root: Path = Path("runs")
+) -> Q:
+    """What a question's file assigns to `variable`, or what the function of that name makes of `root`.
+
+    The file may import other files beside it. Its `modules` are made absolute and joined by `more_modules`.
 
     Raises:
         ConfigError: the file does not make one; the line says where.
     """
     for source in more_modules:
         load_module(source)  # before the file, which may be made from what is registered
+    beside, before = str(path.parent.resolve()), set(sys.modules)
+    sys.path.insert(0, beside)
     try:
         found = runpy.run_path(str(path)).get(variable)
+        found = found(root) if callable(found) else found
     except Exception as error:
         frames = reversed(traceback.extract_tb(error.__traceback__))
         line = next((f.lineno for f in frames if f.filename == str(path)), "?")
         if isinstance(error, SyntaxError) and error.filename == str(path):
             line = error.lineno or "?"
         raise ConfigError(f"{path}:{line}: {_one_line(error, cls)}") from None
+    finally:
+        sys.path.remove(beside)
+        for name in set(sys.modules) - before:  # another question may have a file of the same name beside it
+            if str(Path(getattr(sys.modules[name], "__file__", None) or "/").parent) == beside:
+                del sys.modules[name]
     if not isinstance(found, cls):
         raise ConfigError(f"{path}: no {cls.__name__.lower()} in it: assign one to {variable}")
     own = found.modules  # type: ignore[attr-defined]

@@ -10,9 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
-from metamixer.config import differences
-from metamixer.structure import unexplained
-from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
 
 from .grid import PlannedRun, blaming
@@ -50,11 +47,8 @@ def print_plan(plan: Plan) -> None:
                 _macs(spent.macs),
                 " ".join(f"{number} {state}" for state, number in states.items()),
             )
-            parent = variants.get(variant.on or plan.loaded.grid.base, runs)[0].config
-            with blaming(name, config):
-                warnings = [*config.warnings(), *_more_than_declared(parent, config)]
-            for warning in warnings:
-                warned.setdefault(warning, name)
+        for warning in [*config.warnings(), *_more_than_declared(runs[0])]:
+            warned.setdefault(warning, name)
     console.print(table)
     if len(variants) > ROWS:
         console.print(f"and {len(variants) - ROWS} more variants")
@@ -63,18 +57,19 @@ def print_plan(plan: Plan) -> None:
         console.print(f"each variant at the learning rates {', '.join(f'{rate:g}' for rate in rates)}", highlight=False)
     for warning, name in warned.items():
         console.print(f"note: {name}: {warning}", style="yellow", highlight=False)
+    for name, reason in plan.loaded.grid.left_out.items():
+        console.print(f"left out: {name}: {reason}", style="yellow", highlight=False)
 
 
-def _more_than_declared(parent: RunConfig, config: RunConfig) -> list[str]:
-    """Warnings that a variant differs from the one that it builds on in more than its changes say, or in two worlds."""
-    hidden = unexplained(parent, config)
+def _more_than_declared(run: PlannedRun) -> list[str]:
+    """Warnings that a variant changes more than it declares, or two worlds at once."""
     found = []
-    if hidden:
-        more = f" and {len(hidden) - 1} more" if len(hidden) > 1 else ""
-        found.append(f"its network differs in more than the declared change: {hidden[0]}{more}")
-    changed = {key.split(".")[0] for key in differences(parent, config)} - {"seed", "modules"}
-    if len(changed) > 1:
-        found.append(f"it changes {' and '.join(sorted(changed))} at once: what each of them did can't be told apart")
+    if run.undeclared:
+        more = f" and {len(run.undeclared) - 1} more" if len(run.undeclared) > 1 else ""
+        found.append(f"it changes more than it declares: {run.undeclared[0]}{more}")
+    worlds = {key.split(".")[0] for key in run.declared.changes} - {"seed", "modules"}
+    if len(worlds) > 1:
+        found.append(f"it changes {' and '.join(sorted(worlds))} at once: the effect of each can't be told apart")
     return found
 
 

@@ -6,11 +6,11 @@ import textwrap
 import pytest
 from small import RUN
 
-from metamixer import ConfigError, differences, digest, parse
+from metamixer import ConfigError, differences, digest, override, parse
 from metamixer.operation import REGISTRY
 from metamixer.training.folder import RunFolder
 from sweeps import Grid, State, Variant, grid_questions, load_grid, make_plan
-from sweeps.grid import LoadedGrid, setting_label
+from sweeps.grid import LoadedGrid, setting_label, undeclared
 from sweeps.report import print_plan
 
 KEY = "model.stages.*.token_mixer.activation"
@@ -169,7 +169,7 @@ def test_a_grid_whose_teacher_is_not_trained_says_so_only_where_it_is_needed(tmp
     from test_recipes import finished
 
     monkeypatch.chdir(tmp_path)
-    loaded = load_grid("recipe_ingredients")
+    loaded = load_grid("recipe_ingredients", root=tmp_path / "runs")
     assert make_plan(loaded, tmp_path / "runs", "imagenet").runs
     with pytest.raises(ConfigError, match=r"builds on recipe 'small_teacher'.*launch.py train small_teacher"):
         make_plan(loaded, tmp_path / "runs", "fashion-mnist")
@@ -178,6 +178,83 @@ def test_a_grid_whose_teacher_is_not_trained_says_so_only_where_it_is_needed(tmp
     teachers = {run.variant: run.config.recipe.distillation for run in plan.runs}
     assert [name for name, teacher in teachers.items() if teacher is None] == ["no_distillation"]
     assert teachers["full"].teacher == str(own)
+
+
+def test_a_grid_builds_on_the_runs_of_the_folder_that_is_named(tmp_path):
+    """Not on those of `runs` in the current folder."""
+    from test_recipes import finished
+
+    own = finished(tmp_path / "elsewhere", "small_teacher")
+    loaded = load_grid("recipe_ingredients", root=tmp_path / "elsewhere")
+    (run,) = make_plan(loaded, tmp_path / "elsewhere", "fashion-mnist", only=["full"], seeds=[0]).runs
+    assert run.config.recipe.distillation.teacher == str(own)
+
+
+def test_variants_that_are_left_out_are_named(tmp_path, capsys):
+    loaded = load_grid("ffnet_recipe", root=tmp_path)
+    print_plan(make_plan(loaded, tmp_path, only=["ffnet_1"]))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out: ffnet_4_384: recipe 'ffnet_4_384' builds on recipe 'ffnet_4', which has no finished run" in said
+    with pytest.raises(ConfigError, match=r"'ffnet_4_384' is left out: .*builds on recipe 'ffnet_4'"):
+        make_plan(loaded, tmp_path, only=["ffnet_4_384"])
+
+
+def test_a_grid_may_import_a_file_beside_it(tmp_path):
+    for place, activation in (("one", "relu"), ("two", "silu")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "shared.py").write_text(f"ACTIVATION = '{activation}'\n")
+        (tmp_path / place / "mine.py").write_text(
+            "from shared import ACTIVATION\nfrom small import RUN\nfrom sweeps import Grid, Variant\n"
+            f"GRID = Grid(bases={{'a': RUN}}, base='a', variants={{'a': Variant(changes={{{KEY!r}: ACTIVATION}})}})\n"
+        )
+        run = load_grid(str(tmp_path / place / "mine.py")).grid.runs()[0].config
+        assert run.model.stages[0].token_mixer.activation.name == activation
+
+
+MIXER = "model.stages.*.token_mixer"
+CONV = {"name": "depthwise", "kernel_size": 3, "norm": True}
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({f"{MIXER}.query_key.kernel_size": 7}, []),
+        ({f"{MIXER}.query_key": CONV | {"kernel_size": 7}}, []),
+        # what the dict does not say goes back to its default
+        ({f"{MIXER}.query_key": {"name": "depthwise", "kernel_size": 7}}, [f"{MIXER}.query_key.norm: True → False"]),
+        ({f"{MIXER}.query_key": {"name": "linear", "expansion": 1.0}}, []),
+        ({MIXER: {"name": "pooling"}}, []),
+        ({"model.stages.2.token_mixer": "attention"}, []),
+        ({KEY: "relu", "recipe.lr": 1e-4}, []),
+        ({"model.norm": "batch", "recipe.warmup_epochs": 0}, []),
+    ],
+)
+def test_what_a_variant_changes_without_saying_so(changes, expected):
+    base = override(RUN, {f"{MIXER}.query_key": CONV, f"{MIXER}.coefficient_value": CONV})
+    assert undeclared(base, override(base, changes), changes) == expected
+
+
+def many(extra):
+    """A grid of more variants than a plan's table has rows, the last of which changes more than it declares."""
+    base = override(RUN, {f"{MIXER}.query_key": CONV, f"{MIXER}.coefficient_value": CONV})
+    variants = {f"v{i}": Variant(changes={"recipe.lr": 1e-3 * (1 + i / 1000)} if i else {}) for i in range(101)}
+    last = Variant(on="v1", changes={f"{MIXER}.query_key": {"name": "depthwise", "kernel_size": 5}, **extra})
+    return LoadedGrid(
+        "many", "Why?", Grid(bases={"a": base}, base="v0", variants={**variants, "last": last}, seeds=(0,))
+    )
+
+
+@pytest.mark.parametrize("only", [None, ["last"]])
+def test_every_variant_is_compared_with_the_one_that_it_builds_on(tmp_path, capsys, only):
+    print_plan(make_plan(many({"recipe.epochs": 4}), tmp_path, only=only))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"note: last: it changes more than it declares: {MIXER}.query_key.norm: True → False" in said
+    assert "note: last: it changes model and recipe at once" in said
+
+
+@pytest.mark.parametrize("name", ["ffnification", "kernel_size", "hybrids", "recipe_ingredients", "catalogue"])
+def test_the_shipped_grids_change_what_they_declare(name):
+    assert not any(run.undeclared for run in load_grid(name).grid.runs(seeds=[0], match="none"))
 
 
 def test_kernel_size_changes_nothing_but_the_kernel():
