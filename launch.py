@@ -319,8 +319,8 @@ def check(
     """What a mixer or operation keeps of the contract that every mixer of the catalogue keeps, and what it costs."""
     import json
 
+    from metamixer.checks_table import report
     from metamixer.config import ConfigError
-    from metamixer.contract_table import report
     from metamixer.modules import load_module
 
     try:

@@ -18,11 +18,11 @@ from timm.models._manipulate import checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from .config import Config, ConfigError
-from .draws import derive
 from .layers import ConvNorm, LayerScale, NormConvSkip, spatial_conv
 from .mixer import MetaMixerConfig, build_mixer, resolve_mixer
 from .operation import OperationConfig, Site
 from .ops._common import Kernel
+from .rng import derive
 
 Mixer = MetaMixerConfig | OperationConfig
 

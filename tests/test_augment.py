@@ -17,7 +17,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 
-from metamixer.draws import uniforms
+from metamixer.rng import uniforms
 from metamixer.training import augment
 from metamixer.training.augment import BatchAugment, normalise, resize
 from metamixer.training.randaugment import OP_NAMES, RandAugment, apply_ops, parse_rand_augment

@@ -19,7 +19,7 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from metamixer import ConfigError, override
-from metamixer.draws import derive
+from metamixer.rng import derive
 from metamixer.training.data import Data, default_workers
 from metamixer.training.datasets import FASHION_MNIST, Images, read_image
 
@@ -101,7 +101,7 @@ def test_a_streamed_image_is_timms_transform_with_the_samples_own_seed(folder):
     )  # fmt: skip
     images, labels = next(found.batches(5))
     expected = []
-    from metamixer.draws import permutation
+    from metamixer.rng import permutation
 
     chosen = found.train_indices[permutation(found.seed, 5, len(found.train_indices))][:8]
     for index in chosen:
@@ -271,7 +271,7 @@ def test_broken_images_that_are_asked_to_be_skipped(folder, tmp_path):
         auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
         re_prob=0.25, re_mode="pixel",
     )  # fmt: skip
-    from metamixer.draws import permutation
+    from metamixer.rng import permutation
 
     order = alone.train_indices[permutation(alone.seed, 0, 24)]
     images, classes = (torch.cat(parts) for parts in zip(*expected, strict=True))

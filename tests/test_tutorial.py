@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from metamixer.checks import PROMISES, check
 from metamixer.config import parse_assignment
-from metamixer.contract import PROMISES, check
 from metamixer.modules import load_module
 from metamixer.operation import REGISTRY
 from metamixer.training.train import train

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..draws import derive, noise, uniforms
+from ..rng import derive, noise, uniforms
 from .randaugment import OP_NAMES, RandAugment, apply_ops, parse_rand_augment
 
 _ATTEMPTS = 10  # at a box that fits, as in timm and torchvision

@@ -9,6 +9,7 @@ import timm
 from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 from timm.models import get_pretrained_cfg
 
+from .. import ffnet  # noqa: F401 (registers FFNet in timm)
 from ..backbone import Backbone, BackboneConfig
 from ..config import Config, ConfigError
 from ..modules import load_module, source_digest

@@ -23,7 +23,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from ..config import ConfigError
-from ..draws import derive, permutation
+from ..rng import derive, permutation
 from .augment import BatchAugment, normalise
 from .config import DataConfig, Recipe
 from .datasets import SPLIT_SEED, BrokenImage, Images, class_names, decode, open_split, read_image

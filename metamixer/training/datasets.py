@@ -18,7 +18,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch import Tensor
 
 from ..config import ConfigError
-from ..draws import permutation
+from ..rng import permutation
 from .augment import resize
 from .config import DataConfig
 

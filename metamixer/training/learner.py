@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import ConfigError
-from ..draws import derive
+from ..rng import derive
 from . import checkpoint, weights
 from .config import Recipe, RunConfig
 from .data import Batch

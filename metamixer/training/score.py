@@ -12,7 +12,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from ..config import ConfigError, override
-from ..entrypoints import default_cfgs
+from ..ffnet import default_cfgs
 from . import checkpoint, weights
 from .config import DataConfig, RunConfig, Weights, is_timm_model
 from .data import Data

@@ -23,8 +23,8 @@ from metamixer import (
     QueryKey,
     register,
 )
-from metamixer.contract import PROMISES, check, find
-from metamixer.contract_table import report
+from metamixer.checks import PROMISES, check, find
+from metamixer.checks_table import report
 from metamixer.layers import ConvNorm
 from metamixer.mixer import FAST_PATHS, fast_path
 from metamixer.modules import load_module, source_digest
@@ -61,7 +61,7 @@ def test_every_mixer_keeps_the_contract(name):
 @pytest.mark.parametrize("name", CONVERTED)
 def test_mixers_convert_to_core_ml(name, monkeypatch):
     only = {"Core ML": PROMISES["Core ML"]}
-    monkeypatch.setattr("metamixer.contract.PROMISES", only)
+    monkeypatch.setattr("metamixer.checks.PROMISES", only)
     converted = check(name)[-1]
     assert converted.name == "Core ML" and converted.passed, converted.detail
 
@@ -422,7 +422,7 @@ def test_an_operation_is_checked_with_the_parameters_that_are_given(registry):
 
 
 def test_parameters_come_as_json_on_the_command_line(registry, monkeypatch):
-    monkeypatch.setattr("metamixer.contract.PROMISES", {})
+    monkeypatch.setattr("metamixer.checks.PROMISES", {})
     register(NeedsAParameter)
     shown = launch("check", json.dumps({"name": NeedsAParameter.name, "slope": 1.5})).stdout
     assert "1 of 1 hold" in shown and "→ this mixer" in shown
@@ -436,7 +436,7 @@ def test_parameters_come_as_json_on_the_command_line(registry, monkeypatch):
 def test_core_ml_names_what_it_cannot_convert(registry, monkeypatch):
     pytest.importorskip("coremltools")
     register(Sinc)
-    monkeypatch.setattr("metamixer.contract.PROMISES", {"Core ML": PROMISES["Core ML"]})
+    monkeypatch.setattr("metamixer.checks.PROMISES", {"Core ML": PROMISES["Core ML"]})
     checks = check("sinc")
     assert failures(checks) == ["Core ML"] and "'sinc'" in checks[-1].detail
 
@@ -454,7 +454,7 @@ def test_report(registry, monkeypatch):
     assert held and "10 of 10 hold" in text
     assert "→ xca" in text and "ffnified_attention" in text and "32 channels, 28×28" in text
     register(DeadParameter)
-    monkeypatch.setattr("metamixer.contract_table.compare", lambda dim: {})
+    monkeypatch.setattr("metamixer.checks_table.compare", lambda dim: {})
     held, text = told("dead_parameter", dim=32)
     assert not held and "not: gradients" in text and "→ dead_parameter" in text
     register(OfThePast)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from metamixer.draws import derive, noise, normals, permutation, uniforms
+from metamixer.rng import derive, noise, normals, permutation, uniforms
 
 INDICES = np.arange(5000)
 

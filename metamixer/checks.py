@@ -1,7 +1,7 @@
 """The contract of a mixer: what holds for every one that ships, checked on any other.
 
 `check` takes the name of a preset, a baseline or an operation (with parameters: a dict), or the four slots, and gives a
-row for each promise; what fails is a row too, with the reason in one line. `contract_table` prints the rows.
+row for each promise; what fails is a row too, with the reason in one line. `checks_table` prints the rows.
 """
 
 from __future__ import annotations

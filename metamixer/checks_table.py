@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .contract import COST_SIZE, Check, Subject, check, cost_of, find, quiet
+from .checks import COST_SIZE, Check, Subject, check, cost_of, find, quiet
 from .cost import Cost, readable
 from .mixer import resolve_mixer
 from .presets import BASELINES, PRESETS
