@@ -1,69 +1,41 @@
-"""The command line's part on grids: planning and following them. `launch.py` adds what needs more than this folder."""
+"""Commands on grids and searches: plan, run, follow, time. Those that end with a table return what it shows."""
 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-app = typer.Typer(
-    help="Swap a slot of a MetaMixer, train the variants, see what it bought.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+from metamixer.commands import Resolution, changes_of
+
+from .options import (
+    DataName,
+    Device,
+    GridOptions,
+    JobOptions,
+    Match,
+    MaxAttempts,
+    MaxHours,
+    Modules,
+    Only,
+    Overrides,
+    Runs,
+    Seeds,
+    absolute,
+    rates_of,
+    seeds_of,
+    with_options,
 )
 
-GridName = Annotated[str, typer.Argument(help="A grid in ablations/, or the path of a grid's file.")]
-DataName = Annotated[
-    Optional[str], typer.Option("--data", help="Which of the grid's settings; its first one if not given.")
-]
-Overrides = Annotated[
-    Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the base of the grid, e.g. recipe.epochs=3.")
-]
-Seeds = Annotated[Optional[str], typer.Option(help="Seeds, separated by commas; the grid's own if not given.")]
-Only = Annotated[Optional[str], typer.Option(help="These variants alone, separated by commas.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
-Match = Annotated[
-    Optional[str],
-    typer.Option(
-        help="Scale the variants' widths until they have the base's macs or params, or its latency: latency:RUNTIME; "
-        "none: leave them alone."
-    ),
-]
-LearningRates = Annotated[
-    Optional[str],
-    typer.Option(
-        "--lrs", help="Learning rates that every variant runs at too, separated by commas; none: only its own."
-    ),
-]
-Twice = Annotated[bool, typer.Option("--aa", help="An A/A test in its place: the base as two variants of other seeds.")]
-Modules = Annotated[
-    Optional[list[str]], typer.Option("--module", help="File or dotted module that registers operations of your own.")
-]
+if TYPE_CHECKING:
+    from metamixer.networks import Network
+    from sweeps import Plan
 
-Targets = Annotated[
-    Optional[list[str]],
-    typer.Argument(help="Grids, beginnings of run hashes, or variants; everything if not given."),
-]
-ProfileName = Annotated[Optional[str], typer.Option("--profile", help="Profile of the jobs; `default` if not given.")]
-ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of profiles; slurm.toml if not given.")]
-Resources = Annotated[
-    Optional[list[str]], typer.Option("--resource", help="KEY=VALUE changed in the profile, e.g. minutes=600.")
-]
-RunName = Annotated[str, typer.Argument(help="A recipe (`launch.py recipes`), or the config.json of a run.")]
-Changes = Annotated[
-    Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the run, e.g. data.root=/data/imagenet.")
-]
-DataWorkers = Annotated[
-    Optional[int], typer.Option("--workers", min=0, help="Data workers of each process; by the cores if not given.")
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
-Resolution = Annotated[
-    Optional[int], typer.Option(help="Width of the images in pixels; the network's own if not given.")
-]
+app = typer.Typer()
+
 SearchName = Annotated[str, typer.Argument(help="A search in ablations/searches/, or the path of a search's file.")]
 Storage = Annotated[
     Optional[str],
@@ -71,8 +43,20 @@ Storage = Annotated[
         help="Where the study is: journal (a file in the runs' folder), or a URL such as postgresql://host/db."
     ),
 ]
-MaxAttempts = Annotated[int, typer.Option(min=1, help="Submissions that one run may have.")]
-MaxHours = Annotated[Optional[float], typer.Option(help="Refuse to submit what may take more GPU-hours than this.")]
+Targets = Annotated[
+    Optional[list[str]],
+    typer.Argument(help="Grids, beginnings of run hashes, or variants; everything if not given."),
+]
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Where the runs of a command lie."""
+
+    root: Path
+    name: str
+    setting: str
+    complete: bool = True
 
 
 @app.command("list")
@@ -91,6 +75,112 @@ def list_grids() -> None:
     for name, question in search_questions().items():
         searches.add_row(name, question)
     Console().print(table, "", searches)
+
+
+@with_options
+def plan(options: GridOptions, job: JobOptions) -> "Plan":
+    """What a grid would run: variants, differences, costs, what is done, what its seeds can see. Writes nothing."""
+    from sweeps.cluster import show_hours
+    from sweeps.report import print_plan
+
+    with without_collector():
+        planned = plan_of(options, measure=False)
+        print_plan(planned)
+    show_hours(planned, profile_of(job))
+    return planned
+
+
+@with_options
+def run(
+    options: GridOptions,
+    job: JobOptions,
+    workers: Annotated[
+        Optional[int], typer.Option(min=1, help="Runs at a time; one for each core or GPU if not given.")
+    ] = None,
+    device: Device = "auto",
+    retry: Annotated[bool, typer.Option("--retry", help="Run failed ones again.")] = False,
+    cluster: Annotated[
+        str, typer.Option(help="local: here; debug: here, in one process; slurm: submit job arrays and return.")
+    ] = "local",
+    max_attempts: MaxAttempts = 3,
+    max_gpu_hours: MaxHours = None,
+) -> Launched:
+    """Run what is missing of a grid, here or on a cluster; here, then show the table and the picture."""
+    from metamixer.config import ConfigError
+    from sweeps.report import print_plan, run_with_progress
+
+    if cluster not in ("local", "debug", "slurm"):
+        raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")
+    planned = plan_of(options)
+    print_plan(planned)
+    if cluster == "slurm":
+        from sweeps.cluster import launch_plan
+
+        raise typer.Exit(0 if launch_plan(planned, profile_of(job), retry, max_attempts, max_gpu_hours) else 1)
+    complete = run_with_progress(planned, workers, device, retry, debug=cluster == "debug")
+    return Launched(planned.root, planned.loaded.name, planned.setting, complete)
+
+
+@with_options
+def search(
+    name: SearchName,
+    job: JobOptions,
+    data: DataName = None,
+    set: Overrides = None,
+    trials: Annotated[
+        Optional[int], typer.Option(min=1, help="Trials to finish in all; the search's own number if not given.")
+    ] = None,
+    runs: Runs = Path("runs"),
+    workers: Annotated[
+        Optional[int], typer.Option(min=1, help="Workers; here one for each core or GPU if not given, on a cluster 4.")
+    ] = None,
+    device: Device = "auto",
+    storage: Storage = None,
+    module: Modules = None,
+    cluster: Annotated[str, typer.Option(help="local: here; slurm: submit workers and return.")] = "local",
+    max_gpu_hours: MaxHours = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be searched; writes nothing.")
+    ] = False,
+) -> Launched:
+    """Search mixers and recipes with Optuna until so many trials have finished, then show the best and the pictures."""
+    from analysis.latency.bench import time_runs
+    from metamixer.config import ConfigError
+    from sweeps.report import parallel_runs
+    from sweeps.search.launch import prepare, print_search, search_here, search_on_slurm
+
+    if cluster not in ("local", "slurm"):
+        raise ConfigError(f"--cluster {cluster!r}: local or slurm")
+    wanted, definition = definition_of(name, data, set, trials, module)
+    print_search(definition)
+    if dry_run:
+        raise typer.Exit
+    if cluster == "slurm":
+        prepared = prepare(runs, definition, wanted, storage)
+        raise typer.Exit(0 if search_on_slurm(prepared, workers or 4, profile_of(job), max_gpu_hours) else 1)
+    prepared = prepare(runs, definition, wanted, storage, time_runs)
+    complete = search_here(prepared, workers or parallel_runs(device), device)
+    return Launched(runs, definition.name, definition.setting, complete)
+
+
+@app.command()
+def confirm(
+    name: SearchName,
+    data: DataName = None,
+    set: Overrides = None,
+    runs: Runs = Path("runs"),
+    module: Modules = None,
+    top: Annotated[
+        int, typer.Option(min=1, help="The best trials to confirm, of the front where costs are sought.")
+    ] = 3,
+    seeds: Seeds = None,
+    out: Annotated[Optional[Path], typer.Option(help="The grid's file; confirm_NAME.py if not given.")] = None,
+) -> None:
+    """Write a grid that confirms the best of a search, with seeds of its own and on the test images."""
+    from sweeps.search.confirm import confirm_search
+
+    path = confirm_search(runs, definition_of(name, data, set, None, module)[1], top, seeds_of(seeds), out)
+    print(f"{path}: python launch.py run {path}")
 
 
 @app.command()
@@ -137,25 +227,139 @@ def cancel(
 
 
 @app.command()
+@with_options
 def retry(
+    job: JobOptions,
     targets: Targets = None,
     data: DataName = None,
     runs: Runs = Path("runs"),
-    profile: ProfileName = None,
-    profiles: ProfileFile = None,
-    resource: Resources = None,
     max_attempts: MaxAttempts = 3,
     max_gpu_hours: MaxHours = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
 ) -> None:
     """Submit failed and interrupted runs again, as they were submitted last unless a profile is given."""
-    from metamixer.config import parse_assignment
     from sweeps.cluster import retry as retry_runs
 
-    chosen = profile_of(profile, profiles, resource) if profile or profiles else None
-    changes = {} if chosen else dict(parse_assignment(text) for text in resource or [])
+    chosen = profile_of(job) if job.profile or job.profiles else None
+    changes = {} if chosen else changes_of(job.resource)
     if not retry_runs(runs, targets or [], data, chosen, changes, max_attempts, max_gpu_hours, dry_run):
         raise typer.Exit(1)
+
+
+def bench(
+    models: Annotated[
+        Optional[list[str]],
+        typer.Argument(help="timm models, recipes, mixers, runs' folders, or grids (then each of its variants)."),
+    ] = None,
+    backend: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="eager, eager-channels-last, compile, onnxruntime, executorch, coreml, or all that run here."
+        ),
+    ] = None,
+    resolution: Resolution = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads; more than one is several times noisier.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each network in a session.")] = 5,
+    sessions: Annotated[int, typer.Option(min=1, help="Fresh processes of each runtime; 3 or more show noise.")] = 5,
+    unfolded: Annotated[bool, typer.Option("--unfolded", help="Time each network as it was trained too.")] = False,
+    data: DataName = None,
+    set: Overrides = None,
+    only: Only = None,
+    match: Match = None,
+    runs: Runs = Path("runs"),
+    module: Modules = None,
+    file: Annotated[
+        Optional[Path], typer.Option("--import", help="Keep what a phone measured: an Xcode report, or a CSV.")
+    ] = None,
+) -> None:
+    """Latency on runtimes, beside costs; kept in latency.jsonl of the runs' folder."""
+    from rich.console import Console
+
+    from analysis.latency import imports, rows, table
+
+    console = Console()
+    uncounted: list[str] = []
+    problems: list[str] = []
+    if file is not None:
+        if models and len(models) > 1:
+            raise ValueError(f"--import: one model for a report, not {len(models)}")
+        timing = {"--backend": backend, "--unfolded": unfolded, "--data": data, "--set": set, "--only": only,
+                  "--match": match, "--module": module, "--threads": threads != 1, "--batch": batch != 1}  # fmt: skip
+        if given := [option for option, value in timing.items() if value]:
+            raise ValueError(f"--import: {given[0]} is for what is timed here; a file says how it was measured")
+        found = imports.read(file, runs, models[0] if models else None, resolution)
+        uncounted = imports.add_costs(found, runs)
+    else:
+        from analysis.latency.bench import time_with_progress
+        from analysis.latency.measure import Subject
+
+        if not models:
+            raise ValueError("give the models to time, or a file with --import")
+
+        def options_of(name: str) -> GridOptions:
+            return GridOptions(name, data, set, "0", only, runs, match, module=module)
+
+        networks = [network for name in models for network in networks_of(options_of(name), resolution)]
+        subjects = [Subject(network, folded) for network in networks for folded in ([True, False][: 1 + unfolded])]
+        report = time_with_progress(subjects, backend or ["all"], threads, batch, rounds, sessions)
+        found, problems = report.rows, report.refused
+    if found:
+        path = rows.append(runs, found)
+        console.print(table.render(rows.to_frame(found)))
+        console.print(f"kept in {path}", soft_wrap=True, highlight=False)
+    for line in [*uncounted, *problems]:
+        console.print(line, style="yellow", soft_wrap=True, highlight=False)
+    if problems:
+        raise typer.Exit(1)
+
+
+def networks_of(options: GridOptions, resolution: int | None) -> list["Network"]:
+    """The network that a name stands for, or those of a grid's variants."""
+    from metamixer.networks import find_network, of_run
+    from sweeps import grid_questions
+
+    if options.grid.endswith(".py") or options.grid in grid_questions():
+        return [of_run(run.variant, run.config, resolution) for run in plan_of(options).runs]
+    return [find_network(options.grid, resolution)]
+
+
+def plan_of(options: GridOptions, measure: bool = True) -> "Plan":
+    """The plan that the options ask for; latencies that it needs are measured only with `measure`."""
+    from analysis.latency.backends import BACKENDS
+    from analysis.latency.bench import time_runs
+    from sweeps import load_grid, make_plan
+
+    return make_plan(
+        load_grid(options.grid, absolute(options.module), options.runs),
+        options.runs,
+        options.data,
+        changes_of(options.set),
+        seeds_of(options.seeds),
+        options.only.split(",") if options.only else None,
+        options.match,
+        rates_of(options.lrs),
+        options.aa,
+        time_runs if measure else None,
+        lambda: list(BACKENDS),
+    )
+
+
+def profile_of(job: JobOptions) -> Any:
+    """The profile of SLURM jobs that the options ask for."""
+    from sweeps.profiles import load_profile
+
+    return load_profile(job.profile or "default", job.profiles, changes_of(job.resource))
+
+
+def definition_of(
+    search: str, data: str | None, set: list[str] | None, trials: int | None, modules: list[str] | None
+) -> tuple[int, Any]:
+    """How many trials are wanted, and the search in its setting."""
+    from sweeps.search.files import load_search
+
+    loaded = load_search(search, tuple(absolute(modules)))
+    return trials or loaded.search.trials, loaded.define(data, changes_of(set))
 
 
 @contextmanager
@@ -166,59 +370,3 @@ def without_collector() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def changes_of(assignments: Optional[list[str]]) -> dict[str, Any]:
-    from metamixer.config import parse_assignment
-
-    return dict(parse_assignment(text) for text in assignments or [])
-
-
-def plan_of(grid, data, set, seeds, only, runs, match, modules, lrs=None, aa=False, timer=None, runtimes=None):  # type: ignore[no-untyped-def]
-    """The plan that the command line's options ask for; only with a `timer` are latencies measured for it."""
-    from metamixer.config import ConfigError, parse_assignment
-    from sweeps import load_grid, make_plan
-
-    try:
-        rates = None if lrs is None else [] if lrs == "none" else [float(rate) for rate in lrs.split(",")]
-    except ValueError:
-        raise ConfigError(f"--lrs {lrs!r}: give numbers separated by commas, e.g. 1e-3,3e-3, or none") from None
-    return make_plan(
-        load_grid(grid, [str(Path(m).resolve()) if m.endswith(".py") else m for m in modules or []], runs),
-        runs,
-        data,
-        dict(parse_assignment(text) for text in set or []),
-        seeds_of(seeds),
-        only.split(",") if only else None,
-        match,
-        rates,
-        aa,
-        timer,
-        runtimes,
-    )
-
-
-def profile_of(name, file, resources):  # type: ignore[no-untyped-def]
-    from metamixer.config import parse_assignment
-    from sweeps.profiles import load_profile
-
-    return load_profile(name or "default", file, dict(parse_assignment(text) for text in resources or []))
-
-
-def definition_of(search, data, set, trials, modules):  # type: ignore[no-untyped-def]
-    """How many trials are wanted, and the search in its setting."""
-    from metamixer.config import parse_assignment
-    from sweeps.search.files import load_search
-
-    absolute = tuple(str(Path(m).resolve()) if m.endswith(".py") else m for m in modules or [])
-    loaded = load_search(search, absolute)
-    return trials or loaded.search.trials, loaded.define(data, dict(parse_assignment(text) for text in set or []))
-
-
-def seeds_of(text: Optional[str]) -> Optional[list[int]]:
-    from metamixer.config import ConfigError
-
-    try:
-        return [int(seed) for seed in text.split(",")] if text else None
-    except ValueError:
-        raise ConfigError(f"--seeds {text!r}: give whole numbers separated by commas, e.g. 0,1,2") from None

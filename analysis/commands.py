@@ -1,0 +1,111 @@
+"""Commands on finished runs: tables, pictures, pages, packs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer()
+
+DataName = Annotated[Optional[str], typer.Option("--data", help="One of the grid's settings; all if not given.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
+
+
+@app.command()
+def report(
+    grid: Annotated[str, typer.Argument(help="A grid that was launched.")],
+    data: DataName = None,
+    runs: Runs = Path("runs"),
+    out: Annotated[Optional[Path], typer.Option(help="The page; beside the grid's other files if not given.")] = None,
+) -> None:
+    """One page of HTML on a grid: tables, pictures, configurations, environment and the runs behind them."""
+    from analysis.report import report as render_page
+
+    page, meta = render_page(runs, Path(grid).stem, data, out.parent if out else None)
+    path = out or runs / "grids" / f"{meta.grid}@{meta.data}.html"
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write here ({error.strerror or error})") from None
+    print(path)
+
+
+@app.command()
+def ship(
+    grids: Annotated[list[str], typer.Argument(help="Grids that have finished runs, or searches.")],
+    data: DataName = None,
+    runs: Runs = Path("runs"),
+    out: Annotated[Path, typer.Option(help="The folder for the packs.")] = Path("notebooks/results"),
+    weights: Annotated[
+        Optional[str], typer.Option(help="Variants whose weights go along, of each grid that has them: a,b.")
+    ] = None,
+) -> None:
+    """Pack the finished runs of grids, without checkpoints, into a file each that the notebooks open."""
+    from analysis.frame import load
+    from analysis.results import of_grid, of_search, write
+
+    wanted = weights.split(",") if weights else []
+    packs = []  # all of them before one is written
+    for name in grids:
+        grid = Path(name).stem
+        searches = sorted((runs / "searches").glob(f"{grid}@{data or '*'}"))
+        if searches:
+            packs += [of_search(runs, grid, folder.name.partition("@")[2]) for folder in searches]
+        else:
+            settings = dict.fromkeys(load(runs, grid, data)["data"])
+            packs += [of_grid(runs, grid, setting, wanted) for setting in settings]
+    for variant in wanted:
+        if not any(variant in pack.weights for pack in packs):
+            there = ", ".join(pack.name for pack in packs)
+            raise ValueError(f"--weights {variant}: no finished run of this variant in {there}")
+    for pack, path in zip(packs, write(out, packs), strict=True):
+        along = f", with weights of {', '.join(pack.weights)}" if pack.weights else ""
+        print(f"{path}: {path.stat().st_size / 1000:.0f} KB{along}")
+
+
+def show_grid(root: Path, grid: str, setting: str | None) -> None:
+    """The tables of a grid's finished runs, kept as CSV, and their picture."""
+    from rich.console import Console
+
+    from analysis.frame import describe, load
+    from analysis.plots import picture, save
+    from analysis.statistics import declared
+    from analysis.tables import render, to_csv
+
+    runs = load(root, grid, setting, remember=True)
+    comparisons, meta = declared(runs), describe(runs)
+    console = Console() if sys.stdout.isatty() else Console(width=110)
+    stem = root / "grids" / f"{grid}@{meta.data}"
+    for comparison, path in zip(comparisons, (f"{stem}.csv", f"{stem}-best.csv"), strict=False):
+        console.print(render(comparison, meta))
+        to_csv(comparison, meta, path)
+    save(picture(comparisons[0], meta), f"{stem}.png")
+    console.print(f"picture: {stem}.png   table: {stem}.csv", soft_wrap=True, highlight=False)
+
+
+def show_search(root: Path, name: str, setting: str | None) -> None:
+    """The trials of a search, kept as CSV, their front and what mattered."""
+    from rich.console import Console
+
+    from analysis.plots import save
+    from analysis.search import front_picture, importances, importances_picture, load_trials, render_trials
+
+    trials = load_trials(root, name, setting)
+    console = Console() if sys.stdout.isatty() else Console(width=110)
+    console.print(render_trials(trials))
+    folder = Path(trials.attrs["folder"])
+    trials.to_csv(folder / "trials.csv", index=False)
+    save(front_picture(trials), folder / "front.png")
+    save(importances_picture(importances(trials)), folder / "importances.png")
+    console.print(f"{folder}: trials.csv, front.png, importances.png", soft_wrap=True, highlight=False)
+
+
+def show_visible(root: Path, grid: str, setting: str, seeds: int, comparisons: int) -> None:
+    """How small a difference so many seeds can see, by the spread of earlier runs."""
+    from rich.console import Console
+
+    from analysis.power import visible_effect
+
+    for line in visible_effect(root, grid, setting, seeds, comparisons):
+        Console().print(line, highlight=False)

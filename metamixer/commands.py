@@ -1,0 +1,186 @@
+"""Commands on one network or one run: train, evaluate, profile, check, cost, export."""
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer()
+
+RunName = Annotated[str, typer.Argument(help="A recipe (`launch.py recipes`), or the config.json of a run.")]
+Changes = Annotated[
+    Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the run, e.g. data.root=/data/imagenet.")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
+DataWorkers = Annotated[
+    Optional[int], typer.Option("--workers", min=0, help="Data workers of each process; by the cores if not given.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
+Resolution = Annotated[
+    Optional[int], typer.Option(help="Width of the images in pixels; the network's own if not given.")
+]
+Modules = Annotated[
+    Optional[list[str]], typer.Option("--module", help="File or dotted module that registers operations of your own.")
+]
+
+
+@app.command()
+def recipes() -> None:
+    """Runs by name: what each trains, the accuracy to expect, and its source."""
+    from sweeps.single import print_recipes
+
+    print_recipes()
+
+
+@app.command()
+def train(
+    name: RunName,
+    set: Changes = None,
+    runs: Runs = Path("runs"),
+    workers: DataWorkers = None,
+    device: Device = "auto",
+    teacher_cache: Annotated[
+        Optional[Path], typer.Option(help="Folder where runs that show a teacher the same images share its answers.")
+    ] = None,
+) -> None:
+    """Train one run, or go on with it; under torchrun or srun on several GPUs."""
+    from metamixer.config import ConfigError
+    from sweeps.single import configured_run, train_one
+
+    config = configured_run(name, changes_of(set), runs)
+    if teacher_cache is not None and config.recipe.distillation is None:
+        raise ConfigError(f"--teacher-cache {teacher_cache}: {name} has no teacher (recipe.distillation)")
+    if not train_one(config, runs, device, workers, teacher_cache):
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A run's folder or a checkpoint of it, a released checkpoint, or a timm model's name.")
+    ],
+    data: Annotated[
+        Optional[str], typer.Option("--data", help="Folder that holds validation/CLASS/*, in place of data.root.")
+    ] = None,
+    set: Annotated[
+        Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the data, e.g. data.image_size=384.")
+    ] = None,
+    model: Annotated[
+        Optional[str], typer.Option("--model", help="timm name of a checkpoint's network, where its file name is none.")
+    ] = None,
+    workers: DataWorkers = None,
+    device: Device = "auto",
+) -> None:
+    """Top-1 and top-5 of a checkpoint on the evaluation images, raw and averaged weights apart."""
+    from metamixer.config import ConfigError
+    from metamixer.recipes import IMAGENET
+    from sweeps.single import print_scores
+
+    changes = {"data.root": data, **changes_of(set)} if data else changes_of(set)
+    foreign = [key for key in changes if not key.startswith("data.")]
+    if foreign:
+        raise ConfigError(f"--set {foreign[0]}: an evaluation has keys of data only, e.g. data.image_size=384")
+    of_data = {key.removeprefix("data."): value for key, value in changes.items()}
+    print_scores(checkpoint, IMAGENET, of_data, model, device, workers)
+
+
+@app.command()
+def profile(
+    name: RunName,
+    set: Changes = None,
+    runs: Runs = Path("runs"),
+    workers: DataWorkers = None,
+    device: Device = "auto",
+) -> None:
+    """Where the time of a training step goes, and how much memory it takes."""
+    from sweeps.single import configured_run, profile_one
+
+    profile_one(configured_run(name, changes_of(set), runs), device, workers)
+
+
+@app.command()
+def check(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A preset, a baseline, or an operation of the registry; as JSON with parameters, or the four slots."
+        ),
+    ],
+    module: Modules = None,
+    width: Annotated[int, typer.Option(help="Channels to check and cost it at.")] = 64,
+) -> None:
+    """Whether a mixer or an operation keeps the contract of the catalogue, and what it costs."""
+    import json
+
+    from metamixer.checks_table import report
+    from metamixer.config import ConfigError
+
+    try:
+        value = json.loads(name) if name.lstrip().startswith("{") else name
+    except json.JSONDecodeError as error:
+        example = """'{"name": "linear", "expansion": 2.0}'"""
+        raise ConfigError(f"check {name}: no JSON ({error.msg}, column {error.colno}); write e.g. {example}") from None
+    load(module)
+    if not report(value, dim=width):
+        raise typer.Exit(1)
+
+
+@app.command()
+def cost(
+    name: Annotated[str, typer.Argument(help="A timm model, a recipe, a mixer of the catalogue, or a run's folder.")],
+    resolution: Resolution = None,
+    layers: Annotated[bool, typer.Option("--layers", help="A row for every layer too.")] = False,
+    module: Modules = None,
+) -> None:
+    """What a network costs, folded: parameters, multiply-adds, activations, bytes moved, by stage and by slot."""
+    from metamixer.cost_table import print_costs
+    from metamixer.networks import find_network
+
+    load(module)
+    print_costs(find_network(name, resolution), layers)
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="A timm model, a recipe, or a run's folder (then its reported weights).")],
+    format: Annotated[str, typer.Option(help="coreml, executorch or onnx.")],
+    resolution: Resolution = None,
+    out: Annotated[Optional[Path], typer.Option(help="The file; named after the network if not given.")] = None,
+    quantize: Annotated[
+        Optional[str], typer.Option(help="Core ML's weights: int8, palette8, palette6 or palette4.")
+    ] = None,
+    labels: Annotated[Optional[Path], typer.Option(help="Names of the classes for Core ML, one a line.")] = None,
+    delegate: Annotated[
+        Optional[str], typer.Option(help="ExecuTorch's: xnnpack (if not given), or coreml for Apple's devices.")
+    ] = None,
+    weights: Annotated[
+        Optional[str], typer.Option(help="A timm model's checkpoint, or `pretrained`; its initial values if not given.")
+    ] = None,
+    module: Modules = None,
+) -> None:
+    """Fold a network, write it for a phone or another runtime, and check what was written."""
+    from metamixer.deploy.export import export as write
+    from metamixer.deploy.export import read_labels
+    from metamixer.networks import find_network
+
+    load(module)
+    network = find_network(name, resolution, trained=True, source=weights)
+    written = write(network, format, out, quantize, read_labels(labels) if labels else None, delegate)
+    print(f"{written.path}: {written.size / 1e6:.2f} MB")
+    for line in written.checks:
+        print(line)
+
+
+def load(modules: list[str] | None) -> None:
+    """Import the user's modules, which registers their operations."""
+    from metamixer.modules import load_module
+
+    for source in modules or []:
+        load_module(source)
+
+
+def changes_of(assignments: list[str] | None) -> dict[str, Any]:
+    """Values by key of a command line's KEY=VALUE."""
+    from metamixer.config import parse_assignment
+
+    return dict(parse_assignment(text) for text in assignments or [])

@@ -1,0 +1,127 @@
+"""Options that several commands share, and how they are read."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+GridName = Annotated[str, typer.Argument(help="A grid in ablations/, or the path of a grid's file.")]
+DataName = Annotated[
+    Optional[str], typer.Option("--data", help="Which of the grid's settings; its first one if not given.")
+]
+Overrides = Annotated[
+    Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the base of the grid, e.g. recipe.epochs=3.")
+]
+Seeds = Annotated[Optional[str], typer.Option(help="Seeds, separated by commas; the grid's own if not given.")]
+Only = Annotated[Optional[str], typer.Option(help="These variants alone, separated by commas.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
+Match = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Scale the variants' widths until they have the base's macs or params, or its latency: latency:RUNTIME; "
+        "none: leave them alone."
+    ),
+]
+LearningRates = Annotated[
+    Optional[str],
+    typer.Option(
+        "--lrs", help="Learning rates that every variant runs at too, separated by commas; none: only its own."
+    ),
+]
+Twice = Annotated[bool, typer.Option("--aa", help="An A/A test in its place: the base as two variants of other seeds.")]
+Modules = Annotated[
+    Optional[list[str]], typer.Option("--module", help="File or dotted module that registers operations of your own.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
+ProfileName = Annotated[Optional[str], typer.Option("--profile", help="Profile of the jobs; `default` if not given.")]
+ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of profiles; slurm.toml if not given.")]
+Resources = Annotated[
+    Optional[list[str]], typer.Option("--resource", help="KEY=VALUE changed in the profile, e.g. minutes=600.")
+]
+MaxAttempts = Annotated[int, typer.Option(min=1, help="Submissions that one run may have.")]
+MaxHours = Annotated[Optional[float], typer.Option(help="Refuse to submit what may take more GPU-hours than this.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class GridOptions:
+    """Which runs of a grid: what `plan`, `run` and `bench` share."""
+
+    grid: GridName
+    data: DataName = None
+    set: Overrides = None
+    seeds: Seeds = None
+    only: Only = None
+    runs: Runs = Path("runs")
+    match: Match = None
+    lrs: LearningRates = None
+    aa: Twice = False
+    module: Modules = None
+
+
+@dataclasses.dataclass(frozen=True)
+class JobOptions:
+    """What a SLURM job asks for."""
+
+    profile: ProfileName = None
+    profiles: ProfileFile = None
+    resource: Resources = None
+
+
+def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command take groups of options: typer sees the fields of each, the command receives the group's object."""
+    groups: dict[str, Any] = {}
+    seen: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if dataclasses.is_dataclass(parameter.annotation):
+            groups[name] = parameter.annotation
+            own = inspect.signature(parameter.annotation).parameters.values()
+        else:
+            own = [parameter]  # type: ignore[assignment]
+        seen += [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
+
+    @functools.wraps(command)
+    def call(**values: Any) -> Any:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        return command(**values)
+
+    call.__signature__ = inspect.Signature(seen)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in seen}
+    return call
+
+
+def seeds_of(text: str | None) -> list[int] | None:
+    """Seeds of `0,1,2`.
+
+    Raises:
+        ConfigError: a part is no whole number.
+    """
+    from metamixer.config import ConfigError
+
+    try:
+        return [int(seed) for seed in text.split(",")] if text else None
+    except ValueError:
+        raise ConfigError(f"--seeds {text!r}: give whole numbers separated by commas, e.g. 0,1,2") from None
+
+
+def rates_of(text: str | None) -> list[float] | None:
+    """Learning rates of `1e-3,3e-3`; none for `none`.
+
+    Raises:
+        ConfigError: a part is no number.
+    """
+    from metamixer.config import ConfigError
+
+    try:
+        return None if text is None else [] if text == "none" else [float(rate) for rate in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--lrs {text!r}: give numbers separated by commas, e.g. 1e-3,3e-3, or none") from None
+
+
+def absolute(modules: list[str] | None) -> list[str]:
+    """User modules with absolute paths; dotted names stay as they are."""
+    return [str(Path(module).resolve()) if module.endswith(".py") else module for module in modules or []]
