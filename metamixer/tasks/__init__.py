@@ -1,0 +1,26 @@
+"""Tasks by name; importing this registers those that ship with the project."""
+
+from . import broadcast, local, recall, relation, shapes, strips
+from .probe import Probe, ProbeConfig
+from .streams import Streams
+from .task import NOT_ASKED, TASKS, Metric, Task, TaskConfig, build_task, register, resolve_task
+
+__all__ = [
+    "NOT_ASKED",
+    "TASKS",
+    "Metric",
+    "Probe",
+    "ProbeConfig",
+    "Streams",
+    "Task",
+    "TaskConfig",
+    "broadcast",
+    "build_task",
+    "local",
+    "recall",
+    "register",
+    "relation",
+    "resolve_task",
+    "shapes",
+    "strips",
+]
