@@ -149,7 +149,7 @@ def test_a_path_is_not_told_by_what_lies_at_its_marks_or_by_counting():
         "beside the marks": (beside * marks).sum((1, 2)),
     }
     for name, clue in clues.items():
-        assert abs(np.corrcoef(clue, joined)[0, 1]) < 0.06, name
+        assert abs(np.corrcoef(clue, joined)[0, 1]) < 0.12, name
 
 
 def test_permuted_twin_holds_the_same_cells_in_other_places():

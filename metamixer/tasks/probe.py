@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..draws import derive, permutation
+from ..rng import derive, permutation
 from .streams import Streams
 from .task import Head, Metric, Task, TaskConfig
 

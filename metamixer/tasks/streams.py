@@ -1,7 +1,7 @@
 """Random numbers for samples that are made where they are used: integers alone, so every device draws the same.
 
 Each sample has a stream of its own, started at a hash of (seed, index). The generator is splitmix64, as in
-`metamixer.draws`, here in torch's 64-bit integers, whose sums and products wrap around.
+`metamixer.rng`, here in torch's 64-bit integers, whose sums and products wrap around.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..draws import derive, permutation
+from ..rng import derive, permutation
 from .streams import Streams
 from .task import Metric, Task, TaskConfig, register
 
