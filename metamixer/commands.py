@@ -181,6 +181,6 @@ def load(modules: list[str] | None) -> None:
 
 def changes_of(assignments: list[str] | None) -> dict[str, Any]:
     """Values by key of a command line's KEY=VALUE."""
-    from metamixer.config import parse_assignment
+    from metamixer.config import parse_assignments
 
-    return dict(parse_assignment(text) for text in assignments or [])
+    return parse_assignments(assignments or [])

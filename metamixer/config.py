@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -67,6 +68,8 @@ def explain(error: ValidationError, cls: type[Config], where: str = "") -> str:
         message = f"missing key {path[-1]!r}; {describe(cls) if len(first['loc']) == 1 else 'it has no default'}"
     elif first["type"] == "value_error":
         message = str(first["ctx"]["error"])
+    elif first["type"] == "string_type" and isinstance(first["input"], int | float):
+        message = f"should be text, got the number {first['input']}: on a command line write '\"{first['input']}\"'"
     else:
         message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -146,15 +149,39 @@ def _assign(node: Any, path: list[str], value: Any, key: str) -> None:
             node[slot] = value
 
 
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """A command line's `key=value`; the value is read as JSON where it is JSON, else as a string."""
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise ConfigError(f"{text!r} is not an assignment: write KEY=VALUE, e.g. recipe.epochs=20")
+def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """A command line's `KEY=VALUE`s by their keys.
+
+    Raises:
+        ConfigError: one is no assignment, or a key is given twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"{text!r} is not an assignment: write KEY=VALUE, e.g. recipe.epochs=20")
+        if key in found:
+            raise ConfigError(f"{key} is given twice: {text!r} and another value")
+        found[key] = _value(value)
+    return found
+
+
+_NUMBER = re.compile(r"[+-]?(?!0\d)(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def _value(text: str) -> Any:
+    """A value as JSON or as Python spells it; numbers with commas between them are a list, all else is text."""
     try:
-        return key, json.loads(value)
+        return json.loads(text)
     except json.JSONDecodeError:
-        return key, value
+        pass
+    if text in ("None", "True", "False"):
+        return {"None": None, "True": True, "False": False}[text]
+    parts = text.split(",")
+    if all(_NUMBER.fullmatch(part.strip()) for part in parts):  # .5 and 5. are numbers too
+        numbers = [int(part) if part.strip().lstrip("+-").isdigit() else float(part) for part in parts]
+        return numbers if len(parts) > 1 else numbers[0]
+    return text
 
 
 def digest(config: Config) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metamixer import CONFIGS, BackboneConfig, ConfigError, differences, digest, override, parse
-from metamixer.config import digests_of, parse_assignment
+from metamixer.config import digests_of, parse_assignments
 from metamixer.recipes import DIGITS, FASHION_MNIST, FFNET_1, SMALL, SMALL_DIGITS
 from metamixer.training.config import DataConfig, Recipe, RunConfig
 
@@ -124,12 +124,36 @@ def test_a_configuration_does_not_change():
         RUN.recipe.lr = 1.0
 
 
-def test_assignments_of_the_command_line():
-    assert parse_assignment("recipe.lr=1e-3") == ("recipe.lr", 1e-3)
-    assert parse_assignment("data.name=digits") == ("data.name", "digits")
-    assert parse_assignment('a={"name": "gelu"}') == ("a", {"name": "gelu"})
-    with pytest.raises(ConfigError, match="KEY=VALUE"):
-        parse_assignment("recipe.lr")
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("1e-3", 1e-3), (".001", 0.001), ("5.", 5.0), ("+5", 5), ("-2", -2), ("None", None), ("null", None),
+        ("True", True), ("0.5,1.0", [0.5, 1.0]), ("0.5, 1", [0.5, 1]), ('{"name": "gelu"}', {"name": "gelu"}),
+        ("digits", "digits"), ("007", "007"), ("1_000", "1_000"), ("inf", "inf"), ("a,b", "a,b"), ("1,b", "1,b"),
+        ("1.5.2", "1.5.2"), ('"2024"', "2024"), ("", ""),
+    ],
+)  # fmt: skip
+def test_values_of_the_command_line(text, value):
+    (found,) = parse_assignments([f"key={text}"]).values()
+    assert found == value and type(found) is type(value)
+
+
+def test_command_line_values_fit_their_fields():
+    given = ["recipe.lr=.001", "recipe.rand_augment=None", "recipe.crop_scale=0.5,1.0", "data.skip_broken=True"]
+    changed = override(RUN, parse_assignments(given))
+    assert changed.recipe.lr == 0.001 and changed.recipe.rand_augment is None and changed.data.skip_broken
+    assert changed.recipe.crop_scale == (0.5, 1.0)
+    with pytest.raises(ConfigError, match=r"data.root: should be text, got the number 2024: .* write '\"2024\"'"):
+        override(RUN, parse_assignments(["data.root=2024"]))
+    assert override(RUN, parse_assignments(['data.root="2024"'])).data.root == "2024"
+
+
+@pytest.mark.parametrize(
+    "texts, message", [(["recipe.lr"], "KEY=VALUE"), (["seed=1", "seed=2"], "seed is given twice")]
+)
+def test_what_is_no_assignment(texts, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_assignments(texts)
 
 
 def test_ffnet_1_recipe_is_the_published_one():

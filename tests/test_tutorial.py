@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from metamixer.checks import PROMISES, check
-from metamixer.config import parse_assignment
+from metamixer.config import parse_assignments
 from metamixer.modules import load_module
 from metamixer.operation import REGISTRY
 from metamixer.training.train import train
@@ -60,4 +60,4 @@ def test_every_row_and_command_is_described():
     commands = re.findall(r"^python launch\.py (\w+) (\S+)(.*?)(?:  #.*)?$", TEXT, re.MULTILINE)
     assert [command for command, _, _ in commands] == ["check", "plan", "run", "run"]
     for assignment in re.findall(r"--set (\S+)", TEXT):
-        parse_assignment(assignment)
+        parse_assignments([assignment])
