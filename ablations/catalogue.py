@@ -11,7 +11,7 @@ from metamixer.config import override
 from metamixer.ffnet import ffnet
 from metamixer.presets import BASELINES, PRESETS
 from metamixer.recipes import DIGITS, FASHION_MNIST, SMALL, SMALL_DIGITS
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 from sweeps import Grid, Variant
 
 MIXER = "model.stages.*.token_mixer"
@@ -19,7 +19,7 @@ MIXER = "model.stages.*.token_mixer"
 MODEL = {"model.norm": "batch", "model.stages.*.channel_mixer": "ffn"}
 
 # so many runs have to be short, too short for an average of the weights
-SHORT = {"data.train_samples": 2000, "recipe.ema": None}
+SHORT = {"data.train_samples": 2000, "recipe.ema_decay": None}
 
 
 def narrow_heads(mixer: dict) -> dict:

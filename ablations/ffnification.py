@@ -12,7 +12,7 @@ Two baselines outside the slots show what any mixing of tokens buys: none at all
 from metamixer.config import override
 from metamixer.ffnet import CONFIGS, ffnet
 from metamixer.recipes import DIGITS, FASHION_MNIST, FFNET_1, IMAGENET, SMALL, SMALL_DIGITS
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 from sweeps import Grid, Variant
 
 MIXER = "model.stages.*.token_mixer"

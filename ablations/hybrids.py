@@ -10,7 +10,7 @@ from metamixer.config import override
 from metamixer.ffnet import CONFIGS, ffnet
 from metamixer.presets import preset
 from metamixer.recipes import DIGITS, FASHION_MNIST, FFNET_1, IMAGENET, SMALL, SMALL_DIGITS
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 from sweeps import Grid, Variant
 
 ATTENTION = preset("attention", query_key={"name": "scaled_dot", "head_dim": 16})

@@ -9,7 +9,7 @@ every kernel has BatchNorm and no branch, so that size alone changes; the last v
 from metamixer.config import override
 from metamixer.ffnet import ffnet
 from metamixer.recipes import DIGITS, FASHION_MNIST, SCREENING, SMALL, SMALL_DIGITS
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 from sweeps import Grid, Variant
 
 MIXER = "model.stages.*.token_mixer"

@@ -16,18 +16,18 @@ from typing import Any
 
 from metamixer import override
 from metamixer.recipes import named_run
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 from sweeps import Grid, Variant
 
 # a fifth of what `small_distilled` itself takes, and an average that forgets its start within it
-SHORT = {"recipe.epochs": 6, "recipe.cooldown_epochs": 1, "recipe.ema": 0.97}
+SHORT = {"recipe.epochs": 6, "recipe.cooldown_epochs": 1, "recipe.ema_decay": 0.97}
 
 
 def small(runs: Path, overrides: dict[str, Any]) -> RunConfig:
     """The distilled small run, which needs its teacher, with every ingredient that a variant leaves out."""
     return override(
         named_run("small_distilled", overrides, runs),
-        {"model.layer_scale": 1e-6, "recipe.drop_path": 0.1, **SHORT, **overrides},
+        {"model.layer_scale": 1e-6, "recipe.drop_path_rate": 0.1, **SHORT, **overrides},
     )
 
 
@@ -38,13 +38,13 @@ def GRID(runs: Path) -> Grid:
         base="full",
         variants={
             "full": Variant(),
-            "no_mixup": Variant(changes={"recipe.mixup": 0.0}),
-            "no_cutmix": Variant(changes={"recipe.cutmix": 0.0}),
+            "no_mixup": Variant(changes={"recipe.mixup_alpha": 0.0}),
+            "no_cutmix": Variant(changes={"recipe.cutmix_alpha": 0.0}),
             "no_rand_augment": Variant(changes={"recipe.rand_augment": None}),
-            "no_erasing": Variant(changes={"recipe.erase": 0.0}),
+            "no_erasing": Variant(changes={"recipe.erase_prob": 0.0}),
             "no_smoothing": Variant(changes={"recipe.label_smoothing": 0.0}),
-            "no_ema": Variant(changes={"recipe.ema": None}),
-            "no_drop_path": Variant(changes={"recipe.drop_path": 0.0}),
+            "no_ema": Variant(changes={"recipe.ema_decay": None}),
+            "no_drop_path": Variant(changes={"recipe.drop_path_rate": 0.0}),
             "no_distillation": Variant(changes={"recipe.distillation": None}),
             "no_warmup": Variant(changes={"recipe.warmup_epochs": 0}),
             "no_layer_scale": Variant(changes={"model.layer_scale": None}),

@@ -14,7 +14,7 @@ from itertools import product
 from ablations.catalogue import MIXER, MODEL, half, small
 from metamixer.config import override
 from metamixer.recipes import DIGITS, FASHION_MNIST, SCREENING, SMALL, SMALL_DIGITS
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 from sweeps import Grid, Variant
 
 KEYS = {

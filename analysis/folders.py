@@ -12,9 +12,9 @@ from typing import Any
 
 from .latency import network_key
 
-SCHEMA = 1  # of manifests and of config.json: what is written in another one isn't guessed at
+SCHEMAS = (1, 2)  # of manifests and of config.json: what is written in another one isn't guessed at
 SILENT_AFTER = 15 * 60  # seconds without a sign of life until a run "running" gets a note
-_KNOWN = re.compile(rb'\s*\{\s*"schema"\s*:\s*%d\s*[,}]' % SCHEMA)
+_KNOWN = re.compile(rb'\s*\{\s*"schema"\s*:\s*[12]\s*[,}]')
 
 Json = dict[str, Any]
 
@@ -118,7 +118,7 @@ def read_json(path: str | Path, absent_is_fine: bool = False, only_schema: bool 
     try:
         with open(path, "rb") as file:
             if only_schema and _KNOWN.match(file.read(64)):
-                return {"schema": SCHEMA}, ""
+                return {"schema": SCHEMAS[-1]}, ""
             file.seek(0)
             content = json.loads(file.read())
     except FileNotFoundError:
@@ -133,7 +133,7 @@ def read_json(path: str | Path, absent_is_fine: bool = False, only_schema: bool 
 def other_schema(content: Json) -> str:
     """What is wrong with the schema of a file; "" if it is the one that this code reads."""
     schema = content.get("schema")
-    return "" if schema == SCHEMA else f"has schema {schema!r}, this code reads {SCHEMA}"
+    return "" if schema in SCHEMAS else f"has schema {schema!r}, this code reads {SCHEMAS}"
 
 
 def number(value: Any) -> float:

@@ -33,7 +33,7 @@ ROUNDS, STEPS, WARM_UP, BATCH = 5, 12, 3, 128
 def config():
     from metamixer import CONFIGS, override
     from metamixer.recipes import FASHION_MNIST, FFNET_1
-    from metamixer.training.config import RunConfig
+    from metamixer.training.run_config import RunConfig
 
     run = RunConfig(model=CONFIGS["ffnet_mini"], data=FASHION_MNIST, recipe=FFNET_1)
     changes = {
@@ -41,7 +41,7 @@ def config():
         "data.image_size": 32,
         "recipe.batch_size": BATCH,
         "recipe.micro_batch": None,
-        "recipe.mixup": 0.8,
+        "recipe.mixup_alpha": 0.8,
         "recipe.precision": "float32",
     }
     return override(run, changes)
@@ -128,11 +128,11 @@ def plain() -> float:
         BATCH,
         is_training=True,
         use_prefetcher=False,
-        re_prob=recipe.erase,
+        re_prob=recipe.erase_prob,
         re_mode="pixel",
         scale=recipe.crop_scale,
         ratio=recipe.crop_ratio,
-        hflip=recipe.flip,
+        hflip=recipe.flip_prob,
         auto_augment=recipe.rand_augment,
         interpolation="bicubic",
         mean=run.data.mean,
@@ -143,8 +143,8 @@ def plain() -> float:
     )
     model = run.build()
     optimizer = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05, foreach=False)
-    ema = ModelEmaV2(model, decay=recipe.ema)
-    mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=10)
+    ema = ModelEmaV2(model, decay=recipe.ema_decay)
+    mixup = Mixup(recipe.mixup_alpha, recipe.cutmix_alpha, label_smoothing=recipe.label_smoothing, num_classes=10)
     criterion = SoftTargetCrossEntropy()
     batches = iter(loader)
 
@@ -163,7 +163,7 @@ def gpu_config():
     from metamixer import CONFIGS
     from metamixer.config import override
     from metamixer.recipes import FFNET_1, IMAGENET
-    from metamixer.training.config import RunConfig
+    from metamixer.training.run_config import RunConfig
 
     run = RunConfig(model=CONFIGS["ffnet_1"], data=IMAGENET, recipe=FFNET_1)
     return override(run, {"recipe.precision": "bfloat16", "recipe.batch_size": BATCH, "recipe.micro_batch": None})
@@ -200,8 +200,8 @@ def gpu_plain() -> float:
     images, classes = gpu_images()
     model = gpu_config().build().cuda()
     optimizer = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05, foreach=False)
-    ema = ModelEmaV2(model, decay=recipe.ema)
-    mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=1000)
+    ema = ModelEmaV2(model, decay=recipe.ema_decay)
+    mixup = Mixup(recipe.mixup_alpha, recipe.cutmix_alpha, label_smoothing=recipe.label_smoothing, num_classes=1000)
     criterion = SoftTargetCrossEntropy()
 
     def step() -> None:

@@ -23,8 +23,8 @@ from .config import ConfigError
 from .cost import Cost, count, readable
 from .deploy import coreml
 from .mixer import MetaMixer, MetaMixerConfig, accepts, build_mixer, makes, resolve_mixer
-from .modules import place
 from .operation import REGISTRY, SLOTS, Layout, OperationConfig, Site, Slot, operation_class, resolve
+from .plugins import place
 from .presets import BASELINES, PRESETS
 
 SIZE = (8, 8)

@@ -173,7 +173,7 @@ def export(
 
 def load(modules: list[str] | None) -> None:
     """Import the user's modules, which registers their operations."""
-    from metamixer.modules import load_module
+    from metamixer.plugins import load_module
 
     for source in modules or []:
         load_module(source)

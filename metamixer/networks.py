@@ -18,8 +18,9 @@ from .operation import Site
 from .presets import BASELINES, PRESETS
 from .recipes import RECIPES, named_run
 from .training import checkpoint, weights
-from .training.config import RunConfig, Weights
 from .training.folder import RunFolder
+from .training.recipe import Weights
+from .training.run_config import RunConfig
 
 MIXER_DIM, MIXER_SIZE = 64, 28
 

@@ -19,8 +19,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .config import ConfigError, digest, override
 from .ffnet import CONFIGS
-from .training.config import DataConfig, Recipe, RunConfig
+from .training.data_config import DataConfig
 from .training.folder import RunFolder
+from .training.recipe import Recipe
+from .training.run_config import RunConfig
 
 # scikit-learn's scanned digits, enlarged from 8 to 12 px: real images that need no download
 DIGITS = DataConfig(
@@ -54,7 +56,7 @@ IMAGENET = DataConfig(
 )
 
 # FFNet's common recipe, 8 × 128 images a step, with FFNet-1's mixup and drop path
-FFNET_1 = Recipe(mixup=0.2, drop_path=0.1, micro_batch=128, precision="float16")
+FFNET_1 = Recipe(mixup_alpha=0.2, drop_path_rate=0.1, micro_batch=128, precision="float16")
 
 # A short schedule, weak augmentation, an EMA as short as the run: for ablations that take minutes
 SMALL = Recipe(
@@ -66,18 +68,17 @@ SMALL = Recipe(
     warmup_lr=1e-5,
     crop_scale=(0.6, 1.0),
     rand_augment=None,
-    color_jitter=0.0,
-    erase=0.0,
-    mixup=0.0,
-    cutmix=0.0,
-    ema=0.98,
+    erase_prob=0.0,
+    mixup_alpha=0.0,
+    cutmix_alpha=0.0,
+    ema_decay=0.98,
 )
 # and what a grid of many runs, or of slow ones, changes in that: too short for an average of the weights
-SCREENING = {"data.train_samples": 5000, "recipe.epochs": 4, "recipe.ema": None}
+SCREENING = {"data.train_samples": 5000, "recipe.epochs": 4, "recipe.ema_decay": None}
 
 # a mirrored digit is no digit; with a tenth of the steps the EMA is shorter again, lest the average
 # of BatchNorm's statistics still remember their start
-SMALL_DIGITS = override(SMALL, {"flip": 0.0, "lr": 4e-3, "ema": 0.8})
+SMALL_DIGITS = override(SMALL, {"flip_prob": 0.0, "lr": 4e-3, "ema_decay": 0.8})
 
 PAPER = "arXiv 2406.02021"
 BASE = RunConfig(model=CONFIGS["ffnet_1"], data=IMAGENET, recipe=FFNET_1, seed=42)
@@ -136,7 +137,7 @@ def named_run(name: str, overrides: Mapping[str, Any] | None = None, runs: Path 
 def _network(name: str, drop_path: float, mixup: float, **more: Any) -> dict[str, Any]:
     eval_crop = 0.9 if name in ("ffnet_1", "ffnet_2") else 0.95
     changes = {"model": CONFIGS[name], "data.eval_crop": eval_crop}
-    return {**changes, "recipe.drop_path": drop_path, "recipe.mixup": mixup, **more}
+    return {**changes, "recipe.drop_path_rate": drop_path, "recipe.mixup_alpha": mixup, **more}
 
 
 # RegNetY-16GF with DeiT's weights (arXiv 2012.12877), which timm knows by this name; with the checkpoint as a file,
@@ -167,7 +168,7 @@ SCALED = {
     "recipe.warmup_epochs": 1,
     "recipe.cooldown_epochs": 2,
     "recipe.batch_size": 128,
-    "recipe.ema": 0.99,
+    "recipe.ema_decay": 0.99,
     "recipe.precision": "float32",
 }
 

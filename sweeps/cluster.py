@@ -19,7 +19,7 @@ from .states import State, find_standings
 from .submissions import Submission, attempts, launch_lock, read_submissions
 
 if TYPE_CHECKING:
-    from metamixer.training.config import RunConfig
+    from metamixer.training.run_config import RunConfig
 
     from .plan import Plan
 

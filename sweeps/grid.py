@@ -19,8 +19,8 @@ from pydantic import AfterValidator, Field
 from rich.progress import track
 
 from metamixer.config import Config, ConfigError, differences, digests_of, override
-from metamixer.modules import load_module, place
-from metamixer.training.config import RunConfig, UserModule
+from metamixer.plugins import load_module, place
+from metamixer.training.run_config import RunConfig, UserModule
 
 from .match import check_measure, matched
 

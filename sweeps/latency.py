@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from metamixer.config import ConfigError, digest_of
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 
 from .match import LATENCY, WIDEST_STEP, fitting, nearest_width, scaled
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from metamixer.config import ConfigError, parse
-from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
+from metamixer.training.run_config import RunConfig
 
 from .grid import PlannedRun
 from .states import State
@@ -127,7 +127,6 @@ def attempt(config: RunConfig, path: str, device: str, beside: int = 1) -> tuple
     Returns how it ended and a line about that. An error prints its traceback.
     """
     from metamixer.training.data import default_workers
-    from metamixer.training.folder import RunBusy
     from metamixer.training.train import Interrupted, train
 
     try:
@@ -137,10 +136,8 @@ def attempt(config: RunConfig, path: str, device: str, beside: int = 1) -> tuple
         # what a teacher says of the same images is the same for all students of a grid
         result = train(config, path, device, workers, teacher_cache=Path(path).parent / "teachers")
         return State(result["state"]), result.get("error", "")
-    except (Interrupted, ConfigError, RunBusy) as error:
+    except (Interrupted, ConfigError) as error:
         return State.INTERRUPTED, str(error)
-    except OSError as error:
-        return State.INTERRUPTED, f"{path}: {error.strerror or error}; launch again to go on from its checkpoint"
     except Exception as error:
         traceback.print_exc()
         return State.FAILED, f"{type(error).__name__}: {error}; see {path}/log.txt"
@@ -148,9 +145,6 @@ def attempt(config: RunConfig, path: str, device: str, beside: int = 1) -> tuple
 
 def _run_one(values: dict[str, Any], path: str, device: str, beside: int, sender: Any) -> None:
     """Body of a run's process; sends its final state and a line about it."""
-    import torch
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     # Ctrl-C reaches the whole group; the parent passes it on as SIGTERM, once
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -15,7 +15,7 @@ import numpy as np
 
 from metamixer.config import ConfigError, digest, parse
 from metamixer.cost import Cost, count
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 
 Counted = Literal["macs", "params"]
 LATENCY = "latency:"  # and the name of a runtime; see `latency`

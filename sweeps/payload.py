@@ -101,7 +101,7 @@ class Payload:
 
     def _train(self, folder: Any, profile: Any) -> str:
         from metamixer.config import parse
-        from metamixer.training.config import RunConfig
+        from metamixer.training.run_config import RunConfig
         from metamixer.training.train import train
         from sweeps.snapshot import module_source
 

@@ -17,8 +17,9 @@ from rich.table import Table
 
 from metamixer.config import SCHEMA_VERSION, ConfigError, digest, override, parse
 from metamixer.recipes import RECIPES, named_run
-from metamixer.training.config import DataConfig, RunConfig
+from metamixer.training.data_config import DataConfig
 from metamixer.training.folder import RunFolder
+from metamixer.training.run_config import RunConfig
 
 POLL_SECONDS = 0.5
 
@@ -60,7 +61,6 @@ def train_one(
     """
     from metamixer.training.data import default_workers
     from metamixer.training.distributed import world_of_environment
-    from metamixer.training.folder import RunBusy
     from metamixer.training.train import Interrupted, train
 
     world = world_of_environment()
@@ -77,8 +77,6 @@ def train_one(
     except Interrupted as error:
         console.print(f"{error}; the same command goes on from here", style="yellow", highlight=False, soft_wrap=True)
         return False
-    except RunBusy as error:
-        raise ConfigError(str(error)) from None
     if result["state"] != "done":
         console.print(f"failed in epoch {result['epoch']}: {result['error']}", style="red", highlight=False)
         return False

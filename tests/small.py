@@ -5,7 +5,7 @@ from pathlib import Path
 from metamixer import override
 from metamixer.ffnet import ffnet
 from metamixer.recipes import DIGITS, SMALL_DIGITS
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 
 MODEL = ffnet(
     (1, 1, 1, 1), (8, 8, 16, 16), token_kernels=(3, 3, 3, 3), channel_kernels=(3, 3, 3, 3), stem_width=8, stem_stride=1
@@ -18,11 +18,11 @@ RUN = override(
         "recipe.epochs": 3,
         "recipe.batch_size": 32,
         "recipe.rand_augment": "rand-m9-mstd0.5-inc1",
-        "recipe.erase": 0.25,
-        "recipe.mixup": 0.8,
-        "recipe.cutmix": 1.0,
-        "recipe.drop_path": 0.2,
-        "recipe.ema": 0.9,
+        "recipe.erase_prob": 0.25,
+        "recipe.mixup_alpha": 0.8,
+        "recipe.cutmix_alpha": 1.0,
+        "recipe.drop_path_rate": 0.2,
+        "recipe.ema_decay": 0.9,
     },
 )
 # changes for a folder of images in three classes, read one at a time

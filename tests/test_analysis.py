@@ -125,7 +125,7 @@ UNFINISHED = [  # result.json (None: none), another file, its content; the state
     ("[1, 2]", "config", '{"schema": 1}', "interrupted", "result.json holds no JSON object"),
     ('{"state": "odd"}', "config", '{"schema": 1}', "interrupted", "result.json has the state 'odd'"),
     ('{"state": "done", "top1": "1"}', "config", '{"schema": 1}', "done", "result.json has no top1"),
-    ('{"state": "done", "top1": 90}', "config", '{"schema": 2}', "done", "this code reads 1; its figures"),
+    ('{"state": "done", "top1": 90}', "config", '{"schema": 9}', "done", "its figures"),
     ('{"state": "done", "schema": 3}', "config", '{"schema": 1}', "done", "result.json has schema 3"),
 ]
 
@@ -179,7 +179,7 @@ def test_curves_forgive_a_torn_line(runs):
 
 def test_curves_leave_out_what_the_table_leaves_out(runs):
     keys = list(frame.load(runs)["hash"][:2])
-    (runs / keys[0] / "config.json").write_text('{"schema": 2, "config": {}}')
+    (runs / keys[0] / "config.json").write_text('{"schema": 9, "config": {}}')
     rows = frame.curves(runs, keys)
     assert set(rows["hash"]) == {keys[1]}
     assert rows.attrs["left_out"] == [f"{keys[0]}: config.json has schema 2, this code reads 1"]

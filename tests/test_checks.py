@@ -27,11 +27,11 @@ from metamixer.checks import PROMISES, check, find
 from metamixer.checks_table import report
 from metamixer.layers import ConvNorm
 from metamixer.mixer import FAST_PATHS, fast_path
-from metamixer.modules import load_module, source_digest
 from metamixer.operation import REGISTRY, Coefficients
 from metamixer.ops.activation import Softmax
 from metamixer.ops.coefficient_value import Matmul
 from metamixer.ops.query_key import ScaledDot
+from metamixer.plugins import load_module, source_digest
 from metamixer.presets import BASELINES, PRESETS
 
 MIXERS = [*PRESETS, *(f"baseline.{name}" for name in BASELINES)]

@@ -10,7 +10,9 @@ import pytest
 from metamixer import CONFIGS, BackboneConfig, ConfigError, differences, digest, override, parse
 from metamixer.config import digests_of, parse_assignments
 from metamixer.recipes import DIGITS, FASHION_MNIST, FFNET_1, SMALL, SMALL_DIGITS
-from metamixer.training.config import DataConfig, Recipe, RunConfig
+from metamixer.training.data_config import DataConfig
+from metamixer.training.recipe import Recipe
+from metamixer.training.run_config import RunConfig
 
 RUN = RunConfig(model=CONFIGS["ffnet_mini"], data=DIGITS, recipe=SMALL_DIGITS)
 TOKEN = "model.stages.*.token_mixer"
@@ -56,7 +58,7 @@ def test_many_hashes_at_once_are_those_of_each():
 def test_hash_is_the_same_in_another_process():
     code = (
         "from metamixer import CONFIGS, digest\nfrom metamixer.recipes import DIGITS, SMALL_DIGITS\n"
-        "from metamixer.training.config import RunConfig\n"
+        "from metamixer.training.run_config import RunConfig\n"
         "print(digest(RunConfig(model=CONFIGS['ffnet_mini'], data=DIGITS, recipe=SMALL_DIGITS)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -160,9 +162,9 @@ def test_ffnet_1_recipe_is_the_published_one():
     published = {
         "lr": 1e-3, "batch_size": 8 * 128, "weight_decay": 0.05, "min_lr": 1e-5, "epochs": 300,
         "warmup_epochs": 5, "warmup_lr": 1e-6, "cooldown_epochs": 20, "crop_scale": (0.08, 1.0),
-        "crop_ratio": (3 / 4, 4 / 3), "flip": 0.5, "color_jitter": 0.4, "rand_augment": "rand-m9-mstd0.5-inc1",
-        "erase": 0.25, "mixup": 0.2, "cutmix": 1.0, "mix_probability": 1.0, "mix_switch": 0.5,
-        "label_smoothing": 0.1, "ema": 0.9995, "drop_path": 0.1, "layer_scale_decay": True,
+        "crop_ratio": (3 / 4, 4 / 3), "flip_prob": 0.5, "color_jitter": 0.0, "rand_augment": "rand-m9-mstd0.5-inc1",
+        "erase_prob": 0.25, "mixup_alpha": 0.2, "cutmix_alpha": 1.0, "mixup_prob": 0.5, "cutmix_prob": 0.5,
+        "label_smoothing": 0.1, "ema_decay": 0.9995, "drop_path_rate": 0.1, "layer_scale_decay": True,
     }  # fmt: skip
     assert {key: getattr(FFNET_1, key) for key in published} == published
     assert FFNET_1.total_epochs == 320
@@ -192,12 +194,14 @@ def test_descriptions_of_data_and_recipe_are_strict():
 
 def test_an_average_that_cannot_have_forgotten_its_start_is_pointed_out():
     data = override(FASHION_MNIST, {"train_samples": 2048})
-    run = RunConfig(model=CONFIGS["ffnet_mini"], data=data, recipe=override(SMALL, {"batch_size": 64, "ema": 0.98}))
+    run = RunConfig(
+        model=CONFIGS["ffnet_mini"], data=data, recipe=override(SMALL, {"batch_size": 64, "ema_decay": 0.98})
+    )
     lagging = [line for line in run.warnings() if "EMA" in line]
     # 32 steps an epoch, 5 epochs: 0.98^160 = 0.039
     assert lagging == [
         "after 160 steps an EMA of 0.98 still holds 4e-02 of its start, which BatchNorm's small variances do not "
-        "forgive: lower recipe.ema or set it to null"
+        "forgive: lower recipe.ema_decay or set it to null"
     ]
-    for changes in ({"recipe.ema": None}, {"recipe.ema": 0.9}, {"recipe.epochs": 25}):
+    for changes in ({"recipe.ema_decay": None}, {"recipe.ema_decay": 0.9}, {"recipe.epochs": 25}):
         assert not any("EMA" in line for line in override(run, changes).warnings())

@@ -68,7 +68,7 @@ def test_splits_do_not_depend_on_the_seed():
 
 
 def test_an_epoch_takes_each_image_once_and_another_epoch_another_order():
-    found = data({"recipe.rand_augment": None, "recipe.erase": 0.0, "recipe.crop_scale": [1.0, 1.0],
+    found = data({"recipe.rand_augment": None, "recipe.erase_prob": 0.0, "recipe.crop_scale": [1.0, 1.0],
                   "recipe.crop_ratio": [1.0, 1.0]})  # fmt: skip
     orders = [torch.cat([y for _, y in found.batches(epoch)]) for epoch in (0, 1)]
     assert torch.equal(orders[0].sort().values, found.train.labels[found.train_indices].sort().values)
@@ -95,9 +95,10 @@ def test_a_streamed_image_is_timms_transform_with_the_samples_own_seed(folder):
     found = data(streamed(folder))
     recipe = override(RUN, streamed(folder)).recipe
     transform = create_transform(
-        80, is_training=True, scale=recipe.crop_scale, ratio=recipe.crop_ratio, hflip=recipe.flip, color_jitter=None,
+        80, is_training=True, scale=recipe.crop_scale, ratio=recipe.crop_ratio, hflip=recipe.flip_prob,
+        color_jitter=None,
         auto_augment=recipe.rand_augment, interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
-        re_prob=recipe.erase, re_mode="pixel",
+        re_prob=recipe.erase_prob, re_mode="pixel",
     )  # fmt: skip
     images, labels = next(found.batches(5))
     expected = []

@@ -12,10 +12,11 @@ from test_training import Killed, at_steps, outcome, same
 
 from metamixer import ConfigError, digest, override
 from metamixer.training import checkpoint, distill
-from metamixer.training.config import DataConfig, Distillation
 from metamixer.training.data import Data
+from metamixer.training.data_config import DataConfig
 from metamixer.training.distill import Teacher, distillation_loss
 from metamixer.training.learner import Learner
+from metamixer.training.recipe import Distillation
 from metamixer.training.train import train
 from sweeps import Grid, Variant
 
@@ -204,10 +205,12 @@ def test_cached_answers_change_nothing(finished, tmp_path, asked, kind):
 def test_students_share_a_cache_and_other_images_do_not(finished, tmp_path, asked):
     train(distilled(finished), tmp_path / "first", "cpu", teacher_cache=tmp_path / "cache")
     del asked[:]
-    student = {"model.stages.*.token_mixer.activation": "relu", "recipe.lr": 1e-3, "recipe.drop_path": 0.0}
+    student = {"model.stages.*.token_mixer.activation": "relu", "recipe.lr": 1e-3, "recipe.drop_path_rate": 0.0}
     train(override(distilled(finished), student), tmp_path / "second", "cpu", teacher_cache=tmp_path / "cache")
     assert not asked
-    for i, changes in enumerate(({"seed": 1}, {"recipe.flip": 0.5}, {"recipe.mixup": 0.5}, {"data.val_samples": 63})):
+    for i, changes in enumerate(
+        ({"seed": 1}, {"recipe.flip_prob": 0.5}, {"recipe.mixup_alpha": 0.5}, {"data.val_samples": 63})
+    ):
         config = override(distilled(finished), {"recipe.epochs": 2, **changes})
         train(config, tmp_path / f"other{i}", "cpu", teacher_cache=tmp_path / "cache")
         assert len(asked) == (i + 1) * 2 * 2 * 5, changes
@@ -281,7 +284,8 @@ def test_what_a_cache_is_known_by_covers_all_that_makes_an_image():
     """A new field of the recipe has to be put on one side or the other."""
     without_a_part_in_it = {
         "epochs", "warmup_epochs", "cooldown_epochs", "schedule", "lr", "warmup_lr", "min_lr", "lr_batch",
-        "weight_decay", "weight_decay_end", "layer_scale_decay", "drop_path", "label_smoothing", "ema", "batch_norm",
+        "weight_decay", "weight_decay_end", "layer_scale_decay", "drop_path_rate", "label_smoothing", "ema_decay",
+        "batch_norm",
         "compile", "distillation",
     }  # fmt: skip
     assert set(RUN.recipe.to_dict()) - set(distill._SEEN) == without_a_part_in_it

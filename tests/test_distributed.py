@@ -90,7 +90,7 @@ def two(tmp_path_factory):
 def test_two_processes_of_torchrun_train_as_one_does(one, tmp_path):
     (tmp_path / "run.py").write_text(
         "import torch; torch.set_num_threads(1)\nfrom metamixer import parse\n"
-        "from metamixer.training.config import RunConfig\nfrom metamixer.training.train import train\n"
+        "from metamixer.training.run_config import RunConfig\nfrom metamixer.training.train import train\n"
         f"train(parse(RunConfig, {CONFIG.to_dict()!r}), {str(tmp_path / 'run')!r}, 'cpu')\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

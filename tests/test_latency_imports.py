@@ -15,8 +15,8 @@ from analysis.latency.rows import append
 from metamixer.config import override
 from metamixer.cost import count
 from metamixer.networks import find_network, of_run
-from metamixer.training.config import UserModule
 from metamixer.training.folder import RunFolder
+from metamixer.training.run_config import UserModule
 
 CSV = """model,resolution,device,OS,compute units,median (us),batch
 ffnet_1,256,iPhone 15,iOS 17.4,CPU + NE,1500,

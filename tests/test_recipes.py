@@ -8,9 +8,9 @@ from timm.models import get_pretrained_cfg
 
 from metamixer import CONFIGS, ConfigError, differences, digest, override
 from metamixer.recipes import RECIPES, named_run
-from metamixer.training.config import Weights
 from metamixer.training.folder import RunFolder
 from metamixer.training.optimize import Schedule
+from metamixer.training.recipe import Weights
 
 GPUS = 8
 TEACHER = "regnety_160.deit_in1k"
@@ -19,9 +19,9 @@ TEACHER = "regnety_160.deit_in1k"
 COMMON = {
     "data": {"name": "folder", "num_classes": 1000, "channels": 3, "val_samples": 0, "train_samples": None,
              "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "skip_broken": False},
-    "recipe": {"crop_scale": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3), "flip": 0.5, "color_jitter": 0.4,
-               "rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.25, "cutmix": 1.0, "mix_probability": 1.0,
-               "mix_switch": 0.5, "label_smoothing": 0.1, "ema": 0.9995, "layer_scale_decay": True,
+    "recipe": {"crop_scale": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3), "flip_prob": 0.5, "color_jitter": 0.0,
+               "rand_augment": "rand-m9-mstd0.5-inc1", "erase_prob": 0.25, "cutmix_alpha": 1.0, "mixup_prob": 0.5,
+               "cutmix_prob": 0.5, "label_smoothing": 0.1, "ema_decay": 0.9995, "layer_scale_decay": True,
                "weight_decay_end": None, "lr_batch": None, "batch_norm": "average", "precision": "float16",
                "compile": False},
 }  # fmt: skip
@@ -56,7 +56,7 @@ def test_a_published_run_field_by_field(name, weights):
     phase = AT_256 if size == 256 else AT_384
     for part, wanted in (
         ("data", {**COMMON["data"], "image_size": size, "eval_crop": crop}),
-        ("recipe", {**COMMON["recipe"], **phase, "mixup": mixup, "drop_path": drop_path}),
+        ("recipe", {**COMMON["recipe"], **phase, "mixup_alpha": mixup, "drop_path_rate": drop_path}),
     ):
         found = getattr(config, part)
         assert {key: getattr(found, key) for key in wanted} == wanted
@@ -72,7 +72,7 @@ def test_a_published_run_field_by_field(name, weights):
         assert (d.teacher, d.weights, d.kind, d.alpha, d.temperature) == (teacher, None, "hard", 0.5, 1.0)
     starts = {"ffnet_3_384": Weights(source="ffnet_3.in1k"), "ffnet_4_384": Weights(source=weights)}
     assert config.initial == starts.get(name)
-    listed = {*COMMON["recipe"], *AT_256, "mixup", "drop_path", "batch_size", "distillation"}
+    listed = {*COMMON["recipe"], *AT_256, "mixup_alpha", "drop_path_rate", "batch_size", "distillation"}
     assert listed == set(type(recipe).model_fields), "a new field of the recipe is missing in this table"
 
 
@@ -153,7 +153,7 @@ def test_learning_rates_are_scaled_only_when_asked():
 def test_the_small_runs_are_the_published_ones_scaled_down():
     small, full = named_run("small"), named_run("ffnet_1")
     changed = {key: value[1] for key, value in differences(full.recipe, small.recipe).items()}
-    assert changed == {"epochs": 30, "warmup_epochs": 1, "cooldown_epochs": 2, "batch_size": 128, "ema": 0.99,
+    assert changed == {"epochs": 30, "warmup_epochs": 1, "cooldown_epochs": 2, "batch_size": 128, "ema_decay": 0.99,
                        "precision": "float32"}  # fmt: skip
     assert small.data.name == "fashion-mnist" and small.data.val_samples
     assert [stage.width for stage in small.model.stages] == [32, 64, 128, 256]
@@ -181,8 +181,8 @@ def test_a_run_that_builds_on_another_says_so_and_finds_it(tmp_path, name, neede
         named_run(name, runs=tmp_path)
     assert "\n" not in str(caught.value)
     path = finished(tmp_path, needed)
-    config = named_run(name, {"recipe.flip": 0.25}, tmp_path)
-    assert config.recipe.flip == 0.25
+    config = named_run(name, {"recipe.flip_prob": 0.25}, tmp_path)
+    assert config.recipe.flip_prob == 0.25
     found = config.initial if key.startswith("initial") else config.recipe.distillation.weights
     assert found.source == str(path / "last.pt") and found.digest
     RunFolder(path).write("result.json", {"state": "failed"})
@@ -194,7 +194,7 @@ def test_the_small_distilled_run_differs_from_the_plain_one_as_the_published_run
     finished(tmp_path, "small_teacher")
     plain, distilled = named_run("small"), named_run("small_distilled", runs=tmp_path)
     changed = differences(plain, override(distilled, {"recipe.distillation": None}))
-    assert changed == {"recipe.mixup": (0.2, 0.8), "recipe.drop_path": (0.1, 0.02)}
+    assert changed == {"recipe.mixup_alpha": (0.2, 0.8), "recipe.drop_path_rate": (0.1, 0.02)}
 
 
 def test_keys_of_what_is_not_set_can_be_set(weights):

@@ -80,7 +80,7 @@ def test_killed_at_random_steps_with_two_data_workers(config, undisturbed, tmp_p
 
 def test_a_real_sigkill_with_two_data_workers(config, undisturbed, tmp_path):
     code = "import torch; torch.set_num_threads(1)\nfrom metamixer import parse\n"
-    code += "from metamixer.training import train as module\nfrom metamixer.training.config import RunConfig\n"
+    code += "from metamixer.training import train as module\nfrom metamixer.training.run_config import RunConfig\n"
     code += "module.CHECKPOINT_SECONDS = -1.0\n"
     code += f"module.train(parse(RunConfig, {config.to_dict()!r}), {str(tmp_path / 'run')!r}, 'cpu', workers=2)"
     process = subprocess.Popen([sys.executable, "-c", code])

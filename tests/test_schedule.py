@@ -9,11 +9,11 @@ from timm.utils import ModelEmaV3
 from torch._inductor import config as inductor_config
 
 from metamixer import ConfigError, override
-from metamixer.training.config import Recipe
 from metamixer.training.data import Data
 from metamixer.training.folder import RunFolder
 from metamixer.training.learner import Learner
 from metamixer.training.optimize import Average, Schedule, build_optimizer
+from metamixer.training.recipe import Recipe
 from metamixer.training.train import train
 
 CPU = torch.device("cpu")
@@ -126,7 +126,12 @@ def test_the_average_is_timms():
 
 def test_a_step_of_four_passes_against_four_plain_backward_passes():
     """One step of SGD by hand from the mean of the passes' losses, each pass by itself in train mode."""
-    plain = {"recipe.mixup": 0.0, "recipe.cutmix": 0.0, "recipe.drop_path": 0.0, "recipe.micro_batch": 8}
+    plain = {
+        "recipe.mixup_alpha": 0.0,
+        "recipe.cutmix_alpha": 0.0,
+        "recipe.drop_path_rate": 0.0,
+        "recipe.micro_batch": 8,
+    }
     config = override(RUN, plain)
     data = Data(config.data, config.recipe, config.seed)
     learner = Learner(config, CPU, data.steps)
@@ -162,7 +167,7 @@ def test_a_pass_draws_from_its_own_number():
 
 def test_compiled_training_is_the_same_computation(monkeypatch):
     monkeypatch.setattr("metamixer.training.learner.has_cpp_compiler", lambda: True)  # the backend here needs none
-    config = override(RUN, {"recipe.compile": True, "recipe.drop_path": 0.0})
+    config = override(RUN, {"recipe.compile": True, "recipe.drop_path_rate": 0.0})
     learners = [Learner(c, CPU, STEPS) for c in (override(config, {"recipe.compile": False}), config)]
     data = Data(config.data, config.recipe, config.seed)
     assert isinstance(learners[1].forward, torch._dynamo.eval_frame.OptimizedModule)
@@ -195,3 +200,23 @@ def test_bfloat16_trains_in_bfloat16_and_keeps_float32_weights():
 def test_float16_is_refused_where_gradients_would_not_be_scaled():
     with pytest.raises(ConfigError, match="'float16' is for GPUs; on a CPU take float32 or bfloat16"):
         Learner(override(RUN, {"recipe.precision": "float16"}), CPU, STEPS)
+
+
+@pytest.mark.parametrize("off, left, share", [("mixup", "cutmix", 0.5), ("cutmix", "mixup", 0.3)])
+def test_without_one_kind_of_mixing_the_other_keeps_its_share(off, left, share):
+    """Counted over 2,000 passes; a plain pass keeps its images."""
+    recipe = {"mixup_alpha": 0.8, "mixup_prob": 0.3, "cutmix_alpha": 1.0, "cutmix_prob": 0.5, f"{off}_alpha": 0.0}
+    learner = Learner(override(RUN, {f"recipe.{key}": value for key, value in recipe.items()}), CPU, 1)
+    images, kinds = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 12, 12), []
+    for learner.step in range(2000):
+        mixed, _ = learner._next(iter([(images.clone(), torch.arange(4))]), 0)
+        inside = len(mixed[0].unique()) > 1  # a rectangle of another image, or the whole of both
+        kinds.append("none" if torch.equal(mixed, images) else "cutmix" if inside else "mixup")
+    assert off not in kinds or kinds.count(off) < 100  # a rectangle over the whole image, or none of it
+    assert kinds.count(left) / 2000 == pytest.approx(share, abs=0.06)
+
+
+def test_shares_of_mixing_beyond_all_passes_are_refused():
+    with pytest.raises(ConfigError, match=r"mixup_prob 0\.7 and cutmix_prob 0\.5: together at most 1"):
+        override(RUN, {"recipe.mixup_prob": 0.7})
+    assert override(RUN, {"recipe.mixup_prob": 1.0, "recipe.cutmix_alpha": 0.0}).recipe.mix_shares == (1.0, 0.0)

@@ -1,11 +1,13 @@
 """Training: exact resume after any interruption, schedules against closed forms, what a run leaves behind."""
 
 import copy
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from metamixer.training import train as train_module
 from metamixer.training.evaluate import evaluate
 from metamixer.training.folder import RunBusy, RunFolder
 from metamixer.training.learner import Learner
+from metamixer.training.surroundings import SurroundingsError, surroundings
 from metamixer.training.train import Interrupted, train
 
 TIMES = ("seconds", "images_per_second")
@@ -291,13 +294,66 @@ def test_a_full_disk_loses_nothing(undisturbed, tmp_path, monkeypatch):
 )
 def test_out_of_memory_is_a_line_and_the_run_goes_on(undisturbed, tmp_path, monkeypatch, exhaust):
     at_steps(monkeypatch, [7], exhaust)
-    with pytest.raises(
-        ConfigError, match=r"out of memory; lower recipe\.micro_batch \(now 32 images in a pass\)"
-    ) as caught:
+    with pytest.raises(SurroundingsError, match=r"out of memory .*; lower recipe\.micro_batch") as caught:
         train(RUN, tmp_path / "run")
     assert "\n" not in str(caught.value) and RunFolder(tmp_path / "run").result() is None
     train(RUN, tmp_path / "run")
     assert same(outcome(tmp_path / "run"), undisturbed)
+
+
+@pytest.mark.parametrize(
+    "error, of_the_run",
+    [
+        (OSError(28, "No space left on device", "last.pt"), False),
+        (OSError(5, "Input/output error"), False),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), False),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False),
+        (RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed."), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"), True),
+        (ZeroDivisionError("division by zero"), True),
+    ],
+)
+def test_errors_of_the_surroundings_leave_a_run_to_be_gone_on_with(tmp_path, monkeypatch, error, of_the_run):
+    def fail():
+        raise error
+
+    assert (surroundings(error) is None) == of_the_run
+    at_steps(monkeypatch, [1], fail)
+    with pytest.raises(type(error) if of_the_run else SurroundingsError):
+        train(RUN, tmp_path / "run")
+    assert (RunFolder(tmp_path / "run").result() is not None) == of_the_run
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "cuda", "cuda:7", "tpu"])
+def test_a_device_that_is_not_there_is_one_line_and_no_failed_run(tmp_path, device):
+    if (device.startswith("cuda") and torch.cuda.is_available()) or (device == "mps" and torch.mps.is_available()):
+        pytest.skip("there is one here")
+    with pytest.raises(SurroundingsError, match=f"device '{device}' can't be used here") as caught:
+        train(RUN, tmp_path / "run", device)
+    assert "\n" not in str(caught.value) and RunFolder(tmp_path / "run").result() is None
+
+
+def test_a_watcher_does_not_keep_a_run_from_starting(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create(RUN)
+    watched = (folder.path / "lock").open("w")
+    fcntl.flock(watched, fcntl.LOCK_SH)  # as `is_locked` takes it
+    timer = threading.Timer(0.2, watched.close)
+    timer.start()
+    with folder.lock():
+        timer.join()
+
+
+def test_a_run_computes_with_its_own_number_of_threads(tmp_path):
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        train(override(RUN, {"threads": threads, "recipe.epochs": 2}), tmp_path / str(threads), "cpu")
+        environment = RunFolder(tmp_path / str(threads)).read("environment.json")
+        assert environment["threads"] == threads and torch.get_num_threads() == before
+    assert digest(override(RUN, {"threads": 2})) != digest(RUN)
 
 
 def test_an_error_of_the_run_itself_is_recorded_and_raised(tmp_path, monkeypatch):

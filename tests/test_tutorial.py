@@ -7,8 +7,8 @@ import pytest
 
 from metamixer.checks import PROMISES, check
 from metamixer.config import parse_assignments
-from metamixer.modules import load_module
 from metamixer.operation import REGISTRY
+from metamixer.plugins import load_module
 from metamixer.training.train import train
 from sweeps import State, load_grid, make_plan
 

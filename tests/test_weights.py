@@ -15,8 +15,9 @@ from metamixer import ConfigError, digest, override, parse
 from metamixer.ffnet import CONFIGS, released_name
 from metamixer.recipes import IMAGENET
 from metamixer.training import checkpoint, weights
-from metamixer.training.config import RunConfig, Weights
 from metamixer.training.learner import Learner
+from metamixer.training.recipe import Weights
+from metamixer.training.run_config import RunConfig
 from metamixer.training.train import train
 
 CPU = torch.device("cpu")

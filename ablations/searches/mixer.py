@@ -11,7 +11,7 @@ attention are tried first.
 from metamixer.config import override
 from metamixer.ffnet import ffnet
 from metamixer.recipes import DIGITS, FASHION_MNIST, SMALL, SMALL_DIGITS
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 from sweeps import Changes, Choice, Mixer, Real, Search
 
 TOKEN_MIXER = "model.stages.*.token_mixer"
@@ -44,7 +44,7 @@ small = ffnet((1, 1, 2, 1), (16, 32, 64, 128), channel_kernels=(3, 3, 3, 3), ste
 half = override(small, {"stem_stride": 2})
 
 # trials are many, so they are short: too short for an average of the weights
-SHORT = {"model.norm": "batch", "recipe.ema": None, "recipe.epochs": 5}
+SHORT = {"model.norm": "batch", "recipe.ema_decay": None, "recipe.epochs": 5}
 IMAGES = {"data.train_samples": 5000}
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from metamixer.networks import of_run
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 
 from .backends import BACKENDS, Backend, backend
 from .measure import Report, Subject, measure

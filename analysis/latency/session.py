@@ -33,7 +33,7 @@ def run(job: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
 
     backend = BACKENDS[job["backend"]]()
     for source in job["modules"]:
-        from metamixer.modules import load_module
+        from metamixer.plugins import load_module
 
         load_module(source)
     loaded, calls = {}, {}

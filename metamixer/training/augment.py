@@ -1,7 +1,8 @@
 """Training augmentation of small images: a whole uint8 batch at once on the CPU, one draw for each sample.
 
 Same meaning as timm 1.0.31's `create_transform(is_training=True, interpolation="bicubic", re_mode="pixel")`:
-random resized crop, horizontal flip, RandAugment or else colour jitter, normalisation, random erasing.
+random resized crop, horizontal flip, RandAugment, colour jitter (timm's `force_color_jitter`), normalisation, random
+erasing.
 Sources: Szegedy et al., arXiv 1409.4842 (crop); Cubuk et al., arXiv 1909.13719 (RandAugment); Zhong et al.,
 arXiv 1708.04896 (erasing).
 
@@ -152,7 +153,7 @@ class BatchAugment:
         crop_scale: the crop's area in parts of the image's, (low, high) within (0, 1].
         crop_ratio: the crop's width over its height, (low, high).
         flip: probability of a horizontal flip.
-        color_jitter: strength of brightness, contrast and saturation; off beside RandAugment, as in timm.
+        color_jitter: strength of brightness, contrast and saturation, after RandAugment; 0 is off.
         rand_augment: text such as "rand-m9-mstd0.5-inc1" (`parse_rand_augment`), or None.
         erase: probability of one erased rectangle, filled with normal noise in each pixel.
         seed: of all draws.
@@ -233,15 +234,18 @@ class BatchAugment:
         return _resample(images, vertical, horizontal)
 
     def _draw_ops(self, draw: _Draw) -> tuple[np.ndarray, np.ndarray]:
-        """Operations and arguments for `apply_ops`, (B, layers): RandAugment's or else colour jitter's."""
+        """Operations and arguments for `apply_ops`, (B, layers): RandAugment's, then colour jitter's."""
+        layers = self.rand_augment.layers if self.rand_augment is not None else 0
+        draws = draw("ops", layers * RandAugment.DRAWS)
+        drawn = [(np.empty((len(draws), 0), int), np.empty((len(draws), 0)))]
         if self.rand_augment is not None:
-            layers = self.rand_augment.layers
-            draws = draw("ops", layers * RandAugment.DRAWS)
-            return self.rand_augment.draw(draws.reshape(len(draws), layers, RandAugment.DRAWS))
-        draws = draw("ops", 2 * len(_JITTER_OPS) if self.color_jitter > 0 else 0)
-        order, strength = np.split(draws, 2, axis=1)
-        low, high = max(0.0, 1 - self.color_jitter), 1 + self.color_jitter
-        return _JITTER_OPS[order.argsort(axis=1)], low + (high - low) * strength
+            drawn.append(self.rand_augment.draw(draws.reshape(len(draws), layers, RandAugment.DRAWS)))
+        if self.color_jitter > 0:
+            order, strength = np.split(draw("jitter", 2 * len(_JITTER_OPS)), 2, axis=1)
+            low, high = max(0.0, 1 - self.color_jitter), 1 + self.color_jitter
+            drawn.append((_JITTER_OPS[order.argsort(axis=1)], low + (high - low) * strength))
+        ops, arguments = (np.concatenate(parts, axis=1) for parts in zip(*drawn, strict=True))
+        return ops, arguments
 
     def _erase(self, normalised: Tensor, draws: np.ndarray, epoch: int, indices: np.ndarray) -> None:
         """Fills one rectangle in some of the samples, in place; it is always smaller than the image."""

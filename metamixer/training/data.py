@@ -20,13 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data import create_transform
+from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 
 from ..config import ConfigError
 from ..rng import derive, permutation
 from .augment import BatchAugment, normalise
-from .config import DataConfig, Recipe
+from .data_config import DataConfig
 from .datasets import SPLIT_SEED, BrokenImage, Images, class_names, decode, open_split, read_image
+from .recipe import Recipe
+from .surroundings import SurroundingsError
 
 IN_MEMORY_UP_TO = 64  # pixels
 IN_MEMORY_BYTES = 4 * 2**30
@@ -117,10 +120,10 @@ class Data:
             std=config.std,
             crop_scale=recipe.crop_scale,
             crop_ratio=recipe.crop_ratio,
-            flip=recipe.flip,
+            flip=recipe.flip_prob,
             color_jitter=recipe.color_jitter,
             rand_augment=recipe.rand_augment,
-            erase=recipe.erase,
+            erase=recipe.erase_prob,
             seed=self.seed,
         )
 
@@ -200,7 +203,7 @@ class _Loader:
             # the last two when it died between a batch and its hand-over
             if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
-            raise ConfigError(
+            raise SurroundingsError(
                 "a data worker died, often for want of memory or of space in /dev/shm: launch again to go on, with "
                 f"fewer data workers than {self.loader.num_workers} if it happens again"
             ) from None
@@ -303,18 +306,18 @@ def _stop_workers(loader: Any) -> None:
 
 
 def _train_transform(config: DataConfig, recipe: Recipe) -> Any:
-    return create_transform(
-        (config.channels, config.image_size, config.image_size),
-        is_training=True,
+    return transforms_imagenet_train(  # `create_transform` has no `force_color_jitter`
+        config.image_size,
         scale=recipe.crop_scale,
         ratio=recipe.crop_ratio,
-        hflip=recipe.flip,
+        hflip=recipe.flip_prob,
         color_jitter=recipe.color_jitter or None,
+        force_color_jitter=True,
         auto_augment=recipe.rand_augment,
         interpolation="bicubic",
         mean=config.mean,
         std=config.std,
-        re_prob=recipe.erase,
+        re_prob=recipe.erase_prob,
         re_mode="pixel",
         re_count=1,
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config import ConfigError
 from ..rng import permutation
 from .augment import resize
-from .config import DataConfig
+from .data_config import DataConfig
 
 SPLIT_SEED = 0  # which training images are held out is part of the data, not of a run
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist

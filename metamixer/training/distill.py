@@ -18,14 +18,16 @@ from torch.nn import functional as F
 
 from ..config import ConfigError
 from . import checkpoint, weights
-from .config import DataConfig, Distillation, RunConfig, is_timm_model
+from .data_config import DataConfig
 from .distributed import World
 from .folder import RunFolder
+from .recipe import Distillation, is_timm_model
+from .run_config import RunConfig
 
 # what of a recipe makes the images that the teacher sees, and in which order
 _SEEN = (
-    *("batch_size", "micro_batch", "crop_scale", "crop_ratio", "flip", "color_jitter", "rand_augment", "erase"),
-    *("mixup", "cutmix", "mix_probability", "mix_switch", "precision"),
+    *("batch_size", "micro_batch", "crop_scale", "crop_ratio", "flip_prob", "color_jitter", "rand_augment"),
+    *("erase_prob", "mixup_alpha", "mixup_prob", "cutmix_alpha", "cutmix_prob", "precision"),
 )
 
 

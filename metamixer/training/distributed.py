@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, distributed
 
 from ..config import ConfigError
+from .surroundings import SurroundingsError
 
 
-class ProcessLost(ConfigError):
+class ProcessLost(SurroundingsError):
     """Another process of the run is gone; the run goes on from its checkpoint when it is launched again."""
 
 
@@ -152,18 +153,17 @@ def _own_device(name: str, world: World) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device {name!r}: not a device; give auto, cpu, cuda or cuda:N") from None
-    if device.type != "cuda":
-        return device
-    count = torch.cuda.device_count()
-    if count == 0:
-        raise ConfigError(f"device {name!r}: torch {torch.__version__} finds no GPU here")
-    if world.size == 1 or count == 1:  # a scheduler may show each process its own GPU alone
-        return device
-    if world.local_rank >= count:
-        raise ConfigError(f"process {world.local_rank} of this node has no GPU: there are {count}, start as many")
-    return torch.device("cuda", world.local_rank)
+        count = torch.cuda.device_count() if device.type == "cuda" else 0
+        if world.size > 1 and count > 1:  # a scheduler may show each process its own GPU alone
+            if world.local_rank >= count:
+                raise ConfigError(f"process {world.local_rank} here has no GPU: there are {count}, start as many")
+            device = torch.device("cuda", world.local_rank)
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = (str(error).splitlines() or [""])[0].split(". ")[0]
+        line = f"device {name!r} can't be used here: {reason}; give auto, cpu, cuda or cuda:N"
+        raise SurroundingsError(line) from None
+    return device
 
 
 def lost_another(error: BaseException, world: World) -> bool:

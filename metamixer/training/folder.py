@@ -26,12 +26,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import SCHEMA_VERSION, ConfigError, digest, parse
+from .surroundings import SurroundingsError
 
 if TYPE_CHECKING:
-    from .config import RunConfig
+    from .run_config import RunConfig
 
 
-class RunBusy(RuntimeError):
+LOCK_TRIES = 20
+
+
+class RunBusy(SurroundingsError):
     """Another process is training this run."""
 
 
@@ -59,7 +63,7 @@ class RunFolder:
             raise ConfigError(f"{self.path}: cannot write the run's folder: {error.strerror or error}") from None
 
     def config(self) -> RunConfig:
-        from .config import RunConfig  # loads torch, which reading the other files does not need
+        from .run_config import RunConfig  # loads torch, which reading the other files does not need
 
         content = self.read("config.json")
         if content is None or "config" not in content:
@@ -133,10 +137,14 @@ class RunFolder:
         file = os.open(self.path / "lock", os.O_WRONLY | os.O_CREAT, 0o644)
         _held.add(file)
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunBusy(f"{self.path}: another process is training this run") from None
+            for _ in range(LOCK_TRIES):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.05)  # it may be `is_locked`, which takes it for a moment
+            else:
+                raise RunBusy(f"{self.path}: another process is training this run")
             yield
         finally:
             if file in _held:

@@ -18,11 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config import ConfigError
 from ..rng import derive
 from . import checkpoint, weights
-from .config import Recipe, RunConfig
 from .data import Batch
 from .distill import Teacher, TeacherCache, distillation_loss
 from .distributed import ALONE, World
 from .optimize import Average, Schedule, batch_norm_statistics, build_optimizer
+from .recipe import Recipe
+from .run_config import RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -74,19 +75,20 @@ class Learner:
         if recipe.batch_norm == "synchronized" and world.size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model.to(device, memory_format=torch.channels_last).train()
-        self.ema = Average(self.model, recipe.ema) if recipe.ema else None
+        self.ema = Average(self.model, recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = build_optimizer(self.model, recipe)
         self.schedule = Schedule(self.optimizer, recipe, steps)
+        mixup, cutmix = recipe.mix_shares
         self.mixup = (
             Mixup(
-                mixup_alpha=recipe.mixup,
-                cutmix_alpha=recipe.cutmix,
-                prob=recipe.mix_probability,
-                switch_prob=recipe.mix_switch,
+                mixup_alpha=recipe.mixup_alpha if mixup else 0.0,
+                cutmix_alpha=recipe.cutmix_alpha if cutmix else 0.0,
+                prob=mixup + cutmix,
+                switch_prob=cutmix / (mixup + cutmix),
                 label_smoothing=recipe.label_smoothing,
                 num_classes=config.data.num_classes,
             )
-            if recipe.mixup or recipe.cutmix
+            if mixup or cutmix
             else None
         )
         self.loss: nn.Module = (

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError
-from .config import RunConfig
 from .data import Batch, Data
 from .distributed import joined, world_of_environment
 from .learner import Learner, on_device
+from .run_config import RunConfig
 
 WARM_UP = 3
 

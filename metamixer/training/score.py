@@ -14,11 +14,13 @@ from torch import nn
 from ..config import ConfigError, override
 from ..ffnet import default_cfgs
 from . import checkpoint, weights
-from .config import DataConfig, RunConfig, Weights, is_timm_model
 from .data import Data
+from .data_config import DataConfig
 from .distributed import joined
 from .evaluate import evaluate
 from .folder import RunFolder
+from .recipe import Weights, is_timm_model
+from .run_config import RunConfig
 
 Rows = dict[str, dict[str, Any]]
 

@@ -6,7 +6,6 @@ seed, epoch, step, pass and sample (order, augmentation, mixup, stochastic depth
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
@@ -26,12 +25,13 @@ from torch import nn
 from ..config import ConfigError
 from ..cost import count
 from . import checkpoint
-from .config import RunConfig
 from .data import Data
 from .distributed import ALONE, ProcessLost, World, joined, lost_another
 from .evaluate import evaluate
-from .folder import RunBusy, RunFolder, environment
+from .folder import RunFolder, environment
 from .learner import Learner, on_device
+from .run_config import RunConfig
+from .surroundings import SurroundingsError, surroundings
 
 log = logging.getLogger(__name__)
 
@@ -75,20 +75,20 @@ def train(
         The content of `result.json`; a diverged run gives `{"state": "failed", ...}`.
 
     Raises:
-        ConfigError: data, folder, weights or configuration can't be used, or memory, the disk, a data worker or
-            another process of the run is gone (`ProcessLost`); the run then goes on when it is launched again.
-        RunBusy: another process is training this run.
+        ConfigError: data, folder, weights or configuration can't be used.
+        SurroundingsError: memory, the disk, the device, a data worker or another process of the run failed
+            (`ProcessLost`), or another process is training this run (`RunBusy`).
         Interrupted: SIGINT, SIGTERM or SIGUSR2 came; everything is saved.
     """
     folder = RunFolder(path)
-    with joined(device) as (world, own_device), ExitStack() as stack:
-        # data that can't be used must not leave a folder behind
-        data = None if (folder.path / "config.json").exists() else _open_data(config, folder, workers)
-        done = _take(folder, config, world, stack)
-        if done is not None:
-            return done
+    with joined(device) as (world, own_device), _threads(config.threads), ExitStack() as stack:
         try:
-            data = data or _open_data(config, folder, workers)
+            # data that can't be used must not leave a folder behind
+            data = None if (folder.path / "config.json").exists() else _open_data(config, workers)
+            done = _take(folder, config, world, stack)
+            if done is not None:
+                return done
+            data = data or _open_data(config, workers)
             return Trainer(config, folder, own_device, data, world, teacher_cache, after_epoch).run()
         except (Interrupted, ConfigError):
             raise  # a signal or the surroundings, not the run itself: it goes on when launched again
@@ -98,20 +98,28 @@ def train(
             if lost_another(error, world):
                 line = f"process {world.rank} of {world.size}: another one of this run ended; launch again to go on"
                 raise ProcessLost(line) from error
-            known = _surroundings(error, config, folder)
-            if known is not None:
-                raise ConfigError(known) from error
-            at = (folder.read("progress.json") or {}).get("epoch", 0) + 1
-            # whichever process it is: of an error that only one of them meets, the others see that it is gone
-            folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", at)
+            if (known := surroundings(error)) is not None:
+                raise SurroundingsError(f"{folder.path}: {known}") from error
+            if folder.path.exists():
+                at = (folder.read("progress.json") or {}).get("epoch", 0) + 1
+                # whichever process it is: of an error that only one of them meets, the others see that it is gone
+                folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", at)
             raise
 
 
-def _open_data(config: RunConfig, folder: RunFolder, workers: int) -> Data:
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many threads on a CPU: sums take another order with another number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        return Data(config.data, config.recipe, config.seed, workers)
-    except (OSError, MemoryError) as error:
-        raise ConfigError(_surroundings(error, config, folder)) from error
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _open_data(config: RunConfig, workers: int) -> Data:
+    return Data(config.data, config.recipe, config.seed, workers)
 
 
 def _take(folder: RunFolder, config: RunConfig, world: World, stack: ExitStack) -> dict[str, Any] | None:
@@ -122,24 +130,12 @@ def _take(folder: RunFolder, config: RunConfig, world: World, stack: ExitStack) 
             folder.create(config)
             stack.enter_context(folder.lock())
             found = folder.result()
-        except (ConfigError, RunBusy) as error:
+        except ConfigError as error:
             found = error
     found = world.broadcast(found)
     if isinstance(found, Exception):
         raise found
     return found if found is not None and found["state"] == "done" else None
-
-
-def _surroundings(error: Exception, config: RunConfig, folder: RunFolder) -> str | None:
-    """A line for an error that is not the run's own fault, with what to do; None for any other."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        size = config.recipe.micro_batch or config.recipe.batch_size
-        advice = f"lower recipe.micro_batch (now {size} images in a pass)" if size > 2 else "take a smaller network"
-        return f"{folder.path}: out of memory; {advice}, or free memory and launch again"
-    if isinstance(error, OSError):
-        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to it"
-        return f"{error.filename or folder.path}: {error.strerror or error}; {advice} and launch again to go on"
-    return None
 
 
 class Trainer:

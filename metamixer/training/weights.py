@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..config import ConfigError
 from ..ffnet import checkpoint_filter_fn
 from . import checkpoint
-from .config import RunConfig, Weights, file_digest
+from .recipe import Weights, file_digest
+from .run_config import RunConfig
 
 _RAW = ("model", "state_dict")
 _AVERAGE = ("ema", "state_dict_ema", "model_ema")

@@ -55,7 +55,7 @@ search, as its own top-1 is the best of many.
 """
 
 from metamixer.config import parse
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 from sweeps import Grid, Variant
 
 BASE = {config}

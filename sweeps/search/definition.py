@@ -8,7 +8,7 @@ from pydantic import Field
 
 from metamixer.config import SCHEMA_VERSION, Config, ConfigError, differences, digest, override, parse
 from metamixer.cost import Cost
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 
 from ..latency import Clock
 from ..match import cost

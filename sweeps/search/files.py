@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 
 from metamixer.config import ConfigError, override
-from metamixer.training.config import RunConfig, UserModule
+from metamixer.training.run_config import RunConfig, UserModule
 
 from ..grid import GRIDS, from_file, question_of, setting_label
 from .definition import Definition, Search, What

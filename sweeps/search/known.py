@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from metamixer.config import ConfigError
-from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
+from metamixer.training.run_config import RunConfig
 
 from .definition import Definition
 from .space import keys_of

@@ -6,7 +6,7 @@ from typing import Any
 
 from metamixer.config import ConfigError, override
 from metamixer.operation import SLOTS
-from metamixer.training.config import RunConfig
+from metamixer.training.run_config import RunConfig
 
 from .space import Changes, Choice, Integer, Mixer, Real, keys_of, labelled, made
 

@@ -34,8 +34,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from metamixer.config import ConfigError, digest, override
 from metamixer.cost import Cost
-from metamixer.training.config import RunConfig
 from metamixer.training.folder import RunFolder
+from metamixer.training.run_config import RunConfig
 
 from .. import scheduler
 from ..latency import Clock

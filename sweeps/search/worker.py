@@ -21,10 +21,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from sqlalchemy.exc import OperationalError
 
 from metamixer.config import ConfigError, digest
-from metamixer.training.config import RunConfig
 from metamixer.training.data import Data, default_workers
 from metamixer.training.distributed import joined
 from metamixer.training.folder import RunBusy, RunFolder
+from metamixer.training.run_config import RunConfig
 from metamixer.training.train import Interrupted, train
 
 from ..payload import History, Signals, end_job, job_number, log_to

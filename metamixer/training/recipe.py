@@ -1,4 +1,4 @@
-"""What a run is: a network, data, a recipe and a seed, all resolved before anything starts."""
+"""How a network is trained: optimisation, augmentation, and the teacher that it learns from."""
 
 import hashlib
 import json
@@ -6,79 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import timm
-from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from timm.models import get_pretrained_cfg
 
 from .. import ffnet  # noqa: F401 (registers FFNet in timm)
-from ..backbone import Backbone, BackboneConfig
 from ..config import Config, ConfigError
-from ..modules import load_module, source_digest
 from .randaugment import parse_rand_augment
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Range = tuple[Positive, Positive]
-
-
-def _even(value: int) -> int:
-    if value % 2:
-        raise ValueError(f"a batch is even (mixup pairs its images), got {value}")
-    return value
-
-
-def _rand_augment(text: str) -> str:
-    parse_rand_augment(text)  # timm, which augments large images, would pass over what it does not know
-    return text
-
-
-def _data_name(name: str) -> str:
-    prefix, slash, _ = name.lower().partition("/")
-    if slash and prefix in ("wds", "tfds", "hfids"):  # timm's readers that give images in their own order only
-        raise ValueError(
-            f"data {name!r} can only be read from front to back, but a run's batches are chosen by seed, epoch "
-            "and index: use data.name=folder with folders or tar files of one folder a class, or hfds/NAME"
-        )
-    # of any other name timm would look at `root` alone, and open that as a folder of images
-    if name not in ("digits", "fashion-mnist", "folder") and (not slash or prefix not in ("torch", "hfds")):
-        raise ValueError(
-            f"no data set {name!r}; there are digits, fashion-mnist, folder, and what timm opens as torch/NAME or "
-            "hfds/NAME, most of it with data.root"
-        )
-    return name
-
-
-class DataConfig(Config):
-    """Images and their splits.
-
-    `name` is `digits`, `fashion-mnist`, `folder` (`root` holds `train/CLASS/*` and `validation/CLASS/*`) or
-    what `timm.data.create_dataset` opens as `torch/NAME` or `hfds/NAME`, e.g. `torch/cifar10`. Training images
-    beyond `train_samples` are left out; `val_samples` of them are held out for choices made while training, which the
-    test split (the data set's own evaluation images) must not decide. A folder may hold tar files in place of class
-    folders.
-
-    A broken image stops a run with its name. With `skip_broken` it is recorded by name instead: evaluation leaves it
-    out, in training the next whole image takes its place, whichever process meets it.
-    """
-
-    name: Annotated[str, AfterValidator(_data_name)]
-    root: str | None = None
-    num_classes: int = Field(gt=1, le=2**15)  # predictions and a teacher's answers are kept as int16
-    channels: Literal[1, 3]
-    image_size: int = Field(ge=8)
-    mean: tuple[float, ...]
-    std: tuple[Positive, ...]
-    eval_crop: float = Field(default=1.0, gt=0, le=1)
-    train_samples: int | None = Field(default=None, gt=0)
-    val_samples: int = Field(default=0, ge=0)
-    skip_broken: bool = False
-
-    @model_validator(mode="after")
-    def _statistics_per_channel(self) -> "DataConfig":
-        if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise ConfigError(
-                f"mean {self.mean} and std {self.std} need one number for each of {self.channels} channels"
-            )
-        return self
 
 
 class Weights(Config):
@@ -183,6 +120,17 @@ class Distillation(Config):
         return values
 
 
+def _even(value: int) -> int:
+    if value % 2:
+        raise ValueError(f"a batch is even (mixup pairs its images), got {value}")
+    return value
+
+
+def _rand_augment(text: str) -> str:
+    parse_rand_augment(text)  # timm, which augments large images, would pass over what it does not know
+    return text
+
+
 class Recipe(Config):
     """How a network is trained; the defaults are FFNet's common recipe (arXiv 2406.02021, released scripts).
 
@@ -196,10 +144,13 @@ class Recipe(Config):
     `weight_decay_end` lets the weight decay follow a cosine too, from `weight_decay` to it. With `lr_batch` the
     three learning rates are meant for that batch and are scaled by batch_size / lr_batch.
 
-    `ema` is the decay of the weights' moving average, which is then what a run reports; null turns it off. The
+    `ema_decay` is the decay of the weights' moving average, which is then what a run reports; null turns it off. The
     released code reports the better of averaged and raw weights on the test images; here nothing is chosen on them.
     `layer_scale_decay` says whether weight decay acts on layer scale, as it does in the released code.
-    Colour jitter acts only where `rand_augment` is null, as in timm.
+
+    Each pass is mixed by mixup with `mixup_prob`, by cutmix with `cutmix_prob`, or not at all. An alpha of 0 turns one
+    of them off and leaves the other at its share. `color_jitter` acts whether or not there is `rand_augment`; the
+    released scripts give 0.4, which timm passes over beside RandAugment, so that it is 0 here.
 
     `batch_norm` says what several processes do with BatchNorm's running statistics: `average` them after each
     epoch, as published, or keep those of the first process (`local`). `synchronized` also computes each pass's
@@ -219,19 +170,19 @@ class Recipe(Config):
     weight_decay: float = Field(default=0.05, ge=0)
     weight_decay_end: Annotated[float, Field(ge=0)] | None = None
     layer_scale_decay: bool = True
-    drop_path: Share = 0.0
+    drop_path_rate: Share = 0.0
     crop_scale: Range = (0.08, 1.0)
     crop_ratio: Range = (3 / 4, 4 / 3)
-    flip: Share = 0.5
-    color_jitter: float = Field(default=0.4, ge=0)
+    flip_prob: Share = 0.5
+    color_jitter: float = Field(default=0.0, ge=0)
     rand_augment: Annotated[str, AfterValidator(_rand_augment)] | None = "rand-m9-mstd0.5-inc1"
-    erase: Share = 0.25
-    mixup: float = Field(default=0.8, ge=0)
-    cutmix: float = Field(default=1.0, ge=0)
-    mix_probability: Share = 1.0
-    mix_switch: Share = 0.5
+    erase_prob: Share = 0.25
+    mixup_alpha: float = Field(default=0.8, ge=0)
+    mixup_prob: Share = 0.5
+    cutmix_alpha: float = Field(default=1.0, ge=0)
+    cutmix_prob: Share = 0.5
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.9995
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9995
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_norm: Literal["local", "average", "synchronized"] = "average"
     compile: bool = False
@@ -253,7 +204,15 @@ class Recipe(Config):
                 raise ConfigError(f"{key} {low, high}: the first number is the smaller one")
         if self.crop_scale[1] > 1:
             raise ConfigError(f"crop_scale {self.crop_scale}: parts of the image's area, at most 1")
+        if sum(self.mix_shares) > 1:
+            raise ConfigError(f"mixup_prob {self.mixup_prob} and cutmix_prob {self.cutmix_prob}: together at most 1")
         return self
+
+    @property
+    def mix_shares(self) -> tuple[float, float]:
+        """The parts of all passes that mixup and cutmix take."""
+        mixup, cutmix = self.mixup_prob if self.mixup_alpha else 0.0, self.cutmix_prob if self.cutmix_alpha else 0.0
+        return mixup, cutmix
 
     @property
     def total_epochs(self) -> int:
@@ -268,90 +227,3 @@ class Recipe(Config):
     def lr_scale(self) -> float:
         """What the configured learning rates are multiplied by."""
         return self.batch_size / self.lr_batch if self.lr_batch else 1.0
-
-
-class UserModule(Config):
-    """A module of the user's own that registers operations: a file's path or a dotted name, and its digest."""
-
-    source: str
-    digest: str
-
-    @classmethod
-    def of(cls, source: str) -> "UserModule":
-        return cls(source=source, digest=source_digest(source))
-
-
-def _import(modules: tuple[UserModule, ...]) -> tuple[UserModule, ...]:
-    for module in modules:
-        if source_digest(module.source) != module.digest:
-            raise ConfigError(f"{module.source} has changed since the run was planned; plan it again")
-        load_module(module.source)
-    return modules
-
-
-class RunConfig(Config):
-    """One training run; `metamixer.digest` of it is the run's identity.
-
-    `modules` are imported before anything else is read, so that the network may name their operations; what they
-    hold is part of the identity, where they lie is not. `initial` weights are for fine-tuning: the optimizer and the
-    moving average start anew from them.
-    """
-
-    modules: Annotated[tuple[UserModule, ...], AfterValidator(_import)] = ()
-    model: SerializeAsAny[BackboneConfig]
-    data: DataConfig
-    recipe: Recipe
-    seed: int = Field(default=0, ge=0)
-    initial: Weights | None = None
-
-    def identity(self) -> dict[str, Any]:
-        values = self.to_dict()
-        values["modules"] = [module["digest"] for module in values["modules"]]
-        if self.initial is not None:
-            values["initial"] = self.initial.identity()
-        if self.recipe.distillation is not None:
-            values["recipe"]["distillation"] = self.recipe.distillation.identity()
-        return values
-
-    def build(self, **changes: Any) -> Backbone:
-        """The network, as this run trains it."""
-        arguments: dict[str, Any] = {
-            "num_classes": self.data.num_classes,
-            "in_chans": self.data.channels,
-            "img_size": self.data.image_size,
-            "drop_path_rate": self.recipe.drop_path,
-            **changes,
-        }
-        return Backbone(self.model, **arguments)
-
-    def warnings(self) -> list[str]:
-        """What a run can do but its author may not mean: kernels larger than their maps, an average that lags."""
-        found = []
-        if self.recipe.ema is not None and self.data.train_samples is not None and self.initial is None:
-            steps = self.data.train_samples // self.recipe.batch_size * self.recipe.total_epochs
-            if self.recipe.ema**steps > 1e-6:
-                found.append(
-                    f"after {steps} steps an EMA of {self.recipe.ema} still holds {self.recipe.ema**steps:.0e} of its "
-                    "start, which BatchNorm's small variances do not forgive: lower recipe.ema or set it to null"
-                )
-        for i, (stage, size) in enumerate(
-            zip(self.model.stages, self.model.map_sizes(self.data.image_size), strict=True)
-        ):
-            kernels = {k for mixer in _mixers(stage) for k in _kernels(mixer.to_dict())}
-            if kernels and min(max(kernels), 2 * size - 1) < max(kernels):
-                found.append(
-                    f"stage {i + 1}: a {max(kernels)}×{max(kernels)} kernel on a map {size} wide acts as "
-                    f"{2 * size - 1}×{2 * size - 1}"
-                )
-        return found
-
-
-def _mixers(stage: Any) -> list[Any]:
-    return [mixer for block in range(stage.depth) for mixer in stage.mixers(block)]
-
-
-def _kernels(node: Any) -> list[int]:
-    if isinstance(node, dict):
-        own = [node["kernel_size"]] if isinstance(node.get("kernel_size"), int) else []
-        return own + [k for value in node.values() for k in _kernels(value)]
-    return []
