@@ -1,26 +1,22 @@
 """What a network costs: parameters, multiply-adds, activations and traffic of its folded form, for one image.
 
-"FLOPs" in the literature's tables are multiply-adds; here they are called MACs. The rule: a product that is summed
-with others counts, one by one. That is every convolution, linear layer and matrix product, attention by the
-fused kernel too, and elementwise products whose sum is the interaction: `(q * k).sum(2)`, or a loop of
-`y = y + c * v` (neighbourhoods, Hydra). Free are products that stand alone (gates, scales), activations, norms,
-pools and moved data, as in the tables. What is in neither list is an error, so that nothing is cheap by oversight.
+"FLOPs" in the literature's tables are multiply-adds; here they are called MACs. The rule: **each product counts that a
+convolution, a matrix product or an element-wise product of two tensors makes**. Fused attention, einsum and recurrent
+layers are matrix products. Free are a tensor times one number, norms, scales that fold into the layer before them,
+activations, sums, pools and moved data. An operation that is neither counted nor known to be free is an error, so
+nothing is cheap by oversight. `counters.register_cost` says what a module costs where torch's operations do not tell.
 
 Activations are the elements that convolutions, linear layers and matrix products write (fvcore's definition, after
 arXiv 2003.13678); the fused kernel counts as its two matrix products. Traffic is what every operation would read
-(inputs and weights) and write if it ran alone: an upper bound, as a runtime that fuses operations moves less. Views
-move nothing, and the fused kernel's scores stay where they are.
+(inputs and weights) and write if it ran alone. It is an upper bound: a runtime that fuses operations moves less. Views
+move nothing, and the fused kernel's scores stay where they are. The largest tensor is what a layer needs memory for.
 
-Counts are those of what is computed: where a fast path has the arithmetic of the slots (softmax attention), they
-agree; where it multiplies in another order (linear and Hydra attention), it is truly cheaper, and counted so.
-The counter is fvcore's, which by itself leaves out the fused kernel and elementwise products with a warning at
-most, and adds norms and pools; without those, the sums are those of `torch.utils.flop_counter`. The rules are in
-`counters`.
+Counts are those of what is computed. A fast path with the arithmetic of the slots (softmax attention) costs what they
+cost; one that multiplies in another order (linear and Hydra attention) is truly cheaper, and counted so.
 """
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -29,17 +25,19 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .counters import Tally
 from .fold import fold
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one image costs; `moved` is in elements, read and written."""
+    """What one image costs; `moved` is in elements, read and written, `largest` the elements of the largest tensor."""
 
     parameters: int = 0
     macs: int = 0
     activations: int = 0
     moved: int = 0
+    largest: int = 0
 
     def bytes(self, bits: int = 16) -> int:
         """Traffic in bytes, all numbers of `bits` bits."""
@@ -51,9 +49,10 @@ class Cost:
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """The sum of several costs."""
-    rows = [(cost.parameters, cost.macs, cost.activations, cost.moved) for cost in costs]
-    return Cost(*map(sum, zip(*rows, strict=True)))
+    """The sum of several costs; of their largest tensors, the largest."""
+    rows = [(cost.parameters, cost.macs, cost.activations, cost.moved, cost.largest) for cost in costs]
+    *sums, largest = zip(*rows, strict=True) if rows else [(0,)] * 5
+    return Cost(*map(sum, sums), largest=max(largest))
 
 
 def readable(value: float, digits: int = 3) -> str:
@@ -82,37 +81,29 @@ def by_layer(model: nn.Module, input_size: tuple[int, int, int], inplace: bool =
     What operations between the children cost (residual sums, a fast path) is the parent's. Modules that cost
     nothing are left out; the network itself is named "".
     """
-    folded = nn.Sequential(fold(model, inplace))  # in a container, so that the network itself has a name
-    some = next(folded.parameters(), torch.empty(0))
-    image = torch.zeros(1, *input_size, device=some.device, dtype=some.dtype)
-    costs = _own_operations(folded, image)
+    folded = fold(model, inplace)
+    costs = _own_operations(folded, input_size)
     for name, parameter in folded.named_parameters():
         costs.setdefault(name.rpartition(".")[0], Counter())["parameters"] += parameter.numel()
-    # the container is no part of the model
-    return {name[2:]: Cost(**{k: int(v) for k, v in found.items()}) for name, found in costs.items() if found.total()}
+    return {name: Cost(**found) for name, found in costs.items() if found.total()}
 
 
-def _own_operations(model: nn.Module, image: torch.Tensor) -> dict[str, Counter[str]]:
+def _own_operations(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Counter[str]]:
     """What each module's own operations cost, by the module's name."""
-    # fvcore announces what it does not count through this logger; it is checked below instead
-    logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit, which fvcore builds on, is deprecated
-        from fvcore.nn.jit_analysis import JitModelAnalysis
-
-        from .counters import handles
-
-        analysis = JitModelAnalysis(model, image).set_op_handle(**handles())
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        sums = analysis.by_module_and_operator()  # each with all that is below it
-        unsupported = analysis.unsupported_ops()
-    if unsupported:
-        names = ", ".join(f"{name} ({times}×)" for name, times in sorted(unsupported.items()))
+    some = next(model.parameters(), torch.empty(0))
+    image = torch.zeros(1, *input_size, device=some.device, dtype=some.dtype)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole layer, which tells nothing
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), Tally(model) as tally:
+            warnings.simplefilter("ignore")
+            model(image)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    if tally.unknown:
+        names = ", ".join(f"{name} ({times}×)" for name, times in sorted(tally.unknown.items()))
         raise ValueError(
-            f"multiply-adds not counted for {names}: add a handle or list it as free in metamixer/counters.py"
+            f"multiply-adds not counted for {names}: say what the module costs that computes it, "
+            "with metamixer.counters.register_cost(ITS_CLASS, macs)"
         )
-    own = {name: Counter(found) for name, found in sums.items()}
-    for name, found in sums.items():
-        if name:
-            own[name.rpartition(".")[0]].subtract(found)
-    return own
+    return tally.costs

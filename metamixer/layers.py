@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .counters import register_cost
+
 
 class ConvNorm(nn.Module):
     """Convolution without bias, then BatchNorm; padded to keep the size at stride 1 (odd kernels)."""
@@ -88,6 +90,9 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
+
+
+register_cost(LayerScale, lambda scale, x: 0)  # it folds into the layer before it
 
 
 def spatial_conv(

@@ -358,7 +358,7 @@ def registry(monkeypatch):
             ["shapes", "gradients", "batch independence", "autocast bf16"],
             "at 8×8: it changes its input in place",
         ),
-        (Fourier, ["multiply-adds"], "multiply-adds not counted for aten::fft_irfft (1×), aten::fft_rfft (1×)"),
+        (Fourier, ["multiply-adds"], "multiply-adds not counted for aten::_fft_c2r (1×), aten::_fft_r2c (1×)"),
         (SecretlyFixed, ["shapes"], "RuntimeError: The size of tensor a (5) must match"),
         (
             ForgetsItsHeads,

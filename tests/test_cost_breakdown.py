@@ -24,6 +24,9 @@ SIZE = (C, 8, 8)
 N = 64
 
 
+SCALED = ("caformer_s18", "poolformerv2_s12", "convnext_atto", "fastvit_t8", "repvit_m1")
+
+
 @pytest.fixture
 def unfused():
     set_fused_attn(False)
@@ -44,13 +47,13 @@ def unfused():
     ],
 )
 def test_timms_models_cost_what_torchs_counter_says(name, size, unfused):
-    """Equal, not only within a percent: neither counts norms, activations and pools."""
+    """Neither counts norms, activations and pools; ours has products by the numbers of scales and gates too."""
     model = timm.create_model(name).eval()
     cost = count(model, (3, size, size))
     folded = timm.models.reparameterize_model(model, inplace=True).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         folded(torch.zeros(1, 3, size, size, device="meta"))
-    assert cost.macs == counter.get_total_flops() / 2
+    assert 0 <= cost.macs / (counter.get_total_flops() / 2) - 1 < (1e-2 if name in SCALED else 1e-12)
     assert cost.parameters == sum(parameter.numel() for parameter in folded.parameters())
 
 
@@ -93,12 +96,12 @@ def test_traffic_of_single_layers(module, size, moved):
 def test_the_fused_kernel_does_not_move_its_scores():
     class Attention(nn.Module):
         def forward(self, x):
-            q = x.flatten(2).transpose(1, 2)[:, None]  # (B, 1, N, C)
+            q = x.flatten(2)[:, None].mT.contiguous()  # (B, 1, N, C)
             return nn.functional.scaled_dot_product_attention(q, q + 1, q * 2)
 
     cost = count(Attention(), SIZE)
-    made = 2 * N * C  # q + 1, and q * 2
-    assert cost.moved == 2 * made + 4 * N * C
+    made = 2 * N * C  # each of q, q + 1 and q * 2
+    assert cost.moved == 3 * made + 4 * N * C
     assert (cost.macs, cost.activations) == (2 * N * N * C, N * N + N * C)
 
 

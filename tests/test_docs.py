@@ -1,6 +1,7 @@
 """What the documents state about mixers, held against the code."""
 
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,12 @@ ROWS = {
 LETTERS = {"D": "dynamic", "S": "static", "–": None}
 
 
-def multiply_adds(formula: str, tokens: int, channels: int) -> float:
+def multiply_adds(formula: str, tokens: int, channels: int) -> Fraction:
     """Value of a sum such as `4NC² + 33NC`."""
-    total = 0.0
+    total = Fraction(0)
     for term in formula.split(" + "):
-        number, variables = re.fullmatch(r"([\d.]*)([NC²]*)", term).groups()
-        value = float(number or 1)
+        number, variables = re.fullmatch(r"([\d./]*)([NC²]*)", term).groups()
+        value = Fraction(number or 1)
         for letter, square in re.findall(r"([NC])(²?)", variables):
             value *= {"N": tokens, "C": channels}[letter] ** (2 if square else 1)
         total += value

@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch):
     for slot, known in REGISTRY.items():
         monkeypatch.setitem(REGISTRY, slot, dict(known))
     files = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", TEXT, re.DOTALL)
-    assert [name for name, _ in files] == ["my_op.py", "my_grid.py"] and TEXT.count("```python") == 2
+    assert [name for name, _ in files] == ["my_op.py", "my_grid.py"] and TEXT.count("```python") == 3
     for name, code in files:
         (tmp_path / name).write_text(code)
     return tmp_path

@@ -122,6 +122,6 @@ def windows(x: Tensor, kernel_size: int) -> list[Tensor]:
     return views
 
 
-def inside(like: Tensor, kernel_size: int) -> Tensor:
-    """(1, 1, k², H, W): 1 where a neighbour lies on the map, 0 elsewhere; H, W, type as in `like`."""
-    return torch.stack(windows(torch.ones_like(like[:1, :1]), kernel_size), 2)
+def outside(like: Tensor, kernel_size: int) -> Tensor:
+    """(1, 1, k², H, W): whether a neighbour lies off the map; H, W as in `like` (B, C, H, W)."""
+    return torch.stack(windows(torch.ones_like(like[:1, :1]), kernel_size), 2) == 0

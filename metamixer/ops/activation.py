@@ -15,7 +15,7 @@ from ..operation import (
     Site,
     register,
 )
-from ._common import inside
+from ._common import outside
 
 torch.fx.wrap("log")  # of a shape, which is symbolic under fx
 
@@ -47,8 +47,7 @@ class Softmax(Activation):
 
     def forward(self, scores: Tensor) -> Tensor:
         if self.window:
-            outside = inside(scores[:, 0, :1], self.window) == 0
-            scores = scores.masked_fill(outside, float("-inf"))
+            scores = scores.masked_fill(outside(scores[:, 0, :1], self.window), float("-inf"))
         return scores.softmax(self.key_axis)
 
 

@@ -19,7 +19,7 @@ from ._common import (
     check_tokens,
     count_heads,
     ending,
-    inside,
+    outside,
     split_heads,
     windows,
 )
@@ -92,7 +92,7 @@ class Neighbourhood(QueryKey):
         q = q * self.scale
         shape = (q.shape[0], self.heads, q.shape[1] // self.heads, q.shape[2], q.shape[3])
         products = [(q * k).reshape(shape).sum(2) for k in windows(self.key(x), self.kernel_size)]
-        return (torch.stack(products, 2) + self.bias) * inside(q, self.kernel_size)
+        return (torch.stack(products, 2) + self.bias).masked_fill(outside(q, self.kernel_size), 0.0)
 
 
 @register
