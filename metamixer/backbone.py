@@ -1,4 +1,4 @@
-"""The four-stage backbone: stem, stages of blocks with a token and a channel mixer each, head.
+"""The backbone: stem, position encoding, stages of blocks with a token and a channel mixer each, head.
 
 Block: `x + [scale ·] token_mixer(x)`, then `x + [scale ·] channel_mixer(x)`, each with stochastic depth.
 Source: FFNet, arXiv 2406.02021; the layout of the class follows timm's conventions, so that features,
@@ -6,107 +6,58 @@ intermediates, pruning, tracing and scripting work as for timm's own models.
 """
 
 from contextlib import nullcontext
-from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
-from timm.layers import ClassifierHead, DropPath, SqueezeExcite, calculate_drop_path_rates, trunc_normal_
+from timm.layers import (
+    ClassifierHead,
+    DropPath,
+    LayerNorm2d,
+    RmsNorm2d,
+    SqueezeExcite,
+    build_sincos2d_pos_embed,
+    calculate_drop_path_rates,
+    trunc_normal_,
+)
 from timm.layers.helpers import get_device_dtype
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
-from .config import Config, ConfigError
+from .architecture import BackboneConfig, DownsampleConfig, StageConfig
 from .layers import ConvNorm, LayerScale, NormConvSkip, spatial_conv
-from .mixer import MetaMixerConfig, build_mixer, resolve_mixer
-from .operation import OperationConfig, Site
-from .ops._common import Kernel
+from .mixer import build_mixer
+from .operation import Site
 from .rng import derive
 
-Mixer = MetaMixerConfig | OperationConfig
 
+class Position(nn.Module):
+    """Adds to each place of a map (B, C, H, W) its encoding: learned, or ViT's sines and cosines (arXiv 2105.01883)."""
 
-def _mixer_or_one_per_block(value: Any) -> Mixer | tuple[Mixer, ...]:
-    if isinstance(value, list | tuple):
-        return tuple(resolve_mixer(item) for item in value)
-    return resolve_mixer(value)
+    def __init__(self, config: BackboneConfig, site: Site) -> None:
+        super().__init__()
+        self.spread = config.position_sd
+        encoding = torch.empty(1, site.dim, site.height, site.width)
+        if config.position == "learned":
+            self.encoding = nn.Parameter(encoding)
+        else:
+            self.register_buffer("encoding", encoding)
+        self.reset_parameters()
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        if isinstance(self.encoding, nn.Parameter):
+            trunc_normal_(self.encoding, std=self.spread)
+        else:
+            _, dim, height, width = self.encoding.shape
+            places = build_sincos2d_pos_embed([height, width], dim)  # (N, C)
+            self.encoding.copy_(places.T.reshape(self.encoding.shape))
 
-Mixers = Annotated[
-    SerializeAsAny[MetaMixerConfig | OperationConfig | tuple[SerializeAsAny[Mixer], ...]],
-    BeforeValidator(_mixer_or_one_per_block),
-]
-
-
-class StageConfig(Config):
-    """Blocks of one width at one resolution; a mixer for all of them, or a list with one per block."""
-
-    depth: int = Field(gt=0)
-    width: int = Field(gt=0)
-    token_mixer: Mixers
-    channel_mixer: Mixers
-
-    @model_validator(mode="after")
-    def _one_mixer_per_block(self) -> "StageConfig":
-        for key in ("token_mixer", "channel_mixer"):
-            mixers = getattr(self, key)
-            if isinstance(mixers, tuple) and len(mixers) != self.depth:
-                raise ConfigError(f"{key} lists {len(mixers)} mixers for {self.depth} blocks")
-        return self
-
-    def mixers(self, block: int) -> tuple[Mixer, Mixer]:
-        """Token and channel mixer of a block."""
-        token, channel = self.token_mixer, self.channel_mixer
-        return (
-            token[block] if isinstance(token, tuple) else token,
-            channel[block] if isinstance(channel, tuple) else channel,
-        )
-
-
-class DownsampleConfig(Config):
-    """Between stages: a depthwise convolution of stride 2 that widens, then a 1×1 mixing of the channels."""
-
-    kernel_size: Kernel = 7
-    small_kernel: Kernel | None = 3
-    skip: bool = True
-
-
-class BackboneConfig(Config):
-    """A four-stage network.
-
-    `stem_stride` 4 is FFNet's; 1 or 2 keep the maps of small images (28-64 px) large enough for the kernels.
-    `norm` puts a normalisation in front of every mixer; FFNet has none there (BatchNorm sits in its convs).
-    `squeeze_excite` adds one (ratio 0.25) after the token mixer of every second block.
-    """
-
-    stages: tuple[StageConfig, StageConfig, StageConfig, StageConfig]
-    stem_width: int = Field(default=64, gt=0)
-    stem_stride: Literal[1, 2, 4] = 4
-    downsample: DownsampleConfig = DownsampleConfig()
-    norm: Literal["none", "batch"] = "none"
-    layer_scale: Annotated[float, Field(gt=0)] | None = None
-    squeeze_excite: bool = False
-
-    @model_validator(mode="after")
-    def _widths_divide(self) -> "BackboneConfig":
-        widths = [stage.width for stage in self.stages]
-        for narrow, wide in pairwise(widths):
-            if wide % narrow:
-                raise ConfigError(
-                    f"widths {widths}: downsampling is depthwise, so each width must be a multiple of the one before"
-                )
-        return self
-
-    def map_sizes(self, image_size: int) -> tuple[int, int, int, int]:
-        """Height of the maps in the four stages, for square images."""
-        size, sizes = image_size, []
-        for _ in range({1: 0, 2: 1, 4: 2}[self.stem_stride]):
-            size = -(-size // 2)
-        for stage in range(4):
-            size = -(-size // 2) if stage else size
-            sizes.append(size)
-        return tuple(sizes)  # type: ignore[return-value]
+    def forward(self, x: Tensor) -> Tensor:
+        message = "the position encoding is of another map size; build the network for this image size"
+        torch._assert(x.shape[2] == self.encoding.shape[2], message)
+        torch._assert(x.shape[3] == self.encoding.shape[3], message)
+        return x + self.encoding
 
 
 class Block(nn.Module):
@@ -151,6 +102,7 @@ class Backbone(nn.Module):
 
     Args:
         config: the architecture.
+        global_pool: as in timm; without any ("") the head answers for every cell: (B, num_classes, H', W').
         img_size: training resolution in pixels; only mixers tied to a number of tokens depend on it.
         drop_path_rate: stochastic depth of the last block, growing linearly over all blocks from 0.
 
@@ -177,20 +129,19 @@ class Backbone(nn.Module):
         self.grad_checkpointing = False
         with torch.device(device) if device is not None else nullcontext():
             self._build(config, (img_size, img_size) if isinstance(img_size, int) else img_size, drop_path_rate)
-            self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
+            self.head = ClassifierHead(
+                self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, use_conv=not global_pool
+            )
         self.to(dtype=dtype)
         self.init_weights()
 
     def _build(self, config: BackboneConfig, img_size: tuple[int, int], drop_path_rate: float) -> None:
         widths = [stage.width for stage in config.stages]
-        strides = {1: (1, 1), 2: (2, 1), 4: (2, 2)}[config.stem_stride]
-        self.stem = nn.Sequential(
-            ConvNorm(self.in_chans, config.stem_width, 3, strides[0]),
-            nn.GELU(),
-            ConvNorm(config.stem_width, widths[0], 3, strides[1]),
-        )
+        self.stem = _stem(config, self.in_chans)
         rates = calculate_drop_path_rates(drop_path_rate, [stage.depth for stage in config.stages], stagewise=True)
         heights, maps_wide = (config.map_sizes(size) for size in img_size)
+        first = Site(widths[0], heights[0], maps_wide[0])
+        self.position = Position(config, first) if config.position != "none" else nn.Identity()
         stages = []
         self.feature_info = []
         for i, stage in enumerate(config.stages):
@@ -198,11 +149,11 @@ class Backbone(nn.Module):
             site = Site(stage.width, heights[i], maps_wide[i])
             blocks = [Block(config, stage, j, site, rates[i][j]) for j in range(stage.depth)]
             stages.append(Stage(downsample, blocks))
-            reduction = config.stem_stride * 2**i
+            reduction = config.stem_stride * config.reduction**i
             self.feature_info.append({"num_chs": stage.width, "reduction": reduction, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
         self.num_features = self.head_hidden_size = widths[-1]
-        self.norm = nn.BatchNorm2d(self.num_features)
+        self.norm = _norm(config.norm if config.norm != "none" else "batch", self.num_features)
 
     def init_weights(self, seed: int | None = None) -> None:
         """Truncated normal (std 0.02) for convolutions and linear layers, biases 0, norms 1 and 0.
@@ -225,12 +176,12 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        return set()
+        return {"position.encoding"} if self.config.position == "learned" else set()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {
-            "stem": r"^stem",
+            "stem": r"^stem|^position",
             "blocks": r"^stages\.(\d+)"
             if coarse
             else [
@@ -267,7 +218,7 @@ class Backbone(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt {output_fmt!r}: only 'NCHW' is there")
         take, last = feature_take_indices(len(self.stages), indices)
-        x = self.stem(x)
+        x = self.position(self.stem(x))
         stages = self.stages if torch.jit.is_scripting() or not stop_early else self.stages[: last + 1]
         intermediates = []
         for i, stage in enumerate(stages):
@@ -294,7 +245,7 @@ class Backbone(nn.Module):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
-        return self.norm(self.stages(self.stem(x)))
+        return self.norm(self.stages(self.position(self.stem(x))))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
@@ -303,7 +254,23 @@ class Backbone(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _downsample(config: DownsampleConfig, in_dim: int, out_dim: int) -> nn.Module:
+def _stem(config: BackboneConfig, in_chans: int) -> nn.Module:
+    width, stride = config.stages[0].width, config.stem_stride
+    if config.stem == "patch":
+        return nn.Conv2d(in_chans, width, stride, stride)
+    strides = {1: (1, 1), 2: (2, 1), 4: (2, 2)}[stride]
+    return nn.Sequential(
+        ConvNorm(in_chans, config.stem_width, 3, strides[0]),
+        nn.GELU(),
+        ConvNorm(config.stem_width, width, 3, strides[1]),
+    )
+
+
+def _downsample(config: DownsampleConfig | str, in_dim: int, out_dim: int) -> nn.Module:
+    if config == "none":
+        return nn.Identity()
+    if not isinstance(config, DownsampleConfig):
+        return nn.Conv2d(in_dim, out_dim, 2, 2)
     return nn.Sequential(
         spatial_conv(in_dim, out_dim, config.kernel_size, 2, norm=True, small_kernel=config.small_kernel),
         NormConvSkip(out_dim, config.skip),
@@ -311,4 +278,5 @@ def _downsample(config: DownsampleConfig, in_dim: int, out_dim: int) -> nn.Modul
 
 
 def _norm(kind: str, dim: int) -> nn.Module:
-    return nn.BatchNorm2d(dim) if kind == "batch" else nn.Identity()
+    kinds = {"none": nn.Identity, "batch": nn.BatchNorm2d, "layer": LayerNorm2d, "rms": RmsNorm2d}
+    return kinds[kind](dim)

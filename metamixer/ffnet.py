@@ -15,7 +15,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from .backbone import Backbone, BackboneConfig, StageConfig
+from .architecture import BackboneConfig, StageConfig
+from .backbone import Backbone
 from .config import parse
 
 Op = dict[str, Any]

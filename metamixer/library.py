@@ -1,6 +1,7 @@
 """The names that `metamixer` offers as a library and that need torch."""
 
-from .backbone import Backbone, BackboneConfig, DownsampleConfig, StageConfig
+from .architecture import BackboneConfig, DownsampleConfig, StageConfig, isotropic
+from .backbone import Backbone
 from .ffnet import CONFIGS, checkpoint_filter_fn
 from .mixer import MetaMixer, MetaMixerConfig, build_mixer, resolve_mixer
 from .operation import (
@@ -35,6 +36,7 @@ __all__ = [
     "StageConfig",
     "build_mixer",
     "checkpoint_filter_fn",
+    "isotropic",
     "register",
     "resolve_mixer",
 ]

@@ -28,10 +28,11 @@ def suite(pytestconfig):
     return file
 
 
-def test_timms_suite_passes_on_our_small_model(suite):
+@pytest.mark.parametrize("name", ["ffnet_mini", "isotropic_mini"])
+def test_timms_suite_passes_on_our_small_models(suite, name):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
     # what lists pretrained weights wants to download them
-    selection = "ffnet_mini and not pretrained"
+    selection = f"{name} and not pretrained"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "timm_suite_plugin", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, str(suite), "-k", selection], env=environment, capture_output=True, text=True, cwd=suite.parent

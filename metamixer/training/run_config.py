@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, SerializeAsAny
 
-from ..backbone import Backbone, BackboneConfig
+from ..architecture import BackboneConfig
+from ..backbone import Backbone
 from ..config import Config, ConfigError
 from ..plugins import load_module, source_digest
 from .data_config import DataConfig
