@@ -25,10 +25,10 @@ from timm.models._manipulate import checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from .architecture import BackboneConfig, DownsampleConfig, StageConfig
+from .initialise import Construction, initialise, seeded
 from .layers import ConvNorm, LayerScale, NormConvSkip, spatial_conv
 from .mixer import build_mixer
 from .operation import Site
-from .rng import derive
 
 
 class Position(nn.Module):
@@ -36,22 +36,12 @@ class Position(nn.Module):
 
     def __init__(self, config: BackboneConfig, site: Site) -> None:
         super().__init__()
-        self.spread = config.position_sd
-        encoding = torch.empty(1, site.dim, site.height, site.width)
         if config.position == "learned":
-            self.encoding = nn.Parameter(encoding)
+            encoding = torch.empty(1, site.dim, site.height, site.width)
+            self.encoding = nn.Parameter(trunc_normal_(encoding, std=config.position_sd))
         else:
-            self.register_buffer("encoding", encoding)
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        if isinstance(self.encoding, nn.Parameter):
-            trunc_normal_(self.encoding, std=self.spread)
-        else:
-            _, dim, height, width = self.encoding.shape
-            places = build_sincos2d_pos_embed([height, width], dim)  # (N, C)
-            self.encoding.copy_(places.T.reshape(self.encoding.shape))
+            places = build_sincos2d_pos_embed([site.height, site.width], site.dim)  # (N, C)
+            self.register_buffer("encoding", places.T.reshape(1, site.dim, site.height, site.width).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         message = "the position encoding is of another map size; build the network for this image size"
@@ -67,12 +57,12 @@ class Block(nn.Module):
         super().__init__()
         token, channel = stage.mixers(index)
         self.token_norm = _norm(config.norm, site.dim)
-        self.token_mixer = build_mixer(token, site)
+        self.token_mixer = build_mixer(token, site.within("token_mixer"))
         squeeze = config.squeeze_excite and index % 2 == 0
         self.squeeze_excite = SqueezeExcite(site.dim, rd_ratio=0.25) if squeeze else nn.Identity()
         self.token_scale = LayerScale(site.dim, config.layer_scale) if config.layer_scale else nn.Identity()
         self.channel_norm = _norm(config.norm, site.dim)
-        self.channel_mixer = build_mixer(channel, site)
+        self.channel_mixer = build_mixer(channel, site.within("channel_mixer"))
         self.channel_scale = LayerScale(site.dim, config.layer_scale) if config.layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -105,6 +95,7 @@ class Backbone(nn.Module):
         global_pool: as in timm; without any ("") the head answers for every cell: (B, num_classes, H', W').
         img_size: training resolution in pixels; only mixers tied to a number of tokens depend on it.
         drop_path_rate: stochastic depth of the last block, growing linearly over all blocks from 0.
+        seed: what all initial values follow from (`initialise.py`); torch's own generator if None.
 
     Raises:
         ValueError: operations whose sizes do not fit each other.
@@ -121,58 +112,44 @@ class Backbone(nn.Module):
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.grad_checkpointing = False
-        with torch.device(device) if device is not None else nullcontext():
-            self._build(config, (img_size, img_size) if isinstance(img_size, int) else img_size, drop_path_rate)
+        size = (img_size, img_size) if isinstance(img_size, int) else img_size
+        with torch.device(device) if device is not None else nullcontext(), Construction() as construction:
+            self._build(config, size, drop_path_rate, seed)
             self.head = ClassifierHead(
                 self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, use_conv=not global_pool
             )
+        initialise(self, construction, seed)
         self.to(dtype=dtype)
-        self.init_weights()
 
-    def _build(self, config: BackboneConfig, img_size: tuple[int, int], drop_path_rate: float) -> None:
+    def _build(
+        self, config: BackboneConfig, img_size: tuple[int, int], drop_path_rate: float, seed: int | None
+    ) -> None:
         widths = [stage.width for stage in config.stages]
         self.stem = _stem(config, self.in_chans)
         rates = calculate_drop_path_rates(drop_path_rate, [stage.depth for stage in config.stages], stagewise=True)
         heights, maps_wide = (config.map_sizes(size) for size in img_size)
         first = Site(widths[0], heights[0], maps_wide[0])
-        self.position = Position(config, first) if config.position != "none" else nn.Identity()
+        with seeded(seed, "position"):
+            self.position = Position(config, first) if config.position != "none" else nn.Identity()
         stages = []
         self.feature_info = []
         for i, stage in enumerate(config.stages):
             downsample = _downsample(config.downsample, widths[i - 1], widths[i]) if i else nn.Identity()
-            site = Site(stage.width, heights[i], maps_wide[i])
-            blocks = [Block(config, stage, j, site, rates[i][j]) for j in range(stage.depth)]
+            site = Site(stage.width, heights[i], maps_wide[i], f"stages.{i}.blocks", seed)
+            blocks = [Block(config, stage, j, site.within(str(j)), rates[i][j]) for j in range(stage.depth)]
             stages.append(Stage(downsample, blocks))
             reduction = config.stem_stride * config.reduction**i
             self.feature_info.append({"num_chs": stage.width, "reduction": reduction, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
         self.num_features = self.head_hidden_size = widths[-1]
         self.norm = _norm(config.norm if config.norm != "none" else "batch", self.num_features)
-
-    def init_weights(self, seed: int | None = None) -> None:
-        """Truncated normal (std 0.02) for convolutions and linear layers, biases 0, norms 1 and 0.
-
-        With a seed, each module draws from (seed, its name): networks then share the initial values of all
-        that they have in common, whatever else differs.
-        """
-        if next(self.parameters()).is_meta:
-            return
-        with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.no_grad():
-            for name, module in self.named_modules():
-                if seed is not None:
-                    torch.manual_seed(derive(seed, "init", name))
-                if isinstance(module, nn.Conv2d | nn.Linear):
-                    trunc_normal_(module.weight, std=0.02)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
-                elif hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .config import ConfigError
 from .cost import Cost, count, readable
 from .deploy import coreml
+from .initialise import LAYERS, Construction, initialise
 from .mixer import MetaMixer, MetaMixerConfig, accepts, build_mixer, makes, resolve_mixer
 from .operation import REGISTRY, SLOTS, Layout, OperationConfig, Site, Slot, operation_class, resolve
 from .plugins import place
@@ -221,6 +222,26 @@ def _unchanged(what: str, module: nn.Module, *inputs: Tensor) -> Tensor:
     return output
 
 
+def _start(subject: Subject) -> str:
+    first, own = _started(subject, 0)
+    again, other = _started(subject, 0)[0], _started(subject, 1)[0]
+    differ = [name for name, tensor in first.items() if not torch.equal(tensor, again[name])]
+    _demand(not differ, f"two of one seed differ in {', '.join(differ)}: draw with torch, in the constructor")
+    drawn = sum(not torch.equal(tensor, other[name]) for name, tensor in first.items())
+    return f"{drawn} tensors follow from the seed" + (f"; set by its operations: {', '.join(own)}" if own else "")
+
+
+def _started(subject: Subject, seed: int) -> tuple[dict[str, Tensor], list[str]]:
+    """Initial values of the mixer in a network of this seed, and which of its layers' an operation set itself."""
+    with Construction() as construction:
+        mixer = build_mixer(subject.config, Site(subject.dim, *SIZE, "mixer", seed))
+    layers = [(name, layer) for name, layer in mixer.named_modules() if isinstance(layer, LAYERS)]
+    named = [(f"{name}.{key}", value) for name, layer in layers for key, value in layer.named_parameters(recurse=False)]
+    own = [name for name, value in named if not construction.left_to_torch(value)]
+    initialise(mixer, construction, seed)
+    return mixer.state_dict(), own
+
+
 def _gradients(subject: Subject) -> str:
     mixer, x = subject.build(dtype=torch.double).train(), subject.input(dtype=torch.double).requires_grad_()
     y = mixer(x)
@@ -340,6 +361,7 @@ def _coreml(subject: Subject) -> str:
 PROMISES: dict[str, Callable[[Subject], str]] = {
     "shapes": _shapes,
     "layouts": _layouts,
+    "initial values": _start,
     "gradients": _gradients,
     "folding": _folding,
     "fast path": _fast_path,

@@ -50,9 +50,16 @@ class Cost:
 
 def total(costs: Iterable[Cost]) -> Cost:
     """The sum of several costs; of their largest tensors, the largest."""
-    rows = [(cost.parameters, cost.macs, cost.activations, cost.moved, cost.largest) for cost in costs]
-    *sums, largest = zip(*rows, strict=True) if rows else [(0,)] * 5
-    return Cost(*map(sum, sums), largest=max(largest))
+    whole = Cost()
+    for cost in costs:
+        whole = Cost(
+            whole.parameters + cost.parameters,
+            whole.macs + cost.macs,
+            whole.activations + cost.activations,
+            whole.moved + cost.moved,
+            max(whole.largest, cost.largest),
+        )
+    return whole
 
 
 def readable(value: float, digits: int = 3) -> str:

@@ -88,13 +88,13 @@ def _lstm(output: Any, x: Tensor, of_input: Tensor, of_hidden: Tensor, *rest: An
     return steps * (of_input.numel() + of_hidden.numel() + 3 * of_hidden.shape[1])
 
 
-_MATRICES = {
+_MATRICES: dict[str, Callable[..., int]] = {
     **dict.fromkeys(_names("mm bmm mv dot vdot _int_mm"), _contraction(0)),
     **dict.fromkeys(_names("addmm baddbmm addmv addbmm _addmm_activation"), _contraction(1)),
     "convolution": _convolution,
     "mkldnn_rnn_layer": _lstm,
 }
-_PRODUCTS = {
+_PRODUCTS: dict[str, Callable[..., int]] = {
     **dict.fromkeys(_names("mul mul_"), _product),
     **dict.fromkeys(_names("addcmul addcmul_"), lambda output, a, b, c, **_: _product(output, b, c)),
     **dict.fromkeys(_names("lerp lerp_"), lambda output, a, b, weight, **_: _product(output, b, weight)),

@@ -82,11 +82,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, init: float) -> None:
         super().__init__()
-        self.init = init
         self.scale = nn.Parameter(torch.full((dim, 1, 1), init))
-
-    def reset_parameters(self) -> None:
-        nn.init.constant_(self.scale, self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale

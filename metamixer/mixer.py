@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 # importing `ops` registers the operations that ship with the project
 from .config import Config, ConfigError, parse
+from .initialise import seeded
 from .operation import (
     REGISTRY,
     SLOTS,
@@ -22,6 +23,7 @@ from .operation import (
     Query,
     QueryKey,
     Site,
+    Slot,
     operation_class,
     resolve,
 )
@@ -265,5 +267,8 @@ def build_mixer(config: MetaMixerConfig | OperationConfig, site: Site) -> nn.Mod
     return (cls if cls.applies(config) else MetaMixer)(config, site)
 
 
-def _build(slot: Any, config: OperationConfig, *args: Any) -> Any:
-    return operation_class(slot, config)(config, *args)  # type: ignore[call-arg]
+def _build(slot: Slot, config: OperationConfig, site: Site, *args: Any) -> Any:
+    if slot != "baseline":
+        site = site.within(slot)
+    with seeded(site.seed, site.place):
+        return operation_class(slot, config)(config, site, *args)  # type: ignore[call-arg]

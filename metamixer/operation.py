@@ -48,11 +48,21 @@ class Coefficients:
 
 
 class Site(NamedTuple):
-    """Where in a network a mixer stands: its channels, and the size of its map at the training resolution."""
+    """Where in a network a mixer stands: its channels, and the size of its map at the training resolution.
+
+    `place` is its name in the network, e.g. `stages.0.blocks.1.token_mixer`. Its initial values follow from that and
+    the seed (`initialise.py`).
+    """
 
     dim: int
     height: int
     width: int
+    place: str = ""
+    seed: int | None = None
+
+    def within(self, part: str) -> "Site":
+        """The same site, for a part of what stands there."""
+        return self._replace(place=f"{self.place}.{part}".lstrip("."))
 
 
 class OperationConfig(Config):

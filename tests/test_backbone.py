@@ -1,12 +1,15 @@
 """Layers fold exactly, small images are first-class, weights start alike where networks are alike."""
 
+import numpy as np
 import pytest
 import torch
 from timm.models import reparameterize_model
+from torch import nn
 from torch.nn import functional as F
 
-from metamixer import CONFIGS, Backbone, ConfigError, override
+from metamixer import CONFIGS, Backbone, ConfigError, Query, override, register
 from metamixer.layers import NormConvSkip, spatial_conv
+from metamixer.operation import REGISTRY
 
 
 def randomise(model):
@@ -62,19 +65,63 @@ def test_odd_sizes_and_one_channel():
 
 def test_equal_modules_start_equal_whatever_else_differs():
     wide = override(CONFIGS["ffnet_mini"], {"stages.2.depth": 5, "stages.*.token_mixer": {"name": "identity"}})
-    one, two = Backbone(CONFIGS["ffnet_mini"], 10), Backbone(wide, 10)
-    one.init_weights(7), two.init_weights(7)
-    a, b = one.state_dict(), two.state_dict()
+    a, b = (Backbone(config, 10, seed=7).state_dict() for config in (CONFIGS["ffnet_mini"], wide))
     shared = [name for name in a.keys() & b.keys() if name.endswith("weight")]
     assert len(shared) > 20
     assert all(torch.equal(a[name], b[name]) for name in shared)
-    two.init_weights(8)
-    assert not torch.equal(a["head.fc.weight"], two.state_dict()["head.fc.weight"])
+    other = Backbone(wide, 10, seed=8).state_dict()
+    assert not torch.equal(a["head.fc.weight"], other["head.fc.weight"])
+
+
+class Gate(Query):
+    """Sets a layer's bias in each of the ways that people do, and holds random numbers of its own."""
+
+    name = "gate"
+
+    def __init__(self, config, site):
+        super().__init__(config, site)
+        self.out_dim = site.dim
+        self.table = nn.Parameter(torch.randn(site.dim, 1, 1))
+        self.plain, self.by_init, self.by_data, self.by_value = (nn.Conv2d(site.dim, site.dim, 1) for _ in range(4))
+        nn.init.constant_(self.by_init.bias, 3.0)
+        self.by_data.bias.data.fill_(3.0)
+        self.by_value.bias = nn.Parameter(torch.full((site.dim,), 3.0))
+        self.wide = nn.Conv2d(site.dim, site.dim, 1)
+        self.scaled = nn.Sequential(nn.Linear(2, 2))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.normal_(self.wide.weight, std=0.5)
+        self.scaled[0].weight.data.mul_(10)
+
+
+def test_an_operations_own_start_stands_and_follows_from_the_seed(monkeypatch):
+    monkeypatch.setitem(REGISTRY, "query", dict(REGISTRY["query"]))
+    register(Gate)
+    config = override(CONFIGS["ffnet_mini"], {"stages.*.token_mixer.query": "gate"})
+    start = Backbone(config, 10, seed=1)
+    gate = start.stages[2].blocks[1].token_mixer.query
+    for layer in (gate.by_init, gate.by_data, gate.by_value):
+        assert (layer.bias == 3).all() and float(layer.weight.std()) == pytest.approx(0.02, rel=0.05)
+    assert not gate.plain.bias.any() and not gate.wide.bias.any()
+    assert float(gate.wide.weight.std()) == pytest.approx(0.5, rel=0.05) and gate.scaled[0].weight.abs().max() > 0.1
+
+    torch.manual_seed(5)  # which has no part in it
+    torch.randn(100)
+    state, again, other = (Backbone(config, 10, seed=seed).state_dict() for seed in (1, 1, 2))
+    key = "stages.2.blocks.1.token_mixer.query."
+    for name in ("table", "wide.weight", "scaled.0.weight", "plain.weight"):
+        assert torch.equal(state[key + name], again[key + name])
+        assert not torch.equal(state[key + name], other[key + name])
+    assert abs(np.corrcoef(state[key + "table"].flatten(), other[key + "table"].flatten())[0, 1]) < 0.5
+    deeper = Backbone(override(config, {"stages.1.depth": 3}), 10, seed=1).state_dict()
+    assert torch.equal(state[key + "table"], deeper[key + "table"])
+    blocks = [state[f"stages.2.blocks.{block}.token_mixer.query.table"] for block in (0, 1)]
+    assert not torch.equal(*blocks)
 
 
 def test_weights_start_as_truncated_normal():
-    model = Backbone(CONFIGS["ffnet_mini"], 10)
-    model.init_weights(0)
+    model = Backbone(CONFIGS["ffnet_mini"], 10, seed=0)
     weight = model.stages[3].blocks[0].channel_mixer.query_key.key.weight.detach()
     assert float(weight.std()) == pytest.approx(0.02, rel=0.02) and weight.mean().abs() < 1e-3
     assert not model.head.fc.bias.any()

@@ -6,6 +6,7 @@ import io
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -174,6 +175,19 @@ class DeadParameter(Activation):
 
     def forward(self, scores):
         return scores.relu() * self.scale
+
+
+class DrawsElsewhere(Activation):
+    """Its values follow from no seed of torch's."""
+
+    name = "draws_elsewhere"
+
+    def __init__(self, config, site, coefficients):
+        super().__init__(config, site, coefficients)
+        self.scale = nn.Parameter(torch.full((1,), np.random.rand()))
+
+    def forward(self, scores):
+        return scores * self.scale
 
 
 class InPlace(Activation):
@@ -352,6 +366,7 @@ def registry(monkeypatch):
         (FoldsWrongly, ["folding"], "the folded form differs by"),
         (Unscaled, ["fast path"], "UnscaledAttention differs from the slots by"),
         (DeadParameter, ["gradients"], "none reaches activation.shift"),
+        (DrawsElsewhere, ["initial values"], "two of one seed differ in activation.scale"),
         (InPlace, ["shapes"], "at 8×8: activation 'in_place' changes its input in place"),
         (
             Scribbles,
@@ -451,7 +466,7 @@ def told(name, **options):
 
 def test_report(registry, monkeypatch):
     held, text = told("xca", dim=32)
-    assert held and "10 of 10 hold" in text
+    assert held and "11 of 11 hold" in text
     assert "→ xca" in text and "ffnified_attention" in text and "32 channels, 28×28" in text
     register(DeadParameter)
     monkeypatch.setattr("metamixer.checks_table.compare", lambda dim: {})

@@ -201,8 +201,7 @@ def test_evaluation_is_exact_however_many_processes_share_it(size):
     """63 images; scores and order equal those of one process, also where a process has few."""
     config = override(RUN, {"data.val_samples": 7 if size == 9 else 63})
     data = Data(config.data, config.recipe, 0)
-    model = config.build()
-    model.init_weights(4)
+    model = config.build(seed=4)
     whole, predicted, labels = evaluate(model, data.evaluation("val"), torch.device("cpu"))
     assert whole["images"] == config.data.val_samples
 

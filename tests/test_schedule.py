@@ -136,7 +136,6 @@ def test_a_step_of_four_passes_against_four_plain_backward_passes():
     data = Data(config.data, config.recipe, config.seed)
     learner = Learner(config, CPU, data.steps)
     reference = config.build()
-    reference.init_weights(config.seed)
     reference.train()
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=config.recipe.label_smoothing)
     batches = list(data.batches(0))[:4]

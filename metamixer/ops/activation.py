@@ -209,9 +209,5 @@ class _StarReLU(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
         self.bias = nn.Parameter(torch.zeros(1))
 
-    def reset_parameters(self) -> None:
-        nn.init.ones_(self.scale)
-        nn.init.zeros_(self.bias)
-
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * x.relu().square() + self.bias

@@ -106,12 +106,7 @@ class RandomMixing(Baseline):
     def __init__(self, config: OperationConfig, site: Site) -> None:
         super().__init__(config, site)
         self.tokens = site.height * site.width
-        self.register_buffer("matrix", torch.empty(self.tokens, self.tokens))
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        self.matrix.copy_(torch.rand_like(self.matrix).softmax(-1))
+        self.register_buffer("matrix", torch.rand(self.tokens, self.tokens).softmax(-1))
 
     def forward(self, x: Tensor) -> Tensor:
         check_tokens("baseline 'random_mixing'", x, self.tokens)

@@ -224,13 +224,8 @@ class TokenLinear(CoefficientValue):
             )
         self.tokens = site.height * site.width
         self.maps = coefficients.channels // site.dim
-        self.weight = nn.Parameter(torch.empty(self.tokens, self.maps * self.tokens))
-        self.bias = nn.Parameter(torch.empty(self.tokens))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        trunc_normal_(self.weight, std=0.02)
-        nn.init.zeros_(self.bias)
+        self.weight = nn.Parameter(trunc_normal_(torch.empty(self.tokens, self.maps * self.tokens), std=0.02))
+        self.bias = nn.Parameter(torch.zeros(self.tokens))
 
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
         check_tokens("coefficient_value 'token_linear'", x, self.tokens)

@@ -81,12 +81,8 @@ class Neighbourhood(QueryKey):
         self.scale = config.head_dim**-0.5
         self.kernel_size = config.kernel_size
         self.coefficients = Coefficients(Layout.NEIGHBOURHOOD, query_dim, self.heads, config.kernel_size)
+        self.bias = nn.Parameter(trunc_normal_(torch.empty(self.heads, config.kernel_size**2, 1, 1), std=0.02))
         self.key = nn.Conv2d(site.dim, query_dim, 1)
-        self.bias = nn.Parameter(torch.empty(self.heads, config.kernel_size**2, 1, 1))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        trunc_normal_(self.bias, std=0.02)
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         q = q * self.scale
@@ -116,9 +112,6 @@ class CrossCovariance(QueryKey):
         self.coefficients = Coefficients(Layout.CHANNELS, query_dim, self.heads)
         self.key = nn.Conv2d(site.dim, query_dim, 1)
         self.temperature = nn.Parameter(torch.ones(self.heads, 1, 1))
-
-    def reset_parameters(self) -> None:
-        nn.init.ones_(self.temperature)
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         k = F.normalize(split_heads(self.key(x), self.heads), dim=-1)  # (B, heads, d, N)
@@ -316,14 +309,10 @@ class TokenLinear(QueryKey):
         self.coefficients = Coefficients(Layout.MAP, query_dim * config.expansion)
         self.tokens = site.height * site.width
         self.expansion = config.expansion
-        self.open = config.open
-        self.weight = nn.Parameter(torch.empty(config.expansion * self.tokens, self.tokens))
-        self.bias = nn.Parameter(torch.empty(config.expansion * self.tokens))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        trunc_normal_(self.weight, std=1e-6 if self.open else 0.02)
-        nn.init.constant_(self.bias, float(self.open))
+        maps = config.expansion * self.tokens
+        weight = trunc_normal_(torch.empty(maps, self.tokens), std=1e-6 if config.open else 0.02)
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.full((maps,), float(config.open)))
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         check_tokens("query_key 'token_linear'", q, self.tokens)

@@ -70,8 +70,6 @@ class Learner:
         model: Any = config.build()
         if state is None and config.initial is not None:
             weights.start_from(model, config)
-        elif state is None:
-            model.init_weights(config.seed)
         if recipe.batch_norm == "synchronized" and world.size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model.to(device, memory_format=torch.channels_last).train()

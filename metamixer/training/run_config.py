@@ -63,6 +63,7 @@ class RunConfig(Config):
             "in_chans": self.data.channels,
             "img_size": self.data.image_size,
             "drop_path_rate": self.recipe.drop_path_rate,
+            "seed": self.seed,
             **changes,
         }
         return Backbone(self.model, **arguments)

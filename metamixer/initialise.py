@@ -1,0 +1,71 @@
+"""How a network starts: what its operations set themselves stands; what they leave to torch gets FFNet's start.
+
+Everything random follows from the seed and the place: an operation is built with torch's generator seeded by (seed,
+its name), and each convolution and linear layer draws from (seed, its own name). So two networks share the initial
+values of all that they have in common, whatever else differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .rng import derive
+
+LAYERS = (nn.Conv2d, nn.Linear)
+
+
+@contextmanager
+def seeded(seed: int | None, name: str) -> Iterator[None]:
+    """Torch draws on the CPU from (seed, name) inside, and goes on afterwards as before; without a seed as always."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(derive(seed, "init", name))
+        yield
+
+
+class Construction(TorchDispatchMode):
+    """While it is active: which tensors hold nothing but what torch's own layers drew when they were made.
+
+    A layer's constructor takes empty memory and fills it once, by `uniform_`. Any other write is somebody's wish.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[int, str] = {}  # what was done to memory, by its address
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor) and not output.is_meta and not func.is_view:
+            name, address = func.overloadpacket.__name__, _address(output)
+            first = name == "uniform_" and self._last.get(address) == "empty"
+            self._last[address] = "default" if first else name
+        return output
+
+    def left_to_torch(self, tensor: Tensor | None) -> bool:
+        return tensor is not None and self._last.get(_address(tensor)) == "default"
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, construction: Construction, seed: int | None) -> None:
+    """FFNet's start for convolutions and linear layers that are as torch made them.
+
+    Weights are drawn from a truncated normal distribution (std 0.02), biases are 0.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, LAYERS):
+            if construction.left_to_torch(layer.weight):
+                with seeded(seed, name):
+                    trunc_normal_(layer.weight, std=0.02)
+            if construction.left_to_torch(layer.bias):
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
