@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .latency import network_key
+from metamixer.latency.rows import network_key
 
 SCHEMAS = (1, 2)  # of manifests and of config.json: what is written in another one isn't guessed at
 SILENT_AFTER = 15 * 60  # seconds without a sign of life until a run "running" gets a note

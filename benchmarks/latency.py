@@ -18,11 +18,11 @@ from torch import nn
 
 from analysis.frame import each
 from analysis.latency import load
-from analysis.latency.backends import BACKENDS, device, system
-from analysis.latency.bench import time_with_progress
-from analysis.latency.measure import Subject
-from analysis.latency.rows import append
-from analysis.latency.table import correlation_table, markdown, to_markdown
+from analysis.latency_table import correlation_table, markdown, to_markdown
+from metamixer.latency.bench import time_with_progress
+from metamixer.latency.measure import Subject
+from metamixer.latency.rows import append
+from metamixer.latency.runtimes import BACKENDS, device, system
 from metamixer.networks import Network, find_network
 
 MODELS = (

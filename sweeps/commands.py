@@ -144,8 +144,8 @@ def search(
     ] = False,
 ) -> Launched:
     """Search mixers and recipes with Optuna until so many trials have finished, then show the best and the pictures."""
-    from analysis.latency.bench import time_runs
     from metamixer.config import ConfigError
+    from metamixer.latency.bench import time_runs
     from sweeps.report import parallel_runs
     from sweeps.search.launch import prepare, print_search, search_here, search_on_slurm
 
@@ -276,7 +276,9 @@ def bench(
     """Latency on runtimes, beside costs; kept in latency.jsonl of the runs' folder."""
     from rich.console import Console
 
-    from analysis.latency import imports, rows, table
+    from analysis.latency import to_frame
+    from analysis.latency_table import render
+    from metamixer.latency import imports, rows
 
     console = Console()
     uncounted: list[str] = []
@@ -291,8 +293,8 @@ def bench(
         found = imports.read(file, runs, models[0] if models else None, resolution)
         uncounted = imports.add_costs(found, runs)
     else:
-        from analysis.latency.bench import time_with_progress
-        from analysis.latency.measure import Subject
+        from metamixer.latency.bench import time_with_progress
+        from metamixer.latency.measure import Subject
 
         if not models:
             raise ValueError("give the models to time, or a file with --import")
@@ -306,7 +308,7 @@ def bench(
         found, problems = report.rows, report.refused
     if found:
         path = rows.append(runs, found)
-        console.print(table.render(rows.to_frame(found)))
+        console.print(render(to_frame(found)))
         console.print(f"kept in {path}", soft_wrap=True, highlight=False)
     for line in [*uncounted, *problems]:
         console.print(line, style="yellow", soft_wrap=True, highlight=False)
@@ -326,8 +328,8 @@ def networks_of(options: GridOptions, resolution: int | None) -> list["Network"]
 
 def plan_of(options: GridOptions, measure: bool = True) -> "Plan":
     """The plan that the options ask for; latencies that it needs are measured only with `measure`."""
-    from analysis.latency.backends import BACKENDS
-    from analysis.latency.bench import time_runs
+    from metamixer.latency.bench import time_runs
+    from metamixer.latency.runtimes import BACKENDS
     from sweeps import load_grid, make_plan
 
     return make_plan(

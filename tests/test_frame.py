@@ -9,9 +9,8 @@ import pytest
 from test_analysis import write_grid
 
 from analysis import cache, frame
-from analysis.latency import network_key
-from analysis.latency.rows import append
 from analysis.published import published
+from metamixer.latency.rows import append, network_key
 
 LADDER = {"attention": ([96.1, 96.4, None], 100), "gelu": ([95.0, "loss is not finite", 95.2], 100)}
 

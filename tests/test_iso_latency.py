@@ -121,7 +121,7 @@ def test_measures_that_do_not_exist(tmp_path, match):
 
 
 def test_the_command_line_hands_the_clock_in(grid, tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis.latency.bench.time_runs", Clock())
+    monkeypatch.setattr("metamixer.latency.bench.time_runs", Clock())
     options = (grid, "--match", "latency:eager", "--only", "gelu,relu", "--runs", tmp_path / "runs")
     assert "has not been measured: `launch.py run`" in launch("plan", *options, code=2).stderr
     monkeypatch.setattr("sweeps.report.run_with_progress", lambda *arguments, **options: True)

@@ -15,18 +15,19 @@ from small import RUN
 from test_commands import launch
 from torch import nn
 
-from analysis.latency import COLUMNS, imports, load, network_key, published
-from analysis.latency import measure as measuring
-from analysis.latency.backends import BACKENDS, Backend, Loaded, backend
-from analysis.latency.correlation import correlations, spearman
-from analysis.latency.measure import Subject, measure
-from analysis.latency.rows import FILE, append, to_frame, ways
-from analysis.latency.session import difference
-from analysis.latency.session import run as run_session
-from analysis.latency.table import correlation_table, pivot, ranks, to_markdown
+from analysis.latency import load, published, to_frame, ways
+from analysis.latency_ranks import correlations, spearman
+from analysis.latency_table import correlation_table, pivot, ranks, to_markdown
 from metamixer.config import digest_of
 from metamixer.cost import count
 from metamixer.deploy._common import NotConvertible
+from metamixer.latency import imports
+from metamixer.latency import measure as measuring
+from metamixer.latency.measure import Subject, measure
+from metamixer.latency.rows import COLUMNS, FILE, append, network_key
+from metamixer.latency.runtimes import BACKENDS, Backend, Loaded, backend
+from metamixer.latency.session import difference
+from metamixer.latency.session import run as run_session
 from metamixer.networks import Network, find_network, of_run
 
 ROW = {"network": "ffnet_1", "name": "ffnet_1", "resolution": 256, "batch": 1, "device": "a CPU", "os": "Linux",
@@ -203,7 +204,7 @@ def fakes(monkeypatch):
                 task.sessions.append(found)
 
     monkeypatch.setitem(BACKENDS, "fake", Fake)
-    monkeypatch.setattr("analysis.latency.measure._session", session)
+    monkeypatch.setattr("metamixer.latency.measure._session", session)
     return drifts, visits
 
 
@@ -382,7 +383,7 @@ def test_runtimes_compute_what_eager_does(tmp_path, name):
 @pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the onnx extra")
 def test_the_command_times_a_grid_and_keeps_its_rows(grid, tmp_path, monkeypatch):
     """In a process of its own, which needs no torch."""
-    monkeypatch.setattr("analysis.latency.measure.MOST", 1)
+    monkeypatch.setattr("metamixer.latency.measure.MOST", 1)
     options = ("--backend", "onnxruntime", "--rounds", "2", "--sessions", "3", "--runs", tmp_path / "runs")
     shown = launch("bench", grid, "--only", "gelu,relu", *options).stdout
     found = load(tmp_path / "runs", with_published=False)

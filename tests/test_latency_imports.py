@@ -8,12 +8,13 @@ from small import RUN
 from test_commands import launch
 
 from analysis.folders import _network
-from analysis.latency import imports, load, published
-from analysis.latency.correlation import correlations
-from analysis.latency.measure import Subject
-from analysis.latency.rows import append
+from analysis.latency import load, published
+from analysis.latency_ranks import correlations
 from metamixer.config import override
 from metamixer.cost import count
+from metamixer.latency import imports
+from metamixer.latency.measure import Subject
+from metamixer.latency.rows import append
 from metamixer.networks import find_network, of_run
 from metamixer.training.folder import RunFolder
 from metamixer.training.run_config import UserModule

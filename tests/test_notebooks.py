@@ -176,7 +176,7 @@ def test_slot_interactions_on_a_finished_grid(play, tmp_path):
 
 def test_latencies_beside_the_runs_are_shown_by_backend(play, tmp_path):
     from analysis.frame import load
-    from analysis.latency.rows import append
+    from metamixer.latency.rows import append
 
     root = tmp_path / "runs"
     write_networks(root)

@@ -21,12 +21,11 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from metamixer.cost import Cost, count
-from metamixer.fold import fold
-from metamixer.networks import Network
-
-from .backends import Backend, device, system
+from ..cost import Cost, count
+from ..fold import fold
+from ..networks import Network
 from .rows import network_key
+from .runtimes import Backend, device, system
 
 PROJECT = Path(__file__).resolve().parents[2]
 QUIET = 0.05  # a spread up to this share of the median is small
@@ -259,7 +258,7 @@ def _start(threads: int, errors: IO[str]) -> subprocess.Popen[str]:
     numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-m", "analysis.latency.session"],
+        [sys.executable, "-m", "metamixer.latency.session"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,

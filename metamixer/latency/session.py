@@ -29,11 +29,11 @@ def run(job: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
             `image` and `reference` (arrays on the disk).
         say: takes `loaded` (a model's index), `refused` (an index, with `why`), or `model` with `samples` in ms.
     """
-    from analysis.latency.backends import BACKENDS
+    from .runtimes import BACKENDS
 
     backend = BACKENDS[job["backend"]]()
     for source in job["modules"]:
-        from metamixer.plugins import load_module
+        from ..plugins import load_module
 
         load_module(source)
     loaded, calls = {}, {}

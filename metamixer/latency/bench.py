@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from metamixer.networks import of_run
-from metamixer.training.run_config import RunConfig
-
-from .backends import BACKENDS, Backend, backend
+from ..networks import of_run
+from ..training.run_config import RunConfig
 from .measure import Report, Subject, measure
+from .runtimes import BACKENDS, Backend, backend
 
 
 def time_with_progress(

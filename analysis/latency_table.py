@@ -10,10 +10,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..frame import each
-from ..tables import count, plural
-from .correlation import correlations
-from .rows import SETTING, ways
+from .frame import each
+from .latency import SETTING, ways
+from .latency_ranks import correlations
+from .tables import count, plural
 
 
 def ranks(rows: pd.DataFrame) -> list[tuple[int, int]]:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..intervals import CONFIDENCE
-from .rows import ways
+from .intervals import CONFIDENCE
+from .latency import ways
 
 # how the tables call a measure, and its column
 MEASURES = {
@@ -23,10 +23,10 @@ MEASURES = {
 def correlations(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each runtime and measure: n networks, `spearman`, and its 95 % interval `low` to `high`.
 
-    A runtime that was timed in several ways (devices, threads, ...) has a row for each, named by `rows.ways`. Networks
-    of any resolution count, each pair once, unfolded ones not. Rows without the measure are left out. The interval is
-    Bonett and Wright's (2000): Fisher's z with variance (1 + r²/2)/(n − 3). There is none for fewer than five networks,
-    nor for a correlation of 1, of which so few networks can't be sure.
+    A runtime that was timed in several ways (devices, threads, ...) has a row for each, named by `latency.ways`.
+    Networks of any resolution count, each pair once, unfolded ones not. Rows without the measure are left out. The
+    interval is Bonett and Wright's (2000): Fisher's z with variance (1 + r²/2)/(n − 3). There is none for fewer than
+    five networks, nor for a correlation of 1, of which so few networks can't be sure.
     """
     found = []
     folded = rows[~rows["network"].str.endswith(" unfolded")]

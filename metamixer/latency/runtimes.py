@@ -64,7 +64,7 @@ class Backend(ABC):
             ValueError: a package is missing, or this machine is the wrong one.
         """
         if self.packages:
-            from metamixer.deploy._common import require
+            from ..deploy._common import require
 
             require(self.packages, self.extra)
 
@@ -101,8 +101,6 @@ class Eager(Backend):
     def load(self, path: Path, image: np.ndarray, threads: int) -> Loaded:
         import torch
 
-        import metamixer  # noqa: F401 — what its networks are pickled by
-
         torch.set_num_threads(threads)
         model, x = self._placed(torch.load(path, weights_only=False), torch.from_numpy(image))
         run = torch.no_grad()(model.__call__)
@@ -132,7 +130,7 @@ class Compiled(Eager):
     name = "compile"
 
     def check(self) -> None:
-        from metamixer.training.learner import has_cpp_compiler
+        from ..training.learner import has_cpp_compiler
 
         if not has_cpp_compiler():
             raise ValueError("torch.compile needs a C++ compiler on a CPU, e.g. Debian's package g++")
@@ -153,7 +151,7 @@ class OnnxRuntime(Backend):
     packages, extra = ("onnxruntime", "onnx", "onnxscript"), "onnx"
 
     def prepare(self, model: Any, image: Any, path: Path) -> None:
-        from metamixer.deploy import onnx
+        from ..deploy import onnx
 
         path.write_bytes(onnx.convert(model, image))
 
@@ -178,7 +176,7 @@ class ExecuTorch(Backend):
     packages, extra = ("executorch",), "executorch"
 
     def prepare(self, model: Any, image: Any, path: Path) -> None:
-        from metamixer.deploy import executorch
+        from ..deploy import executorch
 
         path.write_bytes(executorch.convert(model, image)[0])
 
@@ -211,7 +209,7 @@ class CoreML(Backend):
         super().check()
 
     def prepare(self, model: Any, image: Any, path: Path) -> None:
-        from metamixer.deploy import coreml
+        from ..deploy import coreml
 
         coreml.convert(model, image).save(str(self._package(path)))
 

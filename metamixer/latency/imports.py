@@ -77,8 +77,8 @@ def add_costs(rows: list[Json], root: str | Path) -> list[str]:
 
 
 def _cost(name: str, resolution: int, root: Path) -> Json:
-    from metamixer.cost import count  # loads torch, which reading rows does without
-    from metamixer.networks import find_network
+    from ..cost import count  # loads torch, which reading rows does without
+    from ..networks import find_network
 
     network = find_network(str(root / name) if (root / name / "config.json").is_file() else name, resolution)
     try:
