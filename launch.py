@@ -18,6 +18,7 @@ import metamixer.commands
 import sweeps.commands
 
 if TYPE_CHECKING:
+    from metamixer.latency.measure import Report
     from sweeps import Plan
     from sweeps.commands import Launched
 
@@ -56,10 +57,16 @@ def _shown(show: Callable[[Path, str, str], None]) -> Callable[["Launched"], Non
     return shown
 
 
+def _benched(report: "Report") -> None:
+    analysis.commands.show_latencies(report.rows, [*report.notes, *report.refused])
+    if report.refused:
+        raise typer.Exit(1)
+
+
 then(sweeps.commands.plan, _visible)
 then(sweeps.commands.run, _shown(analysis.commands.show_grid))
 then(sweeps.commands.search, _shown(analysis.commands.show_search))
-app.command()(sweeps.commands.bench)
+then(sweeps.commands.bench, _benched)
 
 
 @app.command()

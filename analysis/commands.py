@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -99,6 +99,20 @@ def show_search(root: Path, name: str, setting: str | None) -> None:
     save(front_picture(trials), folder / "front.png")
     save(importances_picture(importances(trials)), folder / "importances.png")
     console.print(f"{folder}: trials.csv, front.png, importances.png", soft_wrap=True, highlight=False)
+
+
+def show_latencies(rows: list[dict[str, Any]], notes: list[str]) -> None:
+    """The table of what was measured, and a line for each thing that was not."""
+    from rich.console import Console
+
+    from analysis.latency import to_frame
+    from analysis.latency_table import render
+
+    console = Console()
+    if rows:
+        console.print(render(to_frame(rows)))
+    for line in notes:
+        console.print(line, style="yellow", soft_wrap=True, highlight=False)
 
 
 def show_visible(root: Path, grid: str, setting: str, seeds: int, comparisons: int) -> None:

@@ -31,6 +31,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from metamixer.latency.measure import Report
     from metamixer.networks import Network
     from sweeps import Plan
 
@@ -246,6 +247,7 @@ def retry(
         raise typer.Exit(1)
 
 
+@with_options
 def bench(
     models: Annotated[
         Optional[list[str]],
@@ -272,17 +274,11 @@ def bench(
     file: Annotated[
         Optional[Path], typer.Option("--import", help="Keep what a phone measured: an Xcode report, or a CSV.")
     ] = None,
-) -> None:
+) -> "Report":
     """Latency on runtimes, beside costs; kept in latency.jsonl of the runs' folder."""
-    from rich.console import Console
-
-    from analysis.latency import to_frame
-    from analysis.latency_table import render
     from metamixer.latency import imports, rows
+    from metamixer.latency.measure import Report, Subject
 
-    console = Console()
-    uncounted: list[str] = []
-    problems: list[str] = []
     if file is not None:
         if models and len(models) > 1:
             raise ValueError(f"--import: one model for a report, not {len(models)}")
@@ -290,11 +286,10 @@ def bench(
                   "--match": match, "--module": module, "--threads": threads != 1, "--batch": batch != 1}  # fmt: skip
         if given := [option for option, value in timing.items() if value]:
             raise ValueError(f"--import: {given[0]} is for what is timed here; a file says how it was measured")
-        found = imports.read(file, runs, models[0] if models else None, resolution)
-        uncounted = imports.add_costs(found, runs)
+        report = Report(imports.read(file, runs, models[0] if models else None, resolution))
+        report.notes += imports.add_costs(report.rows, runs)
     else:
         from metamixer.latency.bench import time_with_progress
-        from metamixer.latency.measure import Subject
 
         if not models:
             raise ValueError("give the models to time, or a file with --import")
@@ -305,15 +300,9 @@ def bench(
         networks = [network for name in models for network in networks_of(options_of(name), resolution)]
         subjects = [Subject(network, folded) for network in networks for folded in ([True, False][: 1 + unfolded])]
         report = time_with_progress(subjects, backend or ["all"], threads, batch, rounds, sessions)
-        found, problems = report.rows, report.refused
-    if found:
-        path = rows.append(runs, found)
-        console.print(render(to_frame(found)))
-        console.print(f"kept in {path}", soft_wrap=True, highlight=False)
-    for line in [*uncounted, *problems]:
-        console.print(line, style="yellow", soft_wrap=True, highlight=False)
-    if problems:
-        raise typer.Exit(1)
+    if report.rows:
+        print(f"kept in {rows.append(runs, report.rows)}")
+    return report
 
 
 def networks_of(options: GridOptions, resolution: int | None) -> list["Network"]:
@@ -328,8 +317,6 @@ def networks_of(options: GridOptions, resolution: int | None) -> list["Network"]
 
 def plan_of(options: GridOptions, measure: bool = True) -> "Plan":
     """The plan that the options ask for; latencies that it needs are measured only with `measure`."""
-    from metamixer.latency.bench import time_runs
-    from metamixer.latency.runtimes import BACKENDS
     from sweeps import load_grid, make_plan
 
     return make_plan(
@@ -342,8 +329,7 @@ def plan_of(options: GridOptions, measure: bool = True) -> "Plan":
         options.match,
         rates_of(options.lrs),
         options.aa,
-        time_runs if measure else None,
-        lambda: list(BACKENDS),
+        measure,
     )
 
 

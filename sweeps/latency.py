@@ -45,10 +45,10 @@ class Clock:
 
 @dataclass(frozen=True)
 class Latencies:
-    """The recorded widths below `root`; with a `timer`, those that are missing are measured and recorded."""
+    """The recorded widths below `root`; with `measure`, those that are missing are measured and recorded."""
 
     root: Path
-    timer: Timer | None = None
+    measure: bool = False
 
     def matched(self, config: RunConfig, base: RunConfig, measure: str) -> RunConfig:
         """`config` with its widths scaled so that it takes as long as `base`, within 5 %.
@@ -61,12 +61,12 @@ class Latencies:
         key = {"measure": measure, "base": digest_of(_network(base)), "variant": digest_of(_network(config))}
         record = self._recorded(key)
         if record is None:
-            if self.timer is None:
+            if not self.measure:
                 raise ConfigError(
                     f"its width at equal {measure} has not been measured: `launch.py run` with the same options "
                     f"measures what is missing and keeps it in {self.root / FILE}"
                 )
-            self._append({**key, **_search(config, base, measure.removeprefix(LATENCY), self.timer)})
+            self._append({**key, **_search(config, base, measure.removeprefix(LATENCY))})
             record = self._recorded(key)  # another process may have been first
             assert record is not None
         return scaled(config, record["width"], record["expansion"])
@@ -106,14 +106,15 @@ def _network(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _search(config: RunConfig, base: RunConfig, runtime: str, timer: Timer) -> dict[str, Any]:
+def _search(config: RunConfig, base: RunConfig, runtime: str) -> dict[str, Any]:
     """A width, a factor for the channel mixers' hidden widths, and how the latency then compares with the base's.
 
     Every network is timed beside the base, for the machine changes its pace.
     """
+    from metamixer.latency.bench import time_runs
 
     def ratios(*runs: RunConfig) -> list[float]:
-        first, *others = timer(runtime, [base, *runs])
+        first, *others = time_runs(runtime, [base, *runs])
         return [other / first for other in others]
 
     widths = fitting(config)

@@ -15,6 +15,7 @@ import numpy as np
 
 from metamixer.config import ConfigError, digest, parse
 from metamixer.cost import Cost, count
+from metamixer.latency.runtimes import BACKENDS
 from metamixer.training.run_config import RunConfig
 
 Counted = Literal["macs", "params"]
@@ -42,9 +43,9 @@ def check_measure(measure: str) -> str:
     Raises:
         ConfigError: no such measure.
     """
-    if measure in get_args(Counted) or (measure.startswith(LATENCY) and measure != LATENCY):
+    if measure in get_args(Counted) or (measure.removeprefix(LATENCY) in BACKENDS and measure.startswith(LATENCY)):
         return measure
-    raise ConfigError(f"match {measure!r}: macs, params, or latency:RUNTIME, e.g. latency:onnxruntime")
+    raise ConfigError(f"match {measure!r}: macs, params, or latency:RUNTIME, of the runtimes {', '.join(BACKENDS)}")
 
 
 def matched(config: RunConfig, base: RunConfig, measure: str) -> RunConfig:

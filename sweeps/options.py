@@ -78,7 +78,7 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, parameter in inspect.signature(command).parameters.items():
         if dataclasses.is_dataclass(parameter.annotation):
             groups[name] = parameter.annotation
-            own = inspect.signature(parameter.annotation).parameters.values()
+            own = inspect.signature(groups[name]).parameters.values()
         else:
             own = [parameter]  # type: ignore[assignment]
         seen += [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]

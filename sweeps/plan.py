@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from metamixer.config import SCHEMA_VERSION, ConfigError
 from metamixer.training.folder import RunFolder
 
 from .grid import LoadedGrid, PlannedRun, setting_label
-from .latency import Latencies, Timer
+from .latency import Latencies
 from .match import LATENCY, check_measure, matched
 from .states import State, find_states
 
@@ -95,30 +94,25 @@ def make_plan(
     match: str | None = None,
     lrs: list[float] | None = None,
     aa: bool = False,
-    timer: Timer | None = None,
-    runtimes: Callable[[], Sequence[str]] | None = None,
+    measure: bool = False,
 ) -> Plan:
     """Plan of a grid; see `Grid.runs` for the arguments and errors.
 
     With `aa`, of an A/A test in its place, a grid named GRID_aa: the base as two variants that differ by nothing but
     their seeds. The first has the given ones (and so runs that may be done already), the second as many others.
 
-    With a `timer`, widths at equal latency that are not recorded yet are measured and recorded in `root`; else they are
-    an error, and so is at once a latency on none of the `runtimes`, where they are known.
+    With `measure`, widths at equal latency that are not recorded yet are measured and recorded in `root`; else they are
+    an error.
     """
-    measure = match or loaded.grid.match or "none"
-    if measure != "none":
-        check_measure(measure)
-    if measure.startswith(LATENCY) and runtimes is not None:
-        runtime, known = measure.removeprefix(LATENCY), runtimes()
-        if runtime not in known:
-            raise ConfigError(f"match {measure!r}: no runtime {runtime!r}; there are {', '.join(known)}")
+    equal = match or loaded.grid.match or "none"
+    if equal != "none":
+        check_measure(equal)
     if aa:
         runs = _aa_runs(loaded, data, overrides, seeds, only, lrs)
         about = f"A/A: is {loaded.grid.base} called different from itself, at other seeds?"
         loaded = LoadedGrid(f"{loaded.name}_aa", about, loaded.grid)
     else:
-        scale = Latencies(root, timer).matched if measure.startswith(LATENCY) else matched
+        scale = Latencies(root, measure).matched if equal.startswith(LATENCY) else matched
         runs = loaded.grid.runs(data, overrides, seeds, only, match, lrs, scale)
     changed = {**(overrides or {}), **({"match": match} if match and match != (loaded.grid.match or "none") else {})}
     setting = setting_label(data or next(iter(loaded.grid.bases)), changed)

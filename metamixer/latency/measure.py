@@ -62,10 +62,11 @@ class Subject:
 
 @dataclass
 class Report:
-    """Rows as `rows.append` takes them, and a line for each network that nothing counts or a runtime did not take."""
+    """Rows as `rows.append` takes them; a line for each network that a runtime did not take; and other notes."""
 
     rows: list[Json] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class _Ended(Exception):
