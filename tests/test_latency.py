@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-from dataclasses import asdict
 from importlib.util import find_spec
 from shutil import which
 
@@ -18,7 +17,6 @@ from torch import nn
 from analysis.latency import load, published, to_frame, ways
 from analysis.latency_ranks import correlations, spearman
 from analysis.latency_table import correlation_table, pivot, ranks, to_markdown
-from metamixer.config import digest_of
 from metamixer.cost import count
 from metamixer.deploy._common import NotConvertible
 from metamixer.latency import imports
@@ -38,8 +36,8 @@ ROW = {"network": "ffnet_1", "name": "ffnet_1", "resolution": 256, "batch": 1, "
 def test_a_network_is_known_by_what_it_is_built_from():
     values = json.loads(json.dumps(RUN.to_dict()))
     parts = {"model": values["model"], "channels": 1, "image_size": 12, "num_classes": 10}
-    assert network_key(**parts) == digest_of(parts) != network_key(**{**parts, "image_size": 16})
-    assert network_key(**parts, modules=values["modules"]) == digest_of(parts)
+    assert network_key(**parts) != network_key(**{**parts, "image_size": 16})
+    assert network_key(**parts, modules=values["modules"]) == network_key(**parts)
 
 
 def test_published_latencies():
@@ -58,7 +56,7 @@ def test_the_published_networks_costs_are_those_that_are_counted(name, resolutio
     network = find_network(name, resolution)
     counted = count(network.model, network.input_size, inplace=True)
     (row,) = published().query(f"network == '{name}' and resolution == {resolution}").to_dict("records")
-    assert {cost: row[cost] for cost in imports.COSTS} == asdict(counted)
+    assert {cost: row[cost] for cost in imports.COSTS} == {cost: getattr(counted, cost) for cost in imports.COSTS}
 
 
 def test_the_last_measurement_of_the_same_thing_counts(tmp_path):
@@ -260,7 +258,7 @@ def test_what_nothing_counts_is_named_and_the_others_are_timed(fakes):
     fourier = subject(nn.Conv2d(3, 3, 1), Fourier(), name="fourier")
     report = measure([fourier, subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=1)
     (said,) = report.refused
-    assert said.startswith("fourier: multiply-adds not counted for aten::fft_rfft2")
+    assert said.startswith("fourier: multiply-adds not counted for aten::_fft")
     assert [row["name"] for row in report.rows] == ["net"]
     assert measure([fourier], [Fake()]).rows == []
 

@@ -106,7 +106,8 @@ def test_costs_can_be_held_against_a_phones_latencies(tmp_path):
     rows = load(tmp_path, with_published=False)
     for name, network in {"ffnet_1": find_network("ffnet_1", 96), key: of_run(key, RUN)}.items():
         row = rows[rows["name"] == name].iloc[-1]
-        assert row[list(imports.COSTS)].to_dict() == asdict(count(network.model, network.input_size))
+        counted = asdict(count(network.model, network.input_size))
+        assert row[list(imports.COSTS)].to_dict() == {cost: counted[cost] for cost in imports.COSTS}
     assert rows.loc[rows["name"] == "mine", list(imports.COSTS)].to_numpy().tolist() == [[70000, 800000, 90, 400]]
     assert rows.loc[rows["name"] == "ffnet1", list(imports.COSTS)].isna().all(axis=None)
     found = correlations(rows).set_index("measure")

@@ -82,7 +82,8 @@ def _cost(name: str, resolution: int, root: Path) -> Json:
 
     network = find_network(str(root / name) if (root / name / "config.json").is_file() else name, resolution)
     try:
-        return asdict(count(network.model, network.input_size, inplace=True))
+        found = asdict(count(network.model, network.input_size, inplace=True))
+        return {cost: found[cost] for cost in COSTS}
     except ValueError as error:  # its operations have no count
         raise ValueError(f"{name!r}: {error}") from None
 
