@@ -103,21 +103,17 @@ def check(
     name: Annotated[
         str,
         typer.Argument(
-            help="A preset, a baseline, an operation or a task; as JSON with parameters, or a mixer's four slots."
+            help="A preset, a baseline, or an operation of the registry; as JSON with parameters, or the four slots."
         ),
     ],
     module: Modules = None,
     width: Annotated[int, typer.Option(help="Channels to check and cost it at.")] = 64,
 ) -> None:
-    """Whether a mixer, an operation or a task keeps its contract, and what a mixer costs."""
+    """Whether a mixer or an operation keeps the contract of the catalogue, and what it costs."""
     import json
 
-    from rich.console import Console
-
-    from metamixer.checks_table import render, report
+    from metamixer.checks_table import report
     from metamixer.config import ConfigError
-    from metamixer.tasks import TASKS
-    from metamixer.tasks.checks import check_task
 
     try:
         value = json.loads(name) if name.lstrip().startswith("{") else name
@@ -125,13 +121,7 @@ def check(
         example = """'{"name": "linear", "expansion": 2.0}'"""
         raise ConfigError(f"check {name}: no JSON ({error.msg}, column {error.colno}); write e.g. {example}") from None
     load(module)
-    if (value if isinstance(value, str) else value.get("name")) in TASKS:
-        rows = check_task(value)
-        Console().print(render(rows))
-        held = all(row.passed for row in rows)
-    else:
-        held = report(value, dim=width)
-    if not held:
+    if not report(value, dim=width):
         raise typer.Exit(1)
 
 

@@ -1,7 +1,8 @@
-"""A launch on a cluster is a reconciliation: of what should exist, submit what nobody has, holds or waits for."""
+"""A launch on a cluster compares what should exist with what does, and submits the rest."""
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ from metamixer.config import ConfigError, override
 from metamixer.training.folder import RunFolder
 
 from . import follow, scheduler, slurm, snapshot
+from .attempts import Attempts
 from .profiles import Profile
 from .states import State, find_standings
-from .submissions import Submission, attempts, launch_lock, read_submissions
+from .submissions import Submission, launch_lock, read_submissions
 
 if TYPE_CHECKING:
     from metamixer.training.run_config import RunConfig
@@ -28,7 +30,7 @@ RETRIED = {State.FAILED, State.INTERRUPTED}
 
 @dataclass
 class Launch:
-    """What a launch did: the calls of sbatch, the runs it left alone for having had their attempts, SLURM's refusal."""
+    """What a launch did: its calls of sbatch, and the runs that it left alone after starts without progress."""
 
     submissions: list[Submission] = field(default_factory=list)
     exhausted: list[str] = field(default_factory=list)
@@ -69,26 +71,32 @@ def launch(
 ) -> Launch:
     """Submit those of `configs` (by hash) that are in a wanted state, and return.
 
-    The decision is taken under a lock from what then is true, so that launches at the same time submit each run once.
+    The launch lock is held meanwhile, so that launches at the same time submit each run once.
+
+    Args:
+        max_attempts: starts in a row without a checkpoint that a run may have.
 
     Raises:
-        ConfigError: the folder can't be written, or SLURM can't be asked what it already has.
+        ConfigError: the folder can't be written, SLURM can't be asked what it already has, or the processes of the
+            profile can't share a run's passes.
     """
     with launch_lock(root):
         submissions = slurm.settle(root, read_submissions(root))
         standings = find_standings(root, configs.keys(), submissions)
         if standings.problem:
             raise ConfigError(f"{standings.problem}; what is queued can't be told, so nothing was submitted")
-        had = attempts(submissions)
         todo = [hash for hash in configs if standings.runs[hash].state in wanted]
-        result = Launch(exhausted=[hash for hash in todo if had[hash] >= max_attempts])
-        todo = [hash for hash in todo if had[hash] < max_attempts]
+        idle = {hash for hash in todo if Attempts(RunFolder(root / hash)).idle() >= max_attempts}
+        todo = [hash for hash in todo if hash not in idle]
+        result = Launch(exhausted=sorted(idle))
         if todo:
+            for hash in todo:
+                configs[hash].recipe.share(profile.processes)  # refused here, not on the node
             for hash in todo:
                 RunFolder(root / hash).create(configs[hash])
             modules = {(module.source, module.digest) for hash in todo for module in configs[hash].modules}
             code = snapshot.take(root, modules)
-            result.submissions = slurm.submit(root, todo, grid, setting, profile, code, array_size)
+            result.submissions = slurm.submit(root, todo, grid, setting, profile, code, array_size, max_attempts)
     return result
 
 
@@ -100,40 +108,46 @@ def estimate_gpu_hours(root: Path, hashes: Sequence[str], todo: int, profile: Pr
 
 
 def show_hours(plan: Plan, profile: Profile) -> None:
-    """Print runs by state, and what those that a launch would submit cost at worst and by what is known."""
-    counts = plan.count()
+    """Print what the runs that a launch would submit cost at worst, and by what is known."""
     todo = len(plan.missing())
-    worst = worst_gpu_hours(profile, todo)
     done = [hash for hash, state in plan.states.items() if state == State.DONE]
     guess = estimate_gpu_hours(plan.root, done, todo, profile)
     estimate = "no estimate before a run is done" if guess is None else f"about {guess:,.1f} by the runs done so far"
     Console(highlight=False, soft_wrap=True).print(
-        f"{len(plan.states)} runs: {', '.join(f'{counts[state]} {state}' for state in State if counts[state])}. "
-        f"On a cluster the {todo} missing ones take {worst:,.0f} GPU-hours at worst "
+        f"the {todo} missing runs take {worst_gpu_hours(profile, todo):,.0f} GPU-hours at worst "
         f"(GPUs {profile.gpus}, {1 + profile.continuations} × {profile.minutes} min each); {estimate}"
     )
 
 
 def launch_plan(plan: Plan, profile: Profile, retry: bool, max_attempts: int, max_gpu_hours: float | None) -> bool:
-    """Submit what a plan misses and say so; returns whether SLURM took all of it."""
+    """Submit what a plan misses and say so, and what is left alone; returns whether SLURM took all of it."""
+    from .report import say_left_alone  # loads torch, which `retry` does not need
+
     check_budget([(profile, len(plan.missing(retry)))], max_gpu_hours)
     size = scheduler.max_array_size()  # fails where there is no SLURM, before anything is written
-    plan.write_manifest()
     wanted = {State.NEW, State.INTERRUPTED} | ({State.FAILED} if retry else set())
     configs = {run.hash: run.config for run in plan.runs}
-    return report(launch(plan.root, configs, wanted, plan.loaded.name, plan.setting, profile, max_attempts, size))
+    with launch_lock(plan.root):  # the manifest of one launch may not drop what another is about to submit
+        plan.write_manifest()
+        launched = launch(plan.root, configs, wanted, plan.loaded.name, plan.setting, profile, max_attempts, size)
+    say_left_alone(plan.count(), retry)
+    return report(launched)
 
 
 def report(launched: Launch) -> bool:
+    """Print what a launch did; returns whether SLURM took all of it."""
     console = Console(highlight=False, soft_wrap=True)
     for submission in launched.submissions:
         if submission.job:
             console.print(f"job {submission.job}: {len(submission.hashes)} runs of {submission.grid}")
     if not launched.submissions and not launched.exhausted:
         console.print("nothing to submit")
+    if launched.submissions and (dropped := sorted(key for key in os.environ if key.startswith("SBATCH_"))):
+        console.print(f"{', '.join(dropped)}: not used; a profile's `options` take any option of sbatch")
     if launched.exhausted:
         console.print(
-            f"{len(launched.exhausted)} runs have had their attempts and are left alone; --max-attempts allows more",
+            f"{len(launched.exhausted)} runs started again and again without progress and are left alone; "
+            "`launch.py logs` shows why, --max-attempts allows more starts",
             style="yellow",
         )
     if launched.error:
@@ -151,48 +165,39 @@ def retry(
     max_gpu_hours: float | None,
     dry_run: bool,
 ) -> bool:
-    """Submit failed and interrupted runs again, each as it was submitted last unless a profile is given.
-
-    Runs that were never submitted are trained here instead.
+    """Submit failed and interrupted runs again, each with the profile that it had last unless one is given.
 
     Returns:
-        Whether SLURM took, or this machine finished, all of them.
+        Whether SLURM took all of them.
     """
     console = Console(highlight=False, soft_wrap=True)
     entries = follow.select(root, targets, data)
     now = follow.standings(root, entries)
-    entries = [entry for entry in entries if now.runs[entry.hash].state in RETRIED]
-    if not entries:
-        console.print("nothing to retry: none of them failed or was interrupted")
-    had = attempts(read_submissions(root))
     groups = defaultdict[tuple[str, str, str], list[follow.Entry]](list)
     for entry in entries:
-        last = now.runs[entry.hash].submission
-        chosen = profile or (last.profile if last else None)
-        groups[entry.grid, entry.setting, override(chosen, changes).model_dump_json() if chosen else ""].append(entry)
-        if dry_run:
-            left_alone = ", has had its attempts" if had[entry.hash] >= max_attempts else ""
-            state = now.runs[entry.hash].state
-            console.print(f"{entry.variant} seed {entry.seed} ({entry.hash}): {state}{left_alone}")
-        if changes and not chosen:
-            raise ConfigError(
-                f"--resource: {entry.variant} seed {entry.seed} was never submitted: give --profile to submit it, or "
-                "leave --resource out to train it here"
+        standing = now.runs[entry.hash]
+        if standing.state not in RETRIED:
+            continue
+        if not (profile or standing.submission):
+            console.print(
+                f"{entry.name}: {standing.state}, was never submitted: `launch.py run {entry.grid} --retry` trains it "
+                "here, --profile submits it",
+                style="yellow",
             )
+            continue
+        chosen = override(profile or standing.submission.profile, changes)  # type: ignore[union-attr]
+        groups[entry.grid, entry.setting, chosen.model_dump_json()].append(entry)
+        if dry_run:
+            console.print(f"{entry.name} ({entry.hash}): {standing.state}")
+    if not groups:
+        console.print("nothing to retry: none of them was submitted and failed or was interrupted")
     if dry_run:
         return True
-    check_budget([(Profile.model_validate_json(key[2]), len(g)) for key, g in groups.items() if key[2]], max_gpu_hours)
+    parts = [(Profile.model_validate_json(key[2]), group) for key, group in groups.items()]
+    check_budget([(each, len(group)) for each, group in parts], max_gpu_hours)
     complete = True
-    for (grid, setting, described), group in groups.items():
+    for (grid, setting, _), (each, group) in zip(groups, parts, strict=True):
         configs = {entry.hash: RunFolder(root / entry.hash).config() for entry in group}
-        if described:
-            chosen = Profile.model_validate_json(described)
-            size = scheduler.max_array_size()
-            complete &= report(launch(root, configs, RETRIED, grid, setting, chosen, max_attempts, size))
-        else:
-            from .grid import PlannedRun, Variant
-            from .report import train_here
-
-            runs = [PlannedRun(each.variant, each.seed, configs[each.hash], Variant(), each.hash) for each in group]
-            complete &= train_here(runs, root, None, "auto")
+        size = scheduler.max_array_size()
+        complete &= report(launch(root, configs, RETRIED, grid, setting, each, max_attempts, size))
     return complete

@@ -87,7 +87,8 @@ def plan(options: GridOptions, job: JobOptions) -> "Plan":
     with without_collector():
         planned = plan_of(options, measure=False)
         print_plan(planned)
-    show_hours(planned, profile_of(job))
+    if job.profile or job.profiles or job.resource:
+        show_hours(planned, profile_of(job))
     return planned
 
 
@@ -103,7 +104,7 @@ def run(
     cluster: Annotated[
         str, typer.Option(help="local: here; debug: here, in one process; slurm: submit job arrays and return.")
     ] = "local",
-    max_attempts: MaxAttempts = 3,
+    max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
 ) -> Launched:
     """Run what is missing of a grid, here or on a cluster; here, then show the table and the picture."""
@@ -234,7 +235,7 @@ def retry(
     targets: Targets = None,
     data: DataName = None,
     runs: Runs = Path("runs"),
-    max_attempts: MaxAttempts = 3,
+    max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
 ) -> None:

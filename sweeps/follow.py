@@ -21,8 +21,7 @@ from . import scheduler
 from .states import Standing, Standings, State, find_standings
 from .submissions import jobs_folder, read_submissions
 
-ROWS = 60  # a longer table shows what needs a look, and counts the rest
-BESIDE = 8  # lines that a live table leaves to its heading, notes and counts
+ROWS = 60  # more runs than this are shown by variant
 STYLES = {State.DONE: "green", State.FAILED: "red", State.INTERRUPTED: "yellow", State.RUNNING: "cyan"}
 
 
@@ -35,6 +34,10 @@ class Entry:
     seed: int
     grid: str
     setting: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant} seed {self.seed}"
 
 
 def select(root: Path, targets: Sequence[str], data: str | None = None, trials: bool = False) -> list[Entry]:
@@ -90,15 +93,14 @@ def show_status(root: Path, targets: Sequence[str], data: str | None, every: boo
     console = Console()
     entries = select(root, targets, data, trials=True)
     if watch is None:
-        console.print(_status(root, entries, standings(root, entries), every, ROWS))
+        console.print(Group(*_status(root, entries, standings(root, entries), every)))
         return
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         try:
             while True:
                 now = standings(root, entries)
-                # what a terminal can't hold is cut at its end, where the counts are
-                rows = max(1, min(ROWS, console.height - BESIDE))
-                live.update(_status(root, entries, now, every, rows), refresh=True)
+                *lines, counts = _status(root, entries, now, every)
+                live.update(Group(counts, *lines), refresh=True)  # a terminal cuts off the end of what it can't hold
                 if not {State.QUEUED, State.RUNNING} & {each.state for each in now.runs.values()}:
                     return
                 time.sleep(watch)
@@ -106,55 +108,85 @@ def show_status(root: Path, targets: Sequence[str], data: str | None, every: boo
             return
 
 
-def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool, rows: int) -> RenderableType:
+def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -> list[RenderableType]:
+    """A table by run, or of many runs by variant; what there is to say about them; and the counts."""
+    table = _by_run(root, entries, now) if every or len(entries) <= ROWS else _by_variant(entries, now)
+    lines: list[RenderableType] = [table]
+    notes = dict[str, list[str]]()
+    for entry in entries:
+        standing = now.runs[entry.hash]
+        failure = (standing.result or {}).get("error") if standing.state == State.FAILED else None
+        if note := failure or standing.note:
+            notes.setdefault(note, []).append(entry.name)
+    for note, names in notes.items():
+        lines.append(Text(f"{names[0]}{f' (and {len(names) - 1} more)' if len(names) > 1 else ''}: {note}", "yellow"))
+    if now.problem:
+        lines.append(Text(f"{now.problem}; states are from the runs' own files", "yellow"))
+    lines.append(Text(f"logs: {root}/HASH/log.txt, or `launch.py logs`"))
+    return [*lines, Text(f"{len(entries)} runs: {_counts(entries, now)}")]
+
+
+def _counts(entries: Sequence[Entry], now: Standings) -> str:
     counts = Counter(now.runs[entry.hash].state for entry in entries)
-    lines: list[RenderableType] = []
-    shown = list(entries)
-    if not every and len(entries) > rows:
-        urgent = (State.RUNNING, State.FAILED, State.INTERRUPTED)
-        shown = [entry for entry in entries if now.runs[entry.hash].state in urgent][:rows]
+    return ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+
+
+def _table(entries: Sequence[Entry], *headings: str) -> Table:
     several = len({(entry.grid, entry.setting) for entry in entries}) > 1
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    headings = ("variant", "seed", "state", "epoch", "top-1", "node", "time", "log")
     for heading in ("grid", *headings) if several else headings:
         right = heading in ("seed", "epoch", "top-1", "time")
         # only names give way where the terminal is narrow: a figure or a state that is cut says something else
-        gives_way = heading in ("grid", "variant")
+        gives_way = heading in ("grid", "variant", "runs")
         table.add_column(heading, justify="right" if right else "left", no_wrap=not gives_way, overflow="fold")
-    notes = []
-    for entry in shown:
+    return table
+
+
+def _by_run(root: Path, entries: Sequence[Entry], now: Standings) -> Table:
+    table = _table(entries, "variant", "seed", "state", "epoch", "top-1", "node", "time", "hash")
+    for entry in entries:
         standing = now.runs[entry.hash]
-        folder = RunFolder(root / entry.hash)
-        progress = folder.read("progress.json") or {}
-        epoch = f"{progress.get('epoch', 0)}/{progress['epochs']}" if "epochs" in progress else ""
-        cells = [f"{entry.grid}@{entry.setting}"] if several else []
-        cells += [entry.variant, str(entry.seed)]
+        progress = RunFolder(root / entry.hash).read("progress.json") or {}
         table.add_row(
-            *cells,
+            *([f"{entry.grid}@{entry.setting}"] if table.columns[0].header == "grid" else []),
+            entry.variant,
+            str(entry.seed),
             Text(standing.state, STYLES.get(standing.state, "")),
-            epoch,
+            f"{progress.get('epoch', 0)}/{progress['epochs']}" if "epochs" in progress else "",
             _top1(standing, progress),
             _node(standing, progress),
             _time(standing, progress),
             entry.hash,
         )
-        note = (standing.result or {}).get("error") if standing.state == State.FAILED else standing.note
-        note = note or standing.note
-        if note:
-            notes.append((f"{entry.variant} seed {entry.seed}", note))
-    lines.append(table)
-    for note, number in Counter(note for _, note in notes).items():
-        first = next(who for who, each in notes if each == note)
-        lines.append(Text(f"{first}{f' (and {number - 1} more)' if number > 1 else ''}: {note}", "yellow"))
-    if len(shown) < len(entries):
-        lines.append(Text(f"{len(entries) - len(shown)} more runs are in the counts only; --all shows them"))
-    if now.problem:
-        lines.append(Text(f"{now.problem}; states are from the runs' own files", "yellow"))
-    if shown:
-        lines.append(Text(f"logs: {root}/LOG/log.txt, or `launch.py logs`"))
-    by_state = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
-    lines.append(Text(f"{len(entries)} runs: {by_state}"))
-    return Group(*lines)
+    return table
+
+
+def _by_variant(entries: Sequence[Entry], now: Standings) -> Table:
+    """A row for each variant; of more than `ROWS`, only those with runs that are neither done, new nor queued."""
+    groups = dict[tuple[str, str], list[Entry]]()
+    for entry in entries:
+        groups.setdefault((f"{entry.grid}@{entry.setting}", entry.variant), []).append(entry)
+    calm = {State.DONE, State.NEW, State.QUEUED}
+    table = _table(entries, "variant", "seeds", "runs")
+    shown = [key for key in groups if len(groups) <= ROWS or {now.runs[e.hash].state for e in groups[key]} - calm]
+    for grid, variant in shown[:ROWS]:
+        group = groups[grid, variant]
+        head = [grid] if table.columns[0].header == "grid" else []
+        table.add_row(*head, variant, _ranges({entry.seed for entry in group}), _counts(group, now))
+    if len(groups) > len(shown[:ROWS]):
+        table.caption = f"and {len(groups) - len(shown[:ROWS])} more variants; --all shows every run"
+    return table
+
+
+def _ranges(numbers: set[int]) -> str:
+    """0-4, 7."""
+    ranges = list[list[int]]()
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def _top1(standing: Standing, progress: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from metamixer.config import ConfigError, parse
 from metamixer.training.folder import RunFolder
 from metamixer.training.run_config import RunConfig
 
+from .attempts import Attempts
 from .grid import PlannedRun
 from .states import State
 
@@ -77,6 +78,8 @@ def run_all(
     """
     waiting, outcomes = list(runs), list[Outcome]()
     active: dict[Any, tuple[PlannedRun, Any]] = {}
+    places = places_of(device)
+    at = dict[Any, str]()  # the place of each active process
     stopped = False
 
     def stop(*_: Any) -> None:
@@ -91,29 +94,42 @@ def run_all(
             while waiting and len(active) < workers:
                 run = waiting.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
+                place = min(places, key=list(at.values()).count)  # the GPU with the fewest runs
                 process = context.Process(
-                    target=_run_one, args=(run.config.to_dict(), str(root / run.hash), device, workers, sender)
+                    target=_run_one, args=(run.config.to_dict(), str(root / run.hash), place, workers, sender)
                 )
                 process.start()
+                at[process] = place
                 sender.close()
                 active[process] = run, receiver
                 if stopped:  # while it started, which the first one does for seconds
                     process.terminate()
             for process in [p for p in active if not p.is_alive()]:
                 run, receiver = active.pop(process)
-                outcomes.append(_outcome(run, root, receiver, process.exitcode))
+                del at[process]
+                outcomes.append(_outcome(run, receiver, process.exitcode))
             watch([run for run, _ in active.values()], outcomes)
             time.sleep(POLL_SECONDS)
     return outcomes, stopped
 
 
-def _outcome(run: PlannedRun, root: Path, receiver: Any, exitcode: int | None) -> Outcome:
+def places_of(device: str) -> list[str]:
+    """The devices that runs are spread over: each GPU where there are several, else the one that was asked for."""
+    if device in ("auto", "cuda"):
+        import torch
+
+        if torch.cuda.is_available():
+            return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [device]
+
+
+def _outcome(run: PlannedRun, receiver: Any, exitcode: int | None) -> Outcome:
     try:
         state, message = receiver.recv()
         return Outcome(run, State(state), message)
     except (EOFError, OSError):  # it died without a word
         name = signal.Signals(-exitcode).name if exitcode is not None and exitcode < 0 else f"exit code {exitcode}"
-        return Outcome(run, State.INTERRUPTED, f"its process ended by {name}; see {root / run.hash / 'log.txt'}")
+        return Outcome(run, State.INTERRUPTED, f"its process ended by {name}")
 
 
 def run_here(runs: list[PlannedRun], root: Path, device: str) -> list[Outcome]:
@@ -124,23 +140,33 @@ def run_here(runs: list[PlannedRun], root: Path, device: str) -> list[Outcome]:
 def attempt(config: RunConfig, path: str, device: str, beside: int = 1) -> tuple[State, str]:
     """Train a run as far as it goes, one of `beside` on this machine.
 
-    Returns how it ended and a line about that. An error prints its traceback.
+    Returns how it ended and a line about that. An error of the run's own prints its traceback.
     """
     from metamixer.training.data import default_workers
+    from metamixer.training.folder import RunBusy
+    from metamixer.training.surroundings import surroundings
     from metamixer.training.train import Interrupted, train
 
+    attempts = Attempts(RunFolder(path))
+    if attempts.folder.is_locked():
+        return State.RUNNING, "another launch trains it"
     try:
         workers = default_workers(config.data, device, beside)
-        if (RunFolder(path).result() or {}).get("state") == State.FAILED:  # and is tried again
-            (Path(path) / "result.json").unlink()
+        attempts.start()
         # what a teacher says of the same images is the same for all students of a grid
         result = train(config, path, device, workers, teacher_cache=Path(path).parent / "teachers")
-        return State(result["state"]), result.get("error", "")
-    except (Interrupted, ConfigError) as error:
-        return State.INTERRUPTED, str(error)
+        state, note = State(result["state"]), result.get("error", "")
+    except RunBusy as error:
+        return State.RUNNING, str(error)
+    except (Interrupted, ConfigError) as error:  # a signal or the surroundings
+        state, note = State.INTERRUPTED, str(error).removeprefix(f"{path}: ")
     except Exception as error:
-        traceback.print_exc()
-        return State.FAILED, f"{type(error).__name__}: {error}; see {path}/log.txt"
+        known = surroundings(error)  # e.g. the start can't be noted on a full disk
+        state, note = State.INTERRUPTED if known else State.FAILED, known or f"{type(error).__name__}: {error}"
+        if not known:
+            traceback.print_exc()
+    attempts.stop(state, note=note)
+    return state, note
 
 
 def _run_one(values: dict[str, Any], path: str, device: str, beside: int, sender: Any) -> None:

@@ -42,7 +42,7 @@ ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of
 Resources = Annotated[
     Optional[list[str]], typer.Option("--resource", help="KEY=VALUE changed in the profile, e.g. minutes=600.")
 ]
-MaxAttempts = Annotated[int, typer.Option(min=1, help="Submissions that one run may have.")]
+MaxAttempts = Annotated[int, typer.Option(min=1, help="Starts in a row without progress that a run may have.")]
 MaxHours = Annotated[Optional[float], typer.Option(help="Refuse to submit what may take more GPU-hours than this.")]
 
 

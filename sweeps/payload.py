@@ -1,31 +1,31 @@
-"""What a job of a cluster does: train its run in the run's folder, or go on with it, and leave word of how it ended.
+"""What a job of a cluster does: train its run in the run's folder, or go on with it, and note how that ended.
 
-A time limit or a preemption announces itself by SIGUSR2: the checkpoint is written and the job requeued, within
-its limits. SIGTERM alone (scancel, a shutdown) leaves a checkpoint and an interrupted run. After SIGKILL or a lost
-node SLURM itself starts the job again, and it goes on from the newest whole checkpoint.
+SIGUSR2 announces a time limit or a preemption: the job writes its checkpoint and is requeued, within its limits.
+SIGTERM alone (scancel, a shutdown) leaves a checkpoint and an interrupted run. After SIGKILL or a lost node SLURM
+itself starts the job again, and the run goes on from its newest whole checkpoint.
 
-Of several processes each runs this; the first one speaks for all. An error that only another one meets is recorded by
-that one, and the first sees that it is gone.
+Each process of a run does this; the first one speaks for all. An error that only another process meets is recorded by
+that one, and the first process sees that it is gone.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-IDLE_STARTS = 5  # a run that starts so often without writing a checkpoint is broken, not preempted
+if TYPE_CHECKING:
+    from .attempts import Attempts
+
 SIGNAL_SECONDS = 90  # how long before its time limit a job is told
 LAST_WORD = 10  # seconds that the first process has to say how a run ended, before another one takes it down
-SLACK = 75  # SLURM keeps a minute's time, and tells early rather than late
+SLACK = 75  # SLURM keeps time by the minute, and tells early rather than late
 
 
 class Stopped(BaseException):
@@ -55,9 +55,11 @@ class Payload:
     def __call__(self) -> str:
         signals = Signals()
         # all of it before a signal may raise: torch can't be imported twice
+        from metamixer.config import ConfigError
         from metamixer.training.distributed import ProcessLost
-        from metamixer.training.folder import RunBusy, RunFolder
+        from metamixer.training.folder import RunFolder
         from metamixer.training.train import Interrupted
+        from sweeps.attempts import Attempts
         from sweeps.snapshot import verify
         from sweeps.submissions import newest, read_submission, read_submissions
 
@@ -68,30 +70,31 @@ class Payload:
             return f"left to the newer submission {latest[0].id}"
         folder = RunFolder(root / self.hash)
         rank = int(os.environ.get("SLURM_PROCID", "0"))
-        processes = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-        if rank == 0:
-            log_to(folder.path / "log.txt")
-        else:
-            log_to(folder.path / f"log-{rank}.txt")
-        history = History(folder, self.submission, rank)
+        log_to(folder.path / (f"log-{rank}.txt" if rank else "log.txt"))
+        attempts = Attempts(folder, self.submission, rank)
         try:
             # one that stopped before it met the others would leave them waiting for it
-            signals.listen(at_once=processes == 1)
+            signals.listen(at_once=os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1")
             verify(root / "snapshots" / self.snapshot)
-            history.start(self.snapshot)
+            if rank == 0 and attempts.idle() >= mine.max_attempts:
+                raise RuntimeError(f"{mine.max_attempts} starts in a row wrote no checkpoint")
+            attempts.start(job=job_number(), snapshot=self.snapshot)
             state = self._train(folder, mine.profile)
         except BaseException as error:
             signals.ignore()
-            if isinstance(error, Stopped | Interrupted):
-                return end_job(history, signals, mine.profile, "`launch.py retry` goes on")
-            if isinstance(error, ProcessLost):
-                return end_job(history, signals, mine.profile, "`launch.py retry` goes on", str(error))
-            if not isinstance(error, RunBusy):  # a run that another process trains has not failed
-                history.fail(error)
+            if isinstance(error, Stopped | Interrupted | ProcessLost):
+                lost = str(error) if isinstance(error, ProcessLost) else ""
+                return end_job(attempts, signals, mine.profile, "`launch.py retry` goes on", lost)
+            if isinstance(error, ConfigError):  # the surroundings, not the run
+                attempts.stop("interrupted", note=str(error).removeprefix(f"{folder.path}: "))
+            else:
+                if not attempts.failed():  # training records its own errors
+                    folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", 1)
+                attempts.stop("failed")
             if rank:
                 time.sleep(LAST_WORD)
             raise
-        history.stop(state)
+        attempts.stop(state)
         return state
 
     def checkpoint(self) -> Any:  # submitit requeues what can be asked for this
@@ -118,35 +121,34 @@ class Payload:
         return str(result["state"])
 
 
-def end_job(history: History, signals: Signals, profile: Any, how: str, lost: str = "") -> str:
+def end_job(attempts: Attempts, signals: Signals, profile: Any, how: str, lost: str = "") -> str:
     """End a job that was told to go, or that lost a process: requeued, within its limits, if SIGUSR2 told it.
 
     Raises:
         RuntimeError: it is not queued again, and the line says `how` it goes on; SLURM must not call this COMPLETED.
     """
-    signals.ignore()
-    if history.rank:  # the first process speaks for all
+    if attempts.rank:  # the first process speaks for all
         time.sleep(LAST_WORD if lost else 0)
         sys.exit(0)
     if lost and signals.first != signal.SIGUSR2:
         time.sleep(LAST_WORD / 2)  # for the other's own words, if it has any
-        if history.failed():
+        if attempts.failed():
             raise RuntimeError(lost)
+        lost = attempts.last_note() or lost
     reason = "a process was lost" if lost else "stopped"
     if signals.first == signal.SIGUSR2:
         started = float(os.environ.get("METAMIXER_JOB_START", signals.began))
         reason = "time limit" if timed_out(time.time() - started, profile.minutes) else "preempted"
     refusal = ""
-    if reason == "time limit" and history.count("time limit") >= profile.continuations:
+    if reason == "time limit" and attempts.time_limits() >= profile.continuations:
         refusal = f"after its {profile.continuations} continuations"
     again = reason in ("time limit", "preempted") and not refusal
-    history.stop(reason, requeue=again)
+    attempts.stop(reason, requeue=again, note=lost or refusal or reason)
     if again:
         refusal = requeue()
-        if refusal:
-            history.stop(reason, refused=refusal)
-    if again and not refusal:
-        sys.exit(0)  # SLURM ends this job and queues it again
+        if not refusal:
+            sys.exit(0)  # SLURM ends this job and queues it again
+        attempts.stop(reason, refused=refusal, note=f"{reason}; {refusal}")
     raise RuntimeError(f"interrupted ({reason}{'; ' + refusal if refusal else ''}); {how}")
 
 
@@ -165,7 +167,7 @@ class Signals:
     def listen(self, handler: Callable[[int, Any], None] | None = None, at_once: bool = True) -> None:
         """From here on a signal raises `Stopped`, or calls `handler`.
 
-        SIGUSR2 was blocked before and comes now if it came then; if not `at_once`, it stays so until training listens.
+        SIGUSR2 was blocked before, and a SIGUSR2 of that time comes now; if not `at_once`, when training listens.
         """
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, handler or self._handle)
@@ -191,66 +193,6 @@ class Signals:
                 return None
             self._first = next((n for n in numbers if n in (signal.SIGUSR2, signal.SIGTERM)), None)
         return self._first
-
-
-class History:
-    """`attempts.jsonl` of a run's folder: each start and each end that was still able to say so."""
-
-    def __init__(self, folder: Any, submission: str, rank: int = 0) -> None:
-        self.folder, self.submission, self.rank = folder, submission, rank
-        self.path = folder.path / "attempts.jsonl"
-
-    def start(self, snapshot: str) -> None:
-        """Note a start.
-
-        Raises:
-            RuntimeError: the last `IDLE_STARTS` starts of this submission wrote no checkpoint.
-        """
-        saved = self.folder.path / "last.pt"
-        checkpoint = saved.stat().st_mtime_ns if saved.exists() else 0
-        starts = [row["checkpoint"] for row in self.rows() if row["event"] == "start"][-IDLE_STARTS:]
-        if self.rank:
-            return
-        if len(starts) == IDLE_STARTS and set(starts) == {checkpoint}:
-            raise RuntimeError(f"{IDLE_STARTS} starts in a row wrote no checkpoint")
-        if self.failed():  # and is tried again
-            (self.folder.path / "result.json").unlink()
-        self._append(event="start", job=job_number(), snapshot=snapshot, checkpoint=checkpoint)
-
-    def stop(self, reason: str, **more: Any) -> None:
-        if not self.rank:
-            self._append(event="stop", reason=reason, **more)
-
-    def fail(self, error: BaseException) -> None:
-        """Record an error that training did not record itself, e.g. missing data."""
-        if not self.failed():
-            line = (str(error).splitlines() or [""])[0]
-            epoch = (self.folder.read("progress.json") or {}).get("epoch", 0) + 1
-            self.folder.fail(f"{type(error).__name__}: {line}", epoch)
-        self.stop("failed")
-
-    def count(self, reason: str) -> int:
-        return sum(row.get("reason") == reason and bool(row.get("requeue")) for row in self.rows())
-
-    def rows(self) -> list[dict[str, Any]]:
-        """What was noted for this submission; a line torn by a kill is passed over."""
-        rows = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if row.get("submission") == self.submission:
-                rows.append(row)
-        return rows
-
-    def failed(self) -> bool:
-        return (self.folder.result() or {}).get("state") == "failed"
-
-    def _append(self, **row: Any) -> None:
-        row = {"time": time.time(), "host": socket.gethostname(), "submission": self.submission, **row}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 def requeue() -> str:

@@ -6,9 +6,18 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from metamixer.config import Config, ConfigError, override, parse
+
+# options of sbatch that a profile has a field for, or that a launch sets itself
+FIELDS = {
+    **dict.fromkeys(("partition", "account", "qos", "constraint", "nodes"), "the profile has a field of this name"),
+    **{"time": "give `minutes`", "mem": "give `memory_gb`", "cpus-per-task": "give `cpus_per_task`"},
+    **dict.fromkeys(("ntasks", "ntasks-per-node"), "give `nodes` and `gpus_per_node`: there is a process for each GPU"),
+    **dict.fromkeys(("array", "job-name", "signal", "requeue", "no-requeue", "dependency", "output", "error", "wrap"),
+                    "a launch sets it itself"),
+}  # fmt: skip
 
 PROFILES = Path(__file__).resolve().parent.parent / "slurm.toml"
 
@@ -24,6 +33,9 @@ class Profile(Config):
         parallel: runs of one launch that may run at a time.
         setup: shell lines in front of the run, e.g. `module load cuda`.
         environment: variables to set for the run.
+        options: any other options of sbatch by their long names, e.g. `gres = "gpu:a100:4"` or `exclude = "n7"`; true
+            for an option that takes no value. `gres` and `gpus-per-node` take the place of the GPUs that
+            `gpus_per_node` asks for; it still says how many processes there are.
     """
 
     minutes: int = Field(gt=0)
@@ -39,6 +51,15 @@ class Profile(Config):
     parallel: int = Field(default=64, gt=0)
     setup: tuple[str, ...] = ()
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    options: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")], str | int | bool] = {}
+
+    @field_validator("options")
+    @classmethod
+    def _has_no_field(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        for option in options:
+            if option in FIELDS:
+                raise ConfigError(f"option {option!r}: {FIELDS[option]}")
+        return options
 
     @property
     def processes(self) -> int:

@@ -13,10 +13,11 @@ from rich.table import Table
 from metamixer.training.folder import RunFolder
 
 from .grid import PlannedRun, blaming
-from .local import Outcome, run_all, run_here
+from .local import Outcome, places_of, run_all, run_here
 from .match import cost
 from .plan import Plan
 from .states import State
+from .submissions import launch_lock
 
 ROWS = 100  # of a plan's table: who has more variants does not read it
 
@@ -52,6 +53,9 @@ def print_plan(plan: Plan) -> None:
     console.print(table)
     if len(variants) > ROWS:
         console.print(f"and {len(variants) - ROWS} more variants")
+    counts = plan.count()
+    by_state = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+    console.print(f"{len(plan.states)} runs: {by_state}", highlight=False)
     rates = sorted({run.lr for run in plan.runs if run.lr is not None})
     if rates:
         console.print(f"each variant at the learning rates {', '.join(f'{rate:g}' for rate in rates)}", highlight=False)
@@ -81,13 +85,9 @@ def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool,
     console = Console()
     missing = plan.missing(retry)
     counts = plan.count()
-    if counts[State.FAILED] and not retry:
-        console.print(f"{counts[State.FAILED]} failed runs are left alone; --retry runs them again", style="yellow")
-    if counts[State.RUNNING]:
-        console.print(f"{counts[State.RUNNING]} runs are being trained by another process", style="yellow")
-    if counts[State.QUEUED]:
-        console.print(f"{counts[State.QUEUED]} runs wait in a cluster's queue", style="yellow")
-    plan.write_manifest()
+    say_left_alone(counts, retry)
+    with launch_lock(plan.root):
+        plan.write_manifest()
     if not missing:
         console.print("nothing to run")
         return counts[State.DONE] == len(plan.states)
@@ -96,11 +96,22 @@ def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool,
     return train_here(missing, plan.root, workers, device, debug)
 
 
+def say_left_alone(counts: Counter[State], retry: bool) -> None:
+    """Say which runs a launch leaves alone, and why."""
+    console = Console()
+    if counts[State.FAILED] and not retry:
+        console.print(f"{counts[State.FAILED]} failed runs are left alone; --retry runs them again", style="yellow")
+    if counts[State.RUNNING]:
+        console.print(f"{counts[State.RUNNING]} runs are being trained by another process", style="yellow")
+    if counts[State.QUEUED]:
+        console.print(f"{counts[State.QUEUED]} runs wait in a cluster's queue", style="yellow")
+
+
 def train_here(runs: list[PlannedRun], root: Path, workers: int | None, device: str, debug: bool = False) -> bool:
     """Train runs whose folders exist on this machine and show how they go; returns whether all came through."""
     console = Console()
     if debug:
-        return _problems(console, run_here(runs, root, device))
+        return _problems(console, run_here(runs, root, device), at_least=1)
     workers = workers or parallel_runs(device)
     with Progress(
         TextColumn("{task.description}"),
@@ -118,35 +129,35 @@ def train_here(runs: list[PlannedRun], root: Path, workers: int | None, device: 
     return complete and not stopped
 
 
-def _problems(console: Console, outcomes: list[Outcome]) -> bool:
-    """Print a line for each thing that went wrong; returns whether nothing did."""
+def _problems(console: Console, outcomes: list[Outcome], at_least: int = 2) -> bool:
+    """Print each problem that `at_least` so many runs had, once with their number; returns whether there was none."""
     problems = [outcome for outcome in outcomes if outcome.state != State.DONE]
     for message, number in Counter(outcome.message for outcome in problems).items():
-        first = next(outcome.run for outcome in problems if outcome.message == message)
-        others = f" (and {number - 1} more)" if number > 1 else ""
-        console.print(f"{first.name}{others}: {message}", style="red", highlight=False, soft_wrap=True)
+        if number >= at_least:
+            first = next(outcome.run for outcome in problems if outcome.message == message)
+            others = f" and {number - 1} more" if number > 1 else ""
+            console.print(f"{first.name}{others}: {message}", style="red", highlight=False, soft_wrap=True)
     return not problems
 
 
 def parallel_runs(device: str) -> int:
     """One run a GPU, else one a core that this process may use."""
-    if device in ("auto", "cuda"):
-        import torch
-
-        if torch.cuda.is_available():
-            return torch.cuda.device_count()
+    places = places_of(device)
+    if places != [device]:
+        return len(places)
     # macOS knows no affinity
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _View:
-    """A bar for the whole grid and one for each active run; in a plain log, a line for each finished one."""
+    """A bar for the grid and one for each active run; a line for each finished one, and for each problem once."""
 
     def __init__(self, root: Path, progress: Progress, total: int) -> None:
         self.root, self.progress = root, progress
         self.all = progress.add_task("all runs", total=total, note="")
         self.tasks: dict[str, TaskID] = {}
         self.reported = 0
+        self.said = set[str]()
 
     def update(self, active: list[PlannedRun], outcomes: list[Outcome]) -> None:
         for outcome in outcomes[self.reported :]:
@@ -172,8 +183,11 @@ class _View:
         run, result = outcome.run, RunFolder(self.root / outcome.run.hash).result() or {}
         if outcome.state == State.DONE:
             line = f"{run.name}: top-1 {result['top1']:.2f} % in {result['seconds']:.0f} s"
+        elif outcome.message in self.said:
+            return
         else:
-            line = f"{run.name}: {outcome.state}, {outcome.message}"
+            self.said.add(outcome.message)
+            line = f"{run.name}: {outcome.state}, {outcome.message}; log: {self.root / run.hash / 'log.txt'}"
         self.progress.console.print(line, highlight=False, soft_wrap=True)
 
 

@@ -20,7 +20,7 @@ from metamixer.config import ConfigError
 from . import scheduler
 from .payload import Payload, signal_delay
 from .profiles import Profile
-from .submissions import Submission, jobs_folder, new_submission, record
+from .submissions import ATTEMPTS, Submission, jobs_folder, new_submission, record
 
 # USR2 ends a process that has no handler yet; blocked, it waits until the payload has one, seconds of imports later
 BLOCK = "import os,signal,sys; signal.pthread_sigmask(signal.SIG_BLOCK,{signal.SIGUSR2}); "
@@ -60,6 +60,7 @@ def submit(
     profile: Profile,
     snapshot: str,
     array_size: int,
+    max_attempts: int = ATTEMPTS,
     payload: Callable[[str, str, str, str], Any] = Payload,
 ) -> list[Submission]:
     """Submit runs, whose folders exist, `array_size` to an array at most; the launch lock is held.
@@ -73,7 +74,10 @@ def submit(
     """
     submitted = list[Submission]()
     for chunk in chunks(hashes, array_size, profile.parallel):
-        submission = new_submission(grid=grid, setting=setting, snapshot=snapshot, profile=profile, hashes=chunk.hashes)
+        submission = new_submission(
+            grid=grid, setting=setting, snapshot=snapshot, profile=profile, hashes=chunk.hashes,
+            max_attempts=max_attempts,
+        )  # fmt: skip
         record(root, submission)
         after = submitted[chunk.after].job if chunk.after is not None else None
         try:
@@ -128,7 +132,7 @@ def _sbatch(
     }
     if profile.memory_gb:
         optional["mem"] = f"{round(profile.memory_gb * 1024)}MB"
-    if profile.gpus_per_node:
+    if profile.gpus_per_node and not {"gres", "gpus-per-node"} & profile.options.keys():
         optional["gpus_per_node"] = profile.gpus_per_node
     if after:
         optional["dependency"] = f"afterany:{after}"
@@ -145,7 +149,8 @@ def _sbatch(
             "--kill-on-bad-exit=1",  # a process that dies takes the others with it, which else wait for it
             f"--cpus-per-task={profile.cpus_per_task}",  # srun of SLURM 22.05 does not take it from the job
         ],
-        additional_parameters={"requeue": True},  # whatever the cluster's default: after a lost node it starts again
+        # requeue, whatever the cluster's default: after a lost node the job starts again
+        additional_parameters={**profile.options, "requeue": True},
         setup=[
             "export METAMIXER_JOB_START=$(date +%s)",
             # those of a launch from inside another distributed run

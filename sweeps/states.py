@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import socket
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from metamixer.config import ConfigError
 from metamixer.training.folder import RunFolder
+from metamixer.training.state import State, state_of
 
 from . import scheduler
+from .attempts import Attempts
 from .scheduler import Answer, Job
 from .submissions import Submission, newest, read_submissions
 
-SILENT_AFTER = 15 * 60  # seconds without a heartbeat until a run on another machine counts as dead
-
-
-class State(StrEnum):
-    """Where a run stands."""
-
-    NEW = "new"  # nothing there
-    QUEUED = "queued"  # submitted to a cluster, not begun or about to go on
-    RUNNING = "running"
-    INTERRUPTED = "interrupted"  # begun; it goes on from its checkpoint
-    FAILED = "failed"  # ended with an error or diverged
-    DONE = "done"
+USUAL = ("", "None", "Priority", "Resources")  # reasons to wait that nobody needs to look into
 
 
 @dataclass(frozen=True)
@@ -66,17 +54,16 @@ def find_standings(root: Path, hashes: Collection[str], submissions: list[Submis
         if hash in latest and not _settled(results[hash], latest[hash][0])
     }
     answer = scheduler.ask(number for number in numbers.values() if number)
-    now = time.time()
     standings = {}
     for hash in hashes:
-        folder, result = RunFolder(root / hash), results[hash]
-        number = numbers.get(hash)
-        submission = latest[hash][0] if hash in latest else None
-        if hash not in numbers:
-            state, note = _from_files(folder, result, now), ""
+        folder, number = RunFolder(root / hash), numbers.get(hash)
+        if hash in numbers:
+            state, note = _of_job(folder, number, answer, problem)
         else:
-            state, note = _from_job(folder, result, number, answer, problem, now)
-        standings[hash] = Standing(state, submission, number, answer.jobs.get(number or ""), result, note)
+            state = State(results[hash]["state"]) if results[hash] else state_of(folder)  # type: ignore[index]
+            note = Attempts(folder).last_note() if state == State.INTERRUPTED else ""
+        submission = latest[hash][0] if hash in latest else None
+        standings[hash] = Standing(state, submission, number, answer.jobs.get(number or ""), results[hash], note)
     return Standings(standings, problem or answer.problem)
 
 
@@ -95,49 +82,30 @@ def _with_jobs(submissions: list[Submission]) -> tuple[list[Submission], str]:
 
 def _settled(result: dict[str, Any] | None, submission: Submission) -> bool:
     """Whether a result is final: done, or a failure of the newest submission and not of one before."""
-    if result is None:
-        return False
-    return result["state"] == "done" or result.get("time", 0) > submission.time
+    return result is not None and (result["state"] == "done" or result.get("time", 0) > submission.time)
 
 
-def _from_job(
-    folder: RunFolder, result: dict[str, Any] | None, number: str | None, answer: Answer, problem: str, now: float
-) -> tuple[State, str]:
-    """State of a run that was submitted and has no result since."""
+def _of_job(folder: RunFolder, number: str | None, answer: Answer, problem: str) -> tuple[State, str]:
+    """State of a run that was submitted and has no result since, and what there is to say about it."""
     job = answer.jobs.get(number or "")
     if job is not None and job.waiting:
-        # e.g. after a failed start on a broken node; it waits until somebody lets it go
-        release = f"SLURM holds its job ({job.reason}); `scontrol release {(number or '').split('_')[0]}` lets it go"
-        return State.QUEUED, release if "held" in job.reason.lower() else ""
+        # a job that failed to start on a broken node waits until somebody lets it go
+        held = "held" in job.reason.lower()
+        advice = f"; `scontrol release {(number or '').split('_')[0]}` lets it go" if held else ""
+        return State.QUEUED, "" if job.reason in USUAL else f"it waits, says SLURM: {job.reason}{advice}"
     if job is not None and job.alive:
         return State.RUNNING, ""
-    own = _from_files(folder, result, now)
+    own = state_of(folder)
     if job is None and (problem or answer.problem):
-        # it may well be waiting there: nothing is known but what its files say
+        # it may well wait there: nothing is known but what its files say
         return (State.QUEUED if own == State.NEW else own), "SLURM does not answer"
-    if own in (State.INTERRUPTED, State.RUNNING):
-        # its process is gone, whatever its last heartbeat said, unless another launch trains it on this machine
-        state = State.RUNNING if folder.is_locked() else State.INTERRUPTED
-        return state, f"its job ended: {job.state if job else 'SLURM no longer knows it'}"
-    if own == State.FAILED or job is None or job.state == "CANCELLED":
+    # the process of a job that ended is gone, whatever its last heartbeat said; another launch may train the run here
+    if own in (State.DONE, State.FAILED) or folder.is_locked():
         return own, ""
-    # it ended before it could say anything of its own
-    if job.state in ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "COMPLETED") or not job.exit_code.endswith(":0"):
-        return State.NEW, f"its job ended before it began: {job.state}"
-    return State.FAILED, f"its job ended before it began: {job.state}"
-
-
-def _from_files(folder: RunFolder, result: dict[str, Any] | None, now: float) -> State:
-    if result is not None:
-        return State(result["state"])
-    if not folder.path.is_dir():
-        return State.NEW
-    if folder.is_locked():
-        return State.RUNNING
-    progress = folder.read("progress.json")
-    if progress is None:
-        return State.NEW
-    elsewhere = progress.get("host") not in (None, socket.gethostname())
-    fresh = now - progress.get("time", 0) < SILENT_AFTER
-    # a lock does not reach across machines everywhere
-    return State.RUNNING if elsewhere and fresh and progress.get("state") == "running" else State.INTERRUPTED
+    never_began = own == State.NEW
+    if never_began and (job is None or job.state == "CANCELLED"):
+        return State.NEW, ""
+    note = f"its job ended{' before the run began' if never_began else ''}: " + (
+        f"{job.state}, exit code {job.exit_code}" if job else "SLURM no longer knows it"
+    )
+    return State.INTERRUPTED, Attempts(folder).last_note() or note

@@ -1,7 +1,7 @@
 """What was submitted to a cluster: one small file for each job array in `jobs/` of the runs' folder.
 
-A record is written before sbatch is called and completed after it, so that no job can exist unrecorded; the
-job's name is the record's, which finds a job whose number was never written down.
+A record is written before sbatch is called and completed after it, so that no job can exist unrecorded. A job has its
+record's name, so SLURM can find a job whose number was never written down.
 """
 
 from __future__ import annotations
@@ -10,21 +10,23 @@ import fcntl
 import sys
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metamixer.config import Config, ConfigError, parse
 from metamixer.training.folder import RunFolder
 
 from .profiles import Profile
 
+ATTEMPTS = 5  # starts in a row without a checkpoint that a run may have
+
 
 class Submission(Config):
     """One call of sbatch: a job for one run, or an array for several."""
 
+    schema_version: Literal[1] = 1
     id: str
     time: float
     grid: str
@@ -32,6 +34,7 @@ class Submission(Config):
     snapshot: str
     profile: Profile
     hashes: tuple[str, ...]
+    max_attempts: int = ATTEMPTS
     job: str | None = None  # SLURM's number, once sbatch has given it
     error: str | None = None  # why nothing was submitted
 
@@ -54,7 +57,7 @@ def record(root: Path, submission: Submission) -> None:
     """Write or replace a record.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: the folder can't be written.
     """
     folder = jobs_folder(root) / submission.id
     try:
@@ -65,21 +68,35 @@ def record(root: Path, submission: Submission) -> None:
 
 
 def read_submissions(root: Path) -> list[Submission]:
-    """All records, the oldest first; one that is half-written by a machine that died is passed over."""
-    contents = [RunFolder(path.parent).read(path.name) for path in jobs_folder(root).glob("*/submission.json")]
-    return sorted((parse(Submission, content) for content in contents if content), key=lambda each: each.time)
+    """All records, the oldest first; one that can't be read is named on stderr once and passed over."""
+    found = []
+    for path in jobs_folder(root).glob("*/submission.json"):
+        try:
+            found.append(_read(path))
+        except ConfigError as error:
+            if path not in _named:
+                print(f"{error}; passed over", file=sys.stderr)
+            _named.add(path)
+    return sorted(found, key=lambda each: each.time)
+
+
+_named: set[Path] = set()
 
 
 def read_submission(root: Path, id: str) -> Submission:
     """One record by its own path: a listing of the folder may be stale on a node.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: it is not there, or not whole.
     """
-    content = RunFolder(jobs_folder(root) / id).read("submission.json")
+    return _read(jobs_folder(root) / id / "submission.json")
+
+
+def _read(path: Path) -> Submission:
+    content = RunFolder(path.parent).read(path.name)
     if content is None:
-        raise ConfigError(f"{jobs_folder(root) / id}: no submission.json; this job was submitted from there")
-    return parse(Submission, content)
+        raise ConfigError(f"{path}: no whole record of a submission")
+    return parse(Submission, content, str(path))
 
 
 def newest(submissions: list[Submission]) -> dict[str, tuple[Submission, int]]:
@@ -92,21 +109,19 @@ def newest(submissions: list[Submission]) -> dict[str, tuple[Submission, int]]:
     }
 
 
-def attempts(submissions: list[Submission]) -> Counter[str]:
-    """How often each run was submitted."""
-    return Counter(hash for submission in submissions if submission.error is None for hash in submission.hashes)
-
-
 @contextmanager
 def launch_lock(root: Path) -> Iterator[None]:
-    """One launch at a time decides what to submit; the others wait for it.
+    """One launch at a time decides what to submit; the others wait for it. A launch may take it again inside.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: the folder can't be written.
     """
+    if root in _held:
+        yield
+        return
     try:
-        jobs_folder(root).mkdir(parents=True, exist_ok=True)
-        file = (jobs_folder(root) / "lock").open("w")
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / "launch.lock").open("w")
     except OSError as error:
         raise ConfigError(f"{root}: cannot write here ({error.strerror or error})") from None
     with file:
@@ -116,4 +131,11 @@ def launch_lock(root: Path) -> Iterator[None]:
         except OSError:
             print(f"waiting for another launch that is submitting in {root}", file=sys.stderr)
             fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
+        _held.add(root)
+        try:
+            yield
+        finally:
+            _held.remove(root)
+
+
+_held: set[Path] = set()  # folders whose lock this process has

@@ -6,6 +6,8 @@ import socket
 import threading
 import time
 from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
 
 import fake_slurm
 import pytest
@@ -16,20 +18,23 @@ from launch import app
 from metamixer import ConfigError, digest, override
 from metamixer.training.folder import RunFolder
 from sweeps import Grid, State, Variant, make_plan, scheduler
+from sweeps.attempts import Attempts
 from sweeps.cluster import check_budget, estimate_gpu_hours, launch_plan, show_hours
 from sweeps.cluster import retry as retry_runs
 from sweeps.follow import cancel, select, show_logs, show_status, standings
 from sweeps.grid import LoadedGrid
-from sweeps.local import attempt
-from sweeps.payload import History, signal_delay, timed_out
+from sweeps.local import attempt, places_of, run_all
+from sweeps.payload import signal_delay, timed_out
 from sweeps.profiles import PROFILES, Profile, load_profile
+from sweeps.report import parallel_runs
 from sweeps.slurm import chunks
 from sweeps.states import find_states
 from sweeps.submissions import launch_lock, read_submissions
 
 KEY = "model.stages.*.token_mixer.activation"
 VARIANTS = {"gelu": Variant(), "relu": Variant(changes={KEY: "relu"}), "silu": Variant(changes={KEY: "silu"})}
-LOADED = LoadedGrid("tiny", "Why?", Grid(bases={"tiny": RUN}, base="gelu", variants=VARIANTS, seeds=(0, 1)))
+TWO = override(RUN, {"recipe.micro_batch": 16})  # two passes a step, which two processes can share
+LOADED = LoadedGrid("tiny", "Why?", Grid(bases={"tiny": TWO}, base="gelu", variants=VARIANTS, seeds=(0, 1)))
 PROFILE = Profile(minutes=60, gpus_per_node=2)
 
 
@@ -151,8 +156,8 @@ def test_status_never_hangs_and_never_writes(slurm, root, monkeypatch, capsys):
         ({"jobs": {"1": "RUNNING"}}, {State.DONE: 1, State.RUNNING: 5}),
         ({"jobs": {"1": "SUSPENDED"}}, {State.DONE: 1, State.RUNNING: 5}),
         ({"jobs": {"1": "REQUEUE_HOLD"}}, {State.DONE: 1, State.QUEUED: 5}),
-        ({"jobs": {"1": "TIMEOUT"}}, {State.DONE: 1, State.INTERRUPTED: 2, State.NEW: 3}),
-        ({"jobs": {"1": "A_STATE_OF_TOMORROW"}}, {State.DONE: 1, State.INTERRUPTED: 2, State.NEW: 3}),
+        ({"jobs": {"1": "TIMEOUT"}}, {State.DONE: 1, State.INTERRUPTED: 5}),
+        ({"jobs": {"1": "A_STATE_OF_TOMORROW"}}, {State.DONE: 1, State.INTERRUPTED: 5}),
         ({"jobs": {"1": ""}}, {State.DONE: 1, State.INTERRUPTED: 2, State.NEW: 3}),
     ):
         fake_slurm.change(slurm, **{"mute": [], "broken": [], "jobs": {}} | told)
@@ -168,13 +173,24 @@ def test_status_never_hangs_and_never_writes(slurm, root, monkeypatch, capsys):
     assert "1 done" in capsys.readouterr().out
 
 
-def test_a_job_that_slurm_holds_is_said_to_be_held(slurm, root, capsys):
+@pytest.mark.parametrize(
+    "reason, said",
+    [
+        ("launch failed requeued held", "launch failed requeued held; `scontrol release 1` lets it go"),
+        ("ReqNodeNotAvail", "ReqNodeNotAvail"),
+        ("QOSMaxGRESPerUser", "QOSMaxGRESPerUser"),
+        ("Priority", None),
+        ("Resources", None),
+    ],
+)
+def test_why_a_job_waits_is_said_unless_others_are_just_before_it(slurm, root, capsys, reason, said):
     assert launch(root)
-    fake_slurm.change(slurm, reason="launch failed requeued held")
+    fake_slurm.change(slurm, reason=reason)
+    capsys.readouterr()
     show_status(root, [], None, every=False, watch=None)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "(and 5 more): SLURM holds its job (launch failed requeued held); `scontrol release 1` lets it go" in shown
-    assert "6 runs: 6 queued" in shown
+    assert (f"(and 5 more): it waits, says SLURM: {said}" if said else "6 runs: 6 queued") in shown
+    assert said or "says SLURM" not in shown
 
 
 def test_what_sacct_calls_ended_while_its_processes_write_is_still_running(slurm, root):
@@ -197,7 +213,7 @@ def test_status_reads_well_in_100_columns(slurm, root, monkeypatch, capsys):
     show_status(root, ["tiny"], None, every=False, watch=None)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100 and lines[0].split() == [
-        "variant", "seed", "state", "epoch", "top-1", "node", "time", "log"
+        "variant", "seed", "state", "epoch", "top-1", "node", "time", "hash"
     ]  # fmt: skip
     assert all(run.hash in line for run, line in zip(make_plan(LOADED, root).runs, lines[1:7], strict=True))
     assert lines[-1] == "6 runs: 6 queued"
@@ -218,21 +234,29 @@ def test_in_100_columns_names_give_way_and_no_figure_or_state_is_cut(root, monke
     assert "".join(line.split()[0] for line in cells) == name and max(map(len, cells)) <= 100
 
 
-def test_a_live_table_leaves_room_for_what_needs_a_look_and_the_counts(root, monkeypatch, capsys):
-    monkeypatch.setenv("LINES", "24")
+def test_many_runs_are_a_row_for_each_variant_and_an_error_is_said_once(root, monkeypatch, capsys):
+    """No live table cuts off its counts, however many lines it has and however small the terminal is."""
+    monkeypatch.setenv("LINES", "9")
     monkeypatch.setenv("COLUMNS", "100")
-    plan = make_plan(LOADED, root, seeds=list(range(10)))
+    plan = make_plan(LOADED, root, seeds=[*range(20), 30, 32, 33])
     plan.write_manifest()
     for run in plan.runs:
         plan.folder(run).create(run.config)
         plan.folder(run).write("result.json", {"state": "done", "top1": 90.0, "seconds": 60})
-    plan.folder(plan.runs[-1]).fail("RuntimeError: no memory", 1)
-    show_status(root, [], None, every=False, watch=0.01)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) < 24 and lines[1].split()[:3] == ["silu", "9", "failed"]
-    assert lines[-1] == "30 runs: 1 failed, 29 done"
+    for run in plan.runs[-30:]:
+        plan.folder(run).fail("RuntimeError: no memory", 1)
     show_status(root, [], None, every=False, watch=None)
-    assert len(capsys.readouterr().out.splitlines()) > 30
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:4] == [
+        "gelu 0-19, 30, 32-33 23 done", "relu 0-19, 30, 32-33 7 failed, 16 done", "silu 0-19, 30, 32-33 23 failed"
+    ]  # fmt: skip
+    assert [line for line in lines if "no memory" in line] == ["relu seed 16 (and 29 more): RuntimeError: no memory"]
+    assert lines[-1] == "69 runs: 30 failed, 39 done"
+    show_status(root, [], None, every=False, watch=0.01)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "69 runs: 30 failed, 39 done" and len(shown) <= 9
+    show_status(root, [], None, every=True, watch=None)
+    assert len(capsys.readouterr().out.splitlines()) > 69
 
 
 def test_runs_are_named_by_grid_hash_or_variant(slurm, root):
@@ -277,7 +301,7 @@ def test_what_an_earlier_launch_still_has_in_the_queue_stays_in_sight(slurm, roo
 def test_retry_takes_failed_and_interrupted_runs_within_their_attempts(slurm, root, capsys):
     """Situation 10."""
     assert launch(root)
-    fake_slurm.change(slurm, jobs={"1": "FAILED"})
+    fake_slurm.change(slurm, jobs={"1": "CANCELLED"})
     first, second = (run for run in make_plan(LOADED, root).runs[:2])
     RunFolder(root / first.hash).fail("RuntimeError: no memory", 2)
     RunFolder(root / second.hash).write("progress.json", {"epoch": 1})
@@ -290,20 +314,101 @@ def test_retry_takes_failed_and_interrupted_runs_within_their_attempts(slurm, ro
     again = read_submissions(root)[1]
     assert again.hashes == (first.hash, second.hash) and again.profile == PROFILE.model_copy(update={"memory_gb": 8.0})
     assert states(root) == {State.QUEUED: 2, State.NEW: 4}
-    fake_slurm.change(slurm, jobs={"1": "FAILED", "2": "FAILED"})
-    assert retry_runs(root, ["tiny"], None, max_attempts=2, dry_run=True, **arguments)
-    assert capsys.readouterr().out.count("has had its attempts") == 2
-    assert retry_runs(root, ["tiny"], None, max_attempts=2, dry_run=False, **arguments)
-    assert "2 runs have had their attempts" in capsys.readouterr().out and len(read_submissions(root)) == 2
 
 
-def test_resources_are_not_ignored_where_there_is_no_job(root):
+def test_a_run_that_starts_without_progress_is_left_alone_however_often_it_was_submitted(slurm, root, capsys):
+    """Launches that never began do not count, and a checkpoint starts the count anew."""
+    run = make_plan(LOADED, root).runs[0]
+    for number in range(1, 7):
+        assert launch(root, only=["gelu"], seeds=[0], max_attempts=3)
+        fake_slurm.change(slurm, jobs={str(number): "FAILED"})
+    assert len(read_submissions(root)) == 6
+    attempts = Attempts(RunFolder(root / run.hash), "mm-1")
+    for _ in range(3):
+        attempts.start()
+    capsys.readouterr()
+    assert launch(root, only=["gelu"], seeds=[0], max_attempts=3) and len(read_submissions(root)) == 6
+    assert "1 runs started again and again without progress" in " ".join(capsys.readouterr().out.split())
+    (root / run.hash / "last.pt").write_text("")
+    assert attempts.idle() == 0
+    assert launch(root, only=["gelu"], seeds=[0], max_attempts=3) and len(read_submissions(root)) == 7
+
+
+def test_what_was_never_submitted_is_not_retried_on_a_cluster_unasked(slurm, root, capsys):
     plan = make_plan(LOADED, root)
     plan.write_manifest()
     plan.folder(plan.runs[0]).create(plan.runs[0].config)
     plan.folder(plan.runs[0]).fail("RuntimeError: no memory", 1)
-    with pytest.raises(ConfigError, match="--resource: gelu seed 0 was never submitted: give --profile"):
-        retry_runs(root, [], None, None, {"memory_gb": 8.0}, 3, None, True)
+    assert retry_runs(root, [], None, None, {}, 3, None, False) and not read_submissions(root)
+    assert "gelu seed 0: failed, was never submitted: `launch.py run tiny --retry`" in capsys.readouterr().out
+    assert retry_runs(root, [], None, PROFILE, {}, 3, None, False) and len(read_submissions(root)) == 1
+
+
+def test_two_launches_at_once_lose_nothing_from_sight(slurm, root):
+    """Each writes the manifest with other seeds, at any moment of the other's."""
+    context = multiprocessing.get_context("fork")
+    for number in range(5):
+        place = root / str(number)
+        both = [context.Process(target=launch, args=(place,), kwargs={"seeds": [seed]}) for seed in (0, 1)]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join(timeout=240)
+        submitted = {hash for each in read_submissions(place) for hash in each.hashes}
+        assert len(submitted) == 6 and {entry.hash for entry in select(place, [])} == submitted
+
+
+def test_a_run_that_the_surroundings_stopped_is_interrupted_and_submitted_again(slurm, root, capsys):
+    """A node without GPUs, or a full disk: the run has not failed, and the same launch goes on with it."""
+    assert launch(root, only=["gelu"], seeds=[0])
+    (run,) = make_plan(LOADED, root, only=["gelu"], seeds=[0]).runs
+    attempts = Attempts(RunFolder(root / run.hash), "mm-1")
+    attempts.start()
+    attempts.stop("interrupted", note="torch finds no GPU here")
+    fake_slurm.change(slurm, jobs={"1": "FAILED"})
+    show_status(root, [], None, every=False, watch=None)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "gelu seed 0: torch finds no GPU here" in shown and "1 runs: 1 interrupted" in shown
+    assert launch(root, only=["gelu"], seeds=[0]) and len(read_submissions(root)) == 2
+
+
+def test_a_launch_says_what_it_leaves_alone(slurm, root, capsys):
+    assert launch(root, only=["gelu"])
+    run = make_plan(LOADED, root, only=["relu"]).runs[0]
+    RunFolder(root / run.hash).create(run.config)
+    RunFolder(root / run.hash).fail("RuntimeError: no memory", 1)
+    capsys.readouterr()
+    assert launch(root)
+    shown = capsys.readouterr().out
+    assert "1 failed runs are left alone; --retry" in shown and "2 runs wait in a cluster's queue" in shown
+
+
+def test_processes_that_cannot_share_a_run_are_refused_at_launch(slurm, root):
+    """Two passes a step, four nodes: told before anything is submitted or written for the run."""
+    with pytest.raises(ConfigError, match=r"2 passes .* shared by 4 processes; recipe.micro_batch 8 would do"):
+        launch(root, profile=Profile(minutes=60, nodes=4))
+    assert not read_submissions(root) and not list(root.glob("*/config.json"))
+
+
+def test_free_options_of_sbatch_reach_it(slurm, root, monkeypatch, capsys):
+    monkeypatch.setenv("SBATCH_RESERVATION", "course")
+    options = {"gres": "gpu:a100:4", "exclude": "n7", "reservation": "mine", "exclusive": True}
+    assert launch(root, only=["gelu"], profile=Profile(minutes=60, gpus_per_node=1, options=options))
+    given = fake_slurm.read(slurm)["arrays"][0]["options"]
+    assert {key: given[key] for key in options} == {**options, "exclusive": ""} and "gpus-per-node" not in given
+    assert "SBATCH_RESERVATION: not used" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ['{"id": "mm-ha', '{"id": "x", "colour": 1}', '{"schema_version": 9}', "[]"])
+def test_a_record_that_can_not_be_read_is_named_and_the_rest_goes_on(slurm, root, capsys, content):
+    assert launch(root)
+    path = root / "jobs" / "mm-odd" / "submission.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    capsys.readouterr()
+    for _ in range(2):
+        assert states(root) == {State.QUEUED: 6}
+    assert capsys.readouterr().err.count(str(path)) == 1
 
 
 def test_a_launch_that_waits_for_another_says_so(root, capsys):
@@ -336,14 +441,14 @@ def test_a_launch_that_waits_for_another_says_so(root, capsys):
     assert begun.is_set()
 
 
-def test_a_job_that_ended_before_its_run_began_is_failed_and_its_log_is_shown(slurm, root, capsys):
+def test_a_job_that_ended_before_its_run_began_is_interrupted_and_its_log_is_shown(slurm, root, capsys):
     assert launch(root)
     (submission,) = read_submissions(root)
     (root / "jobs" / submission.id / "1_0_0_log.out").write_text("bash: python: command not found\n")
     answer = scheduler.Answer({f"1_{i}": scheduler.Job("FAILED", "n1", "0:01", "127:0") for i in range(6)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler, "ask", lambda numbers: answer)
-        assert states(root) == {State.FAILED: 6}
+        assert states(root) == {State.INTERRUPTED: 6}
         show_logs(root, ["gelu"], None, lines=5)
     assert "command not found" in capsys.readouterr().out
 
@@ -383,7 +488,7 @@ def test_variants_of_the_same_configuration_are_counted_as_the_one_run_that_they
     twins = {**VARIANTS, "relu_again": VARIANTS["relu"]}
     plan = make_plan(LoadedGrid("twins", "Why?", Grid(bases={"tiny": RUN}, base="gelu", variants=twins)), root)
     show_hours(plan, PROFILE)
-    assert "9 runs: 9 new. On a cluster the 9 missing ones" in capsys.readouterr().out
+    assert "the 9 missing runs take 72 GPU-hours at worst" in capsys.readouterr().out
 
 
 def test_without_slurm_nothing_is_written(root, tmp_path, monkeypatch):
@@ -420,7 +525,7 @@ def test_a_failed_run_is_failed_until_it_is_tried_again_here(tmp_path):
     folder.fail("RuntimeError: no memory", 2)
     state, message = attempt(config, str(folder.path), "cpu")
     assert state == State.INTERRUPTED and "nowhere" in message
-    assert find_states(tmp_path, [folder.path.name]) == {folder.path.name: State.NEW}
+    assert find_states(tmp_path, [folder.path.name]) == {folder.path.name: State.INTERRUPTED}
 
 
 @pytest.mark.parametrize(
@@ -452,14 +557,71 @@ def test_a_short_job_told_early_was_preempted():
     assert not timed_out(3600, minutes=240) and timed_out(240 * 60 - 90 - 60, minutes=240)
 
 
-def test_a_run_that_starts_again_and_again_without_a_checkpoint_fails(tmp_path):
-    history = History(RunFolder(tmp_path), "mm-1")
-    for _ in range(5):
-        history.start("0" * 16)
-    with pytest.raises(RuntimeError, match="5 starts in a row wrote no checkpoint"):
-        history.start("0" * 16)
+def test_starts_without_a_checkpoint_are_counted_over_all_submissions(tmp_path):
+    for submission in ("mm-1", "mm-2"):
+        for _ in range(3):
+            Attempts(RunFolder(tmp_path), submission).start()
+    assert Attempts(RunFolder(tmp_path)).idle() == 6
     (tmp_path / "last.pt").write_text("")
-    history.start("0" * 16)
+    Attempts(RunFolder(tmp_path), "mm-3").start()
+    assert Attempts(RunFolder(tmp_path)).idle() == 1
+
+
+@pytest.mark.parametrize(
+    "count, devices", [(0, ["auto"]), (1, ["cuda:0"]), (4, ["cuda:0", "cuda:1", "cuda:2", "cuda:3"])]
+)
+def test_runs_are_spread_over_the_gpus(monkeypatch, count, devices):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    assert places_of("auto") == devices and places_of("cuda:1") == ["cuda:1"] and places_of("cpu") == ["cpu"]
+    assert count == 0 or parallel_runs("auto") == count
+
+
+def test_each_run_of_a_launch_gets_a_gpu_of_its_own(root, monkeypatch):
+    """With processes that only write down the device that they were given."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("sweeps.local.fork_server", lambda *_: nullcontext(multiprocessing.get_context("fork")))
+    monkeypatch.setattr("sweeps.local._run_one", _note_device)
+    root.mkdir()
+    outcomes, _ = run_all(make_plan(LOADED, root).runs, root, 3, "auto", lambda *_: None)
+    assert len(outcomes) == 6
+    rows = [line.split() for line in (root / "devices").read_text().splitlines()]
+    at_once = set[str]()
+    for event, device in rows:
+        assert event != "start" or device not in at_once, "two runs on one GPU"
+        (at_once.add if event == "start" else at_once.remove)(device)
+    assert {device for _, device in rows} == {"cuda:0", "cuda:1", "cuda:2"}
+
+
+def _note_device(values, path, device, beside, sender):
+    for event in ("start", "end"):
+        with (Path(path).parent / "devices").open("a") as file:
+            file.write(f"{event} {device}\n")
+        time.sleep(0.3)
+    sender.send((State.DONE, ""))
+
+
+def test_a_run_that_another_launch_trains_is_left_to_it(tmp_path):
+    """It is not called interrupted, and its file of attempts is not touched."""
+    folder = RunFolder(tmp_path / digest(RUN))
+    folder.create(RUN)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def hold():
+        with folder.lock():
+            theirs.send("held")
+            theirs.recv()
+
+    holder = context.Process(target=hold)
+    holder.start()
+    assert ours.recv() == "held"
+    before = content(folder.path)
+    assert attempt(RUN, str(folder.path), "cpu") == (State.RUNNING, "another launch trains it")
+    assert content(folder.path) == before
+    ours.send("let go")
+    holder.join(timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -473,6 +635,8 @@ def test_a_run_that_starts_again_and_again_without_a_checkpoint_fails(tmp_path):
         ("[a]\nminutes = 1", "a", {"environment.FOO": "1"}, "no key 'FOO' here; it is empty: set it as a whole"),
         ("[a]\nminutes = 1\nenvironment = {MY-VAR = 'x'}", "a", {}, "environment.MY-VAR"),
         ("[a", "a", {}, "profiles.toml: "),
+        ("[a]\nminutes = 1\noptions = {time = '1:00'}", "a", {}, "option 'time': give `minutes`"),
+        ("[a]\nminutes = 1\noptions = {Gres = 'gpu:1'}", "a", {}, "options.Gres"),
         ("[a]\nminutes = 1", "a", {"minuts": 2}, "no key 'minuts'"),
     ],
 )
@@ -491,12 +655,7 @@ def test_the_shipped_profiles_are_whole():
     assert {name: load_profile(name).gpus for name in tomllib.loads(PROFILES.read_text())}["imagenet"] == 8
 
 
-def test_reading_half_written_records_and_arrays_with_gaps(slurm, root):
-    assert launch(root)
-    (root / "jobs" / "mm-half").mkdir()
-    (root / "jobs" / "mm-half" / "submission.json").write_text('{"id": "mm-ha')
-    assert len(read_submissions(root)) == 1
+def test_reading_arrays_with_gaps():
     rows = scheduler._rows("7_[0-2,5,10-14:2%4]|PENDING||00:00|\n8|CANCELLED by 0|n1|00:01|0:15\n")
     assert {number for number in rows if rows[number].waiting} == {f"7_{i}" for i in (0, 1, 2, 5, 10, 12, 14)}
     assert rows["8"].state == "CANCELLED" and not rows["8"].alive
-    assert json.dumps(standings(root, select(root, [])).problem) == '""'

@@ -276,9 +276,4 @@ def _share(recipe: Recipe, world: World, device: torch.device) -> int:
         raise ConfigError(
             "recipe.batch_norm 'synchronized' needs GPUs where a run has several processes; use 'average'"
         )
-    if recipe.passes % world.size == 0:
-        return recipe.passes // world.size
-    limit = min(recipe.micro_batch or recipe.batch_size, recipe.batch_size // world.size)
-    fitting = [n for n in range(limit, 1, -1) if n % 2 == 0 and recipe.batch_size % (n * world.size) == 0]
-    advice = f"recipe.micro_batch {fitting[0]} would do" if fitting else "no recipe.micro_batch would do: take fewer"
-    raise ConfigError(f"{recipe.passes} passes of a step can't be shared by {world.size} processes; {advice}")
+    return recipe.share(world.size)

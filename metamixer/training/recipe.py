@@ -223,6 +223,19 @@ class Recipe(Config):
         """Forward passes in an optimizer step, over all processes."""
         return self.batch_size // (self.micro_batch or self.batch_size)
 
+    def share(self, processes: int) -> int:
+        """Forward passes of a step in each of so many processes.
+
+        Raises:
+            ConfigError: they can't be shared out evenly.
+        """
+        if self.passes % processes == 0:
+            return self.passes // processes
+        limit = min(self.micro_batch or self.batch_size, self.batch_size // processes)
+        fitting = [n for n in range(limit, 1, -1) if n % 2 == 0 and self.batch_size % (n * processes) == 0]
+        advice = f"recipe.micro_batch {fitting[0]} would do" if fitting else "take fewer processes"
+        raise ConfigError(f"{self.passes} passes of a step can't be shared by {processes} processes; {advice}")
+
     @property
     def lr_scale(self) -> float:
         """What the configured learning rates are multiplied by."""

@@ -268,7 +268,7 @@ def search_on_slurm(launch: Launch, workers: int, profile: Profile, max_gpu_hour
         names = [uuid.uuid4().hex[:12] for _ in range(missing)]
         submitted = slurm.submit(
             launch.root, names, f"search {label}", launch.definition.setting, profile, code, size,
-            partial(SearchPayload, label),
+            payload=partial(SearchPayload, label),
         )  # fmt: skip
     for each in submitted:
         if each.job:

@@ -36,10 +36,10 @@ from metamixer.config import ConfigError, digest, override
 from metamixer.cost import Cost
 from metamixer.training.folder import RunFolder
 from metamixer.training.run_config import RunConfig
+from metamixer.training.state import SILENT_AFTER
 
 from .. import scheduler
 from ..latency import Clock
-from ..states import SILENT_AFTER
 from .known import finished_runs, metrics, top1
 from .space import suggested_by
 from .study import lock, open_study

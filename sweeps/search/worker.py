@@ -27,7 +27,8 @@ from metamixer.training.folder import RunBusy, RunFolder
 from metamixer.training.run_config import RunConfig
 from metamixer.training.train import Interrupted, train
 
-from ..payload import History, Signals, end_job, job_number, log_to
+from ..attempts import Attempts
+from ..payload import Signals, end_job, job_number, log_to
 from ..snapshot import verify
 from ..submissions import read_submissions
 from .known import last_metrics, metrics, top1
@@ -255,7 +256,7 @@ class SearchPayload:
         mine = next(each for each in read_submissions(root) if each.id == self.submission)
         folder = search_folder(root, self.label)
         place = worker_folder(folder, self.worker)
-        history = History(place, self.submission)
+        history = Attempts(place, self.submission)
         with place.lock():
             owner = Owner.here(self.worker, job_number())
             trials = Trials(root, folder, owner, snapshot=snapshot)
