@@ -13,7 +13,7 @@ import random
 import signal
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..rng import derive, permutation
 from .augment import BatchAugment, normalise
 from .data_config import DataConfig
 from .datasets import SPLIT_SEED, BrokenImage, Images, class_names, decode, open_split, read_image
+from .image_folder import number_classes
 from .recipe import Recipe
 from .surroundings import SurroundingsError
 
@@ -49,8 +50,11 @@ class Data:
     Args:
         recipe: None for evaluation of the test split alone, which then needs no training images.
         workers: processes that read images which are not in memory.
+        classes: names of the network's classes; of the training split's classes if None.
+        transform: makes the tensor (C, H, W) of an evaluation image; as `config` says if None.
 
     Attributes:
+        classes: names of the classes in the order of their numbers; None if the data set does not name them.
         steps: optimizer steps in an epoch; training images beyond the last whole batch wait for another epoch.
         broken: with `skip_broken`, the reason by the name of each broken image that was met so far.
 
@@ -58,40 +62,57 @@ class Data:
         ConfigError: missing, empty or broken data, or classes that do not fit the configuration.
     """
 
-    def __init__(self, config: DataConfig, recipe: Recipe | None, seed: int = 0, workers: int = 0) -> None:
-        self.config, self.workers = config, workers
+    def __init__(
+        self,
+        config: DataConfig,
+        recipe: Recipe | None,
+        seed: int = 0,
+        workers: int = 0,
+        classes: list[str] | None = None,
+        transform: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        self.config, self.workers, self.transform = config, workers, transform
         self.seed = derive(seed, "data")
         self.broken: dict[str, str] = {}
         self.train: Any = None
         self.train_indices = self.val_indices = np.arange(0)
         self.steps = 0
+        splits = ("test",) if recipe is None else ("train", "test")
+        sources = {split: open_split(config, split) for split in splits}
+        self.parts = {split: source.parts for split, source in sources.items()}
+        self.classes = classes or class_names(config, sources)
+        for split, source in sources.items():
+            for line in source.passed_over:
+                log.warning("data %r at %r, %s split: passed over %s", config.name, config.root, split, line)
+            if self.classes is not None:
+                number_classes(source, self.classes, f"data {config.name!r} at {config.root!r}, {split} split")
         if recipe is not None:
-            self.train, whole_train = self._open("train")
-        self.test, whole = self._open("test")
+            self.train, whole_train = self._decode(sources["train"])
+        self.test, whole = self._decode(sources["test"])
         self.test_indices = np.flatnonzero(whole)
         if recipe is not None:
             self._split_train(recipe, whole_train)
         self._loader: _Loader | None = None
 
-    def _open(self, split: str) -> tuple[Any, np.ndarray]:
+    def _decode(self, found: Any) -> tuple[Any, np.ndarray]:
         """A split and which of its images are known to be whole; broken ones of a streamed split turn up later."""
         config = self.config
-        found = open_split(config, split)
         size = len(found) * config.channels * config.image_size**2
         whole = np.ones(len(found), bool)
-        if not isinstance(found, Images) and config.image_size <= IN_MEMORY_UP_TO and size <= IN_MEMORY_BYTES:
+        small = config.image_size <= IN_MEMORY_UP_TO and size <= IN_MEMORY_BYTES and self.transform is None
+        if not isinstance(found, Images) and small:
             found, whole = decode(config, found, self.broken)
         if isinstance(found, Images) and config.eval_crop != 1:
             raise ConfigError(f"data.eval_crop {config.eval_crop}: small images are evaluated whole, set it to 1.0")
         return found, whole
 
+    def record(self) -> dict[str, Any]:
+        """What a run's folder keeps of its data: class names, and by split and class the files' number and digest."""
+        return {"classes": self.classes, "splits": self.parts}
+
     def _split_train(self, recipe: Recipe, whole: np.ndarray) -> None:
         """Choose what is trained on and what is held out, of images of which `whole` can be decoded, (N,)."""
         config, self.recipe = self.config, recipe
-        names, others = class_names(self.train), class_names(self.test)
-        if names is not None and others is not None and names != others:
-            name = sorted(set(names) ^ set(others))[0]
-            raise ConfigError(f"data {config.name!r} at {config.root!r}: class {name!r} is in one of its splits only")
         if config.val_samples >= len(self.train):
             raise ConfigError(f"data.val_samples {config.val_samples} leaves none of {len(self.train)} training images")
         order = permutation(SPLIT_SEED, 0, len(self.train))
@@ -196,8 +217,8 @@ class _Loader:
             with _undisturbed_start():
                 batches = iter(self.loader)
             for made in batches:
-                if isinstance(made, str):
-                    raise ConfigError(made)
+                if isinstance(made, ConfigError):
+                    raise made
                 yield made
         except (RuntimeError, EOFError, OSError) as error:
             # the last two when it died between a batch and its hand-over
@@ -219,7 +240,7 @@ class _Keys(torch.utils.data.Sampler):
 
 
 class _Stream(torch.utils.data.Dataset):
-    """A batch by its key, whichever process makes it: images, classes and broken images, or a user's error in a line.
+    """A batch by its key, whichever process makes it: images, classes and broken images, or the error of a user.
 
     The transforms are timm's; they draw from (seed, epoch, index).
     """
@@ -227,18 +248,16 @@ class _Stream(torch.utils.data.Dataset):
     def __init__(self, data: Data) -> None:
         self.config, self.seed, self.train_indices = data.config, data.seed, data.train_indices
         self.sources = {"train": data.train, "val": data.train, "test": data.test}
-        evaluation = _eval_transform(data.config)
+        evaluation = data.transform or _eval_transform(data.config)
         self.transforms = {"val": evaluation, "test": evaluation}
         if data.train is not None:
             self.transforms["train"] = _train_transform(data.config, data.recipe)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, dict[str, str]] | str:
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, dict[str, str]] | ConfigError:
         split, epoch, indices = key
-        side = self.config.image_size
-        images = torch.empty(len(indices), self.config.channels, side, side, memory_format=torch.channels_last)
-        classes = torch.empty(len(indices), dtype=torch.int64)
+        images: list[Tensor] = []
+        classes: list[int] = []
         broken: dict[str, str] = {}
-        made = 0
         try:
             for index in indices.tolist():
                 found = self._read(split, index, broken)
@@ -247,11 +266,14 @@ class _Stream(torch.utils.data.Dataset):
                     random.seed(seed)
                     np.random.seed(seed % 2**32)
                     torch.default_generator.manual_seed(seed)
-                    images[made], classes[made] = self.transforms[split](found[0]), found[1]
-                    made += 1
-        except (BrokenImage, ConfigError) as error:
-            return str(error)
-        return images[:made], classes[:made], broken
+                    images.append(self.transforms[split](found[0]))
+                    classes.append(found[1])
+        except BrokenImage as error:
+            return ConfigError(str(error))
+        except ConfigError as error:
+            return error
+        batch = torch.stack(images).contiguous(memory_format=torch.channels_last) if images else torch.empty(0)
+        return batch, torch.tensor(classes), broken
 
     def _read(self, split: str, index: int, broken: dict[str, str]) -> Any:
         """An image and its class; for a broken one the next whole training image, or None in evaluation."""

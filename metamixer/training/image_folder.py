@@ -1,0 +1,306 @@
+"""A folder of images: one scan of a split gives its images, their classes and what the manifest says of them.
+
+`root` holds `train` and `validation` (or another of `SPLITS`), each with one folder for each class. What lies deeper in
+a class's folder belongs to that class, as in torchvision's `ImageFolder`. Or a split holds tar files, or is one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from PIL import Image
+from timm.data.readers.reader_image_in_tar import extract_tarinfos
+
+from ..config import ConfigError
+
+SPLITS = {"train": ("train", "training"), "test": ("validation", "val", "valid", "eval", "test")}
+Parts = dict[str, list[Any]]  # of a split: by class or tar file, the number of files and a digest of names and sizes
+
+
+class Source(Protocol):
+    """Images that are opened one at a time.
+
+    `names` are its classes in the order of its numbers, if it knows them; `passed_over` says what else lies there.
+    """
+
+    names: list[str] | None
+    parts: Parts
+    passed_over: Sequence[str] = ()
+    numbers: np.ndarray | None = None  # of its classes in a run, if the run numbers them otherwise
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int) -> tuple[Image.Image | BinaryIO, int]:
+        """An image, decoded or as a file to decode, and the source's number of its class."""
+
+    def where(self, index: int) -> str:
+        """The image's name in messages."""
+
+
+def class_order(name: str) -> tuple[Any, ...]:
+    """Sort key of class names: numbers in them by value, as in timm; names that are equal so, by their bytes."""
+    pieces = re.split(r"(\d+)", name.lower())
+    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], os.fsencode(name)
+
+
+def open_folder(root: str | None, split: str) -> ClassFolders | TarFiles:
+    """The images of the split `train` or `test`.
+
+    Raises:
+        ConfigError: the split is missing, can't be read, or can't be told apart from something else.
+    """
+    place = _place(root, split)
+    if place is None:
+        raise ConfigError(f"data.root {root!r}: no folder {' or '.join(SPLITS[split])} in it")
+    try:
+        tars = _tar_files(place)
+        return TarFiles(place, tars) if tars else ClassFolders(place)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or place}: cannot be read ({error.strerror or error})") from None
+
+
+def number_classes(source: Source, classes: list[str], place: str) -> None:
+    """Let a source number its classes as a run does, by their names.
+
+    Raises:
+        ConfigError: the run does not know one of them.
+    """
+    if source.names is None:
+        return
+    numbers = {name: number for number, name in enumerate(classes)}
+    unknown = [name for name in source.names if name not in numbers]
+    if unknown:
+        raise ConfigError(f"{place}: no such class among the {len(classes)} trained ones: {_few(unknown)}")
+    source.numbers = np.array([numbers[name] for name in source.names])
+
+
+def trained_classes(root: str | None) -> list[str] | None:
+    """The training split's classes, by the names of its folders alone; None where it has none."""
+    place = _place(root, "train")
+    if place is None or _tar_files(place):
+        return None
+    with os.scandir(place) as entries:
+        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted(names, key=class_order)
+
+
+def manifest(root: str) -> str | None:
+    """A digest of the names, sizes and classes of all images of a root; None where there is no such folder."""
+    if not Path(root).expanduser().is_dir():
+        return None
+    splits = {}
+    for split in SPLITS:
+        place = _place(root, split)
+        if place is not None:
+            tars = _tar_files(place)
+            splits[split] = _tar_parts(tars) if tars else ClassFolders(place).parts
+    return manifest_of(splits)
+
+
+def manifest_of(splits: Mapping[str, Parts]) -> str:
+    return _digest([json.dumps(splits, sort_keys=True).encode()])
+
+
+def what_changed(before: Mapping[str, Parts], now: Mapping[str, Parts]) -> str:
+    """The first differences between two manifests, such as `train/ash has 20 files where it had 40`; "" if none."""
+    found = []
+    for split in sorted({*before, *now}):
+        old, new = before.get(split, {}), now.get(split, {})
+        for name in sorted({*old, *new}, key=class_order):
+            place = f"{split}/{name}" if name else split
+            if name not in old or name not in new:
+                found.append(f"{place} is {'new' if name in new else 'gone'}")
+            elif old[name][0] != new[name][0]:
+                found.append(f"{place} has {new[name][0]} files where it had {old[name][0]}")
+            elif list(old[name]) != list(new[name]):
+                found.append(f"{place} has other files")
+    return _few(found)
+
+
+class ClassFolders(Source):
+    """A split with a folder for each class. Hidden files and folders are passed over.
+
+    Attributes:
+        names: the classes that hold an image, in order.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        with os.scandir(os.fsencode(place)) as entries:
+            there = [entry for entry in entries if not entry.name.startswith(b".")]
+        other = Counter[str]()
+        self.names: list[str] = []
+        self.parts: Parts = {}
+        paths: list[bytes] = []
+        for name in sorted((os.fsdecode(entry.name) for entry in there if entry.is_dir()), key=class_order):
+            files = sorted(_images(os.fsencode(place / name), os.fsencode(name) + b"/", other))
+            if files:
+                self.parts[name] = [len(files), _digest([b"%b\0%d\0" % file for file in files])]
+                self.names.append(name)
+                paths += [path for path, _ in files]
+        counts = [self.parts[name][0] for name in self.names]
+        # arrays, as forked workers share them; of a list each worker would come to own a copy
+        self.paths, self.targets = np.array(paths, "S"), np.repeat(np.arange(len(counts)), counts)
+        self.passed_over = [f"{count} {suffix} files, which Pillow does not read" for suffix, count in other.items()]
+        strays = sorted(os.fsdecode(entry.name) for entry in there if not entry.is_dir())
+        strays = [name for name in strays if _suffix(name) in readable()]
+        if strays:
+            self.passed_over.append(f"{len(strays)} images beside the class folders: {_few(strays)}")
+        if not paths:
+            found = "; ".join(self.passed_over) or "it is empty"
+            raise ConfigError(f"{place}: no image in a folder of its class here ({found})")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> tuple[BinaryIO, int]:
+        return open(self.where(index), "rb"), int(self.targets[index])
+
+    def where(self, index: int) -> str:
+        return os.path.join(self.place, os.fsdecode(self.paths[index]))
+
+
+class TarFiles(Source):
+    """A split in tar files, found by timm's reader; an image's class is its folder in them, or else its tar file.
+
+    timm leaves an index beside large tar files; the first process of a machine makes it and the others read it.
+    """
+
+    def __init__(self, place: Path, tars: list[Path]) -> None:
+        self.parts = _tar_parts(tars)
+        root = place if place.is_dir() else place.parent
+        samples, targets, numbers = _first_process_first(lambda: _list_tars(place))
+        names = {number: name for name, number in numbers.items()}
+        folders: dict[str, str] = {}
+        rows = []
+        for (member, tar, inner), target in zip(samples, targets, strict=True):
+            name, tar = names[target], tar or place.name
+            folder, file = posixpath.split(posixpath.normpath(member.path))
+            folder = folder or (inner.name if inner else tar)
+            if folders.setdefault(name, folder) != folder:
+                raise ConfigError(f"{place}: two folders of one name, {folders[name]} and {folder}: rename one of them")
+            if not file.startswith("."):
+                offset = member.offset_data + (inner.offset_data if inner else 0)
+                rows.append((name, os.fsencode(member.path), os.fsencode(root / tar), offset, member.size))
+        self.names = sorted({row[0] for row in rows}, key=class_order)
+        numbers = {name: number for number, name in enumerate(self.names)}
+        rows.sort(key=lambda row: (numbers[row[0]], *row[1:]))
+        self.targets = np.array([numbers[row[0]] for row in rows])
+        self.paths, self.tars, self.offsets, self.sizes = map(np.array, zip(*(row[1:] for row in rows), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> tuple[BinaryIO, int]:
+        # opened anew each time: forked workers would share an open file's position
+        with open(os.fsdecode(self.tars[index]), "rb") as file:
+            file.seek(self.offsets[index])
+            return io.BytesIO(file.read(self.sizes[index])), int(self.targets[index])
+
+    def where(self, index: int) -> str:
+        return f"{os.fsdecode(self.tars[index])}: {os.fsdecode(self.paths[index])}"
+
+
+def _place(root: str | None, split: str) -> Path | None:
+    """The folder or tar file of a split; None if there is none."""
+    if root is None:
+        raise ConfigError("data 'folder' needs data.root, the folder that holds train/ and validation/")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"data.root {root!r}: no such folder")
+    for name in SPLITS[split]:
+        found = [place for place in (folder / name, folder / f"{name}.tar") if place.exists()]
+        if len(found) == 2:
+            raise ConfigError(f"data.root {root!r} holds both {name}/ and {name}.tar: move one of them away")
+        if found:
+            return found[0]
+    return None
+
+
+def _tar_files(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    with os.scandir(place) as entries:
+        there = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    tars = [place / name for name, is_folder in there if not is_folder and name.endswith(".tar")]
+    folders = [name for name, is_folder in there if is_folder]
+    if tars and folders:
+        raise ConfigError(
+            f"{place} holds both tar files and folders, {tars[0].name} and {folders[0]}/ among them: "
+            "move the ones away that are not its images"
+        )
+    return tars
+
+
+def _tar_parts(tars: list[Path]) -> Parts:
+    return {path.name: [1, _digest([b"%d" % path.stat().st_size])] for path in tars}
+
+
+def _list_tars(place: Path) -> tuple[Any, Any, dict[str, int]]:
+    try:
+        return extract_tarinfos(str(place), extensions=readable())[:3]
+    except OSError:  # no index can be left on a disk that is not ours to write
+        return extract_tarinfos(str(place), extensions=readable(), cache_tarinfo=False)[:3]
+    except ValueError:
+        raise ConfigError(f"{place}: no image in these tar files") from None
+
+
+def _first_process_first(work: Callable[[], Any]) -> Any:
+    from torch import distributed
+
+    together = distributed.is_available() and distributed.is_initialized()
+    first = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) == 0
+    if together and not first:
+        distributed.barrier()
+    try:
+        return work()
+    finally:
+        if together and first:
+            distributed.barrier()
+
+
+def _images(folder: bytes, prefix: bytes, other: Counter[str]) -> Iterator[tuple[bytes, int]]:
+    """Paths, behind `prefix`, and sizes of the images in a folder and below; other files' suffixes are counted."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(b"."):
+                continue
+            if entry.is_dir():
+                yield from _images(entry.path, prefix + entry.name + b"/", other)
+            elif (suffix := _suffix(os.fsdecode(entry.name))) in readable():
+                yield prefix + entry.name, entry.stat().st_size
+            else:
+                other[suffix or "suffixless"] += 1
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+@functools.cache
+def readable() -> frozenset[str]:
+    """Suffixes of the files that Pillow can open."""
+    Image.init()
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
