@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 from metamixer import ConfigError, override
 from metamixer.rng import derive
 from metamixer.training.data import Data, default_workers
-from metamixer.training.datasets import FASHION_MNIST, Images, read_image
+from metamixer.training.datasets import FASHION_MNIST, Images
 
 
 def data(changes=None, seed=0, workers=0):

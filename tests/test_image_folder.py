@@ -1,0 +1,229 @@
+"""Folders of images: which files are samples, how classes are numbered, and what a changed folder is refused for."""
+
+import os
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import FOLDER, RUN
+
+from metamixer import ConfigError, override
+from metamixer.training.data import Data
+from metamixer.training.image_folder import class_order
+
+
+def tree(root, files):
+    """Images by path; each is of one grey, which grows with its place in the list."""
+    for level, name in enumerate(files):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 80), (level * 5,) * 3).save(root / name)
+    return root
+
+
+def images(split, *classes, count=4, suffix="png"):
+    return [f"{split}/{name}/{i}.{suffix}" for name in classes for i in range(count)]
+
+
+def configure(root, classes=3, **changes):
+    """A data set whose images are streamed and left as they are."""
+    return override(
+        RUN,
+        {
+            **FOLDER,
+            "data.root": str(root),
+            "data.image_size": 80,
+            "data.num_classes": classes,
+            "data.val_samples": 0,
+            "recipe.batch_size": 4,
+            "data.mean": [0.0] * 3,
+            "data.std": [1.0] * 3,
+            **changes,
+        },
+    )
+
+
+def data(root, classes=3, **changes):
+    run = configure(root, classes, **changes)
+    return Data(run.data, run.recipe)
+
+
+def evaluated(found):
+    """(grey level / 5, class) of each evaluation image."""
+    return [
+        (round(x.mean().item() * 51), int(y))
+        for xs, ys in found.evaluation("test")
+        for x, y in zip(xs, ys, strict=True)
+    ]
+
+
+def refused(root, *parts, classes=3):
+    with pytest.raises(ConfigError) as caught:
+        data(root, classes)
+    assert "\n" not in str(caught.value)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+ORDER = """
+import sys
+from metamixer.training.image_folder import open_folder
+print(open_folder(sys.argv[1], "train").names)
+"""
+
+
+def test_classes_are_numbered_alike_in_every_process(tmp_path):
+    """13.1: names that are equal as numbers, or but for case, had the order of a set."""
+    names = ["7", "07", "007", "Cat", "cat", "10", "9"]
+    tree(tmp_path, images("train", *names, count=1) + images("val", *names, count=1))
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        tar.add(tmp_path / "train", ".")
+    (tmp_path / "tar").mkdir()
+    (tmp_path / "train.tar").rename(tmp_path / "tar" / "train.tar")
+    found = set()
+    for seed in "123":
+        for root in (tmp_path, tmp_path / "tar"):
+            command = [sys.executable, "-c", ORDER, str(root)]
+            env = {**os.environ, "PYTHONHASHSEED": seed}
+            found.add(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip())
+    assert found == {"['007', '07', '7', '9', '10', 'Cat', 'cat']"}
+
+
+def test_classes_have_timms_order_where_timm_has_one():
+    from timm.utils.misc import natural_key
+
+    names = ["n01440764", "class10", "class9", "b1a", "b01a2", "Zebra", "ant", "größe 10", "größe 9", "1", "11", "2"]
+    assert sorted(names, key=class_order) == sorted(names, key=natural_key)
+
+
+def test_validation_images_are_numbered_by_the_training_classes(tmp_path):
+    """13.31: a class that validation lacks, an empty folder, hidden folders and stray files."""
+    tree(tmp_path, images("train", "ash", "birch", "cedar"))
+    tree(tmp_path, ["validation/cedar/a.png", "validation/ash/b.png"])
+    for folder in ("validation/birch", "validation/empty", "train/.ipynb_checkpoints", "train/nothing"):
+        (tmp_path / folder).mkdir()
+    tree(tmp_path, ["train/.ipynb_checkpoints/0.png", "train/ash/._0.png", "validation/.hidden/0.png"])
+    found = data(tmp_path)
+    assert found.classes == ["ash", "birch", "cedar"] and len(found.train) == 12
+    assert evaluated(found) == [(1, 0), (0, 2)]
+
+
+def test_what_is_passed_over_is_counted_and_named(tmp_path, caplog):
+    tree(tmp_path, [*images("train", "ash", "birch"), "train/stray.png", *images("val", "ash", count=1)])
+    for name in ("train/ash/notes.txt", "train/birch/more.txt", "train/birch/deep/raw.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert len(data(tmp_path, 2).train) == 8
+    for part in ("2 .txt files", "1 .heic files", "1 images beside the class folders: stray.png"):
+        assert part in caplog.text
+
+
+def test_a_flat_validation_folder_is_said_to_be_one(tmp_path):
+    tree(tmp_path, [*images("train", "ash", "birch"), "validation/0.png", "validation/1.png"])
+    refused(tmp_path, "validation: no image in a folder of its class", "2 images beside the class folders", classes=2)
+
+
+def test_classes_that_were_not_trained_are_named(tmp_path):
+    """13.2"""
+    tree(tmp_path, images("train", "ash", "birch", "cedar") + images("val", "birch", "dogwood", "elm", count=1))
+    refused(tmp_path, "no such class among the 3 trained ones: dogwood, elm")
+
+
+def test_known_classes_number_another_folder(tmp_path):
+    """13.2: a folder that holds some of a run's classes, evaluated by the run's own order."""
+    tree(tmp_path, images("val", "birch", "cedar", count=1))
+    config = configure(tmp_path).data
+    assert evaluated(Data(config, None, classes=["cedar", "ash", "birch"])) == [(0, 2), (1, 0)]
+    with pytest.raises(ConfigError, match="no such class among the 3 trained ones: cedar"):
+        Data(config, None, classes=["ash", "birch", "dogwood"])
+
+
+def test_evaluation_alone_takes_its_classes_from_the_training_folders(tmp_path):
+    tree(tmp_path, images("train", "ash", "birch", "cedar", count=1) + images("val", "cedar", count=1))
+    assert evaluated(Data(configure(tmp_path).data, None)) == [(3, 2)]
+
+
+@pytest.mark.parametrize("tar", ["train/old.tar", "train.tar"])
+def test_tar_files_beside_class_folders_are_refused(tmp_path, tar):
+    """13.4"""
+    tree(tmp_path, images("train", "ash", "birch") + images("val", "ash", count=1))
+    with tarfile.open(tmp_path / "old.tar", "w") as file:
+        file.add(tmp_path / "train" / "ash", "ash")
+    (tmp_path / "old.tar").rename(tmp_path / tar)
+    refused(tmp_path, "holds both", tar.removeprefix("train/"), classes=2)
+
+
+@pytest.mark.parametrize("suffix", ["webp", "tif", "tiff", "bmp", "gif", "jfif", "JPG", "ppm"])
+@pytest.mark.parametrize("tars", [False, True])
+def test_all_that_pillow_reads_is_an_image(tmp_path, suffix, tars):
+    """13.5"""
+    tree(tmp_path, images("train", "ash", "birch") + images("validation", "ash", count=1))
+    name = {"jfif": "jpeg", "JPG": "jpeg", "tif": "tiff"}.get(suffix, suffix)
+    (tmp_path / "train" / "cedar").mkdir()
+    for i in range(3):
+        Image.new("RGB", (80, 80)).save(tmp_path / "train" / "cedar" / f"{i}.{suffix}", format=name)
+    root = tmp_path
+    if tars:
+        root = tmp_path / "tars"
+        root.mkdir()
+        for split in ("train", "validation"):
+            with tarfile.open(root / f"{split}.tar", "w") as file:
+                file.add(tmp_path / split, ".")
+    found = data(root)
+    assert np.bincount(found.train.targets).tolist() == [4, 4, 3]
+    assert sum(len(y) for _, y in found.batches(0)) == 8
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_sixteen_bit_grey_keeps_its_ramp(tmp_path, kind):
+    """13.6: a ramp from 0 to 65535 over 80 columns, of which `convert` made white."""
+    tree(tmp_path, images("train", "ash", "birch") + images("val", "ash", count=1))
+    ramp = np.linspace(0, 65535, 80).round().astype(np.uint16)
+    Image.fromarray(np.broadcast_to(ramp, (80, 80)).copy()).save(tmp_path / "val" / "ash" / f"0.{kind}")
+    if kind == "tif":
+        (tmp_path / "val" / "ash" / "0.png").unlink()
+    changes = {"data.channels": 1, "data.mean": [0.0], "data.std": [1.0]}
+    ((image, _),) = data(tmp_path, 2, **changes).evaluation("test")
+    assert torch.equal(image[0, 0, 0] * 255, torch.from_numpy(ramp / 257).round().float())
+
+
+def test_images_without_a_known_range_are_refused_by_name(tmp_path):
+    """13.6: floating-point TIFFs became black."""
+    tree(tmp_path, images("train", "ash", "birch") + images("val", "ash", count=1))
+    Image.fromarray(np.random.default_rng(0).random((80, 80), np.float32)).save(tmp_path / "val" / "ash" / "1.tif")
+    with pytest.raises(ConfigError, match=r"val/ash/1\.tif: its pixels are floating-point numbers of unknown range"):
+        list(data(tmp_path, 2).evaluation("test"))
+
+
+def test_an_image_over_pillows_limit_is_not_called_broken(tmp_path, monkeypatch):
+    """13.36"""
+    tree(tmp_path, images("train", "ash", "birch") + images("val", "ash", count=1))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ConfigError, match=r"val/ash/0\.png: Image size \(6400 pixels\) exceeds limit") as caught:
+        list(data(tmp_path, 2, **{"data.skip_broken": True}).evaluation("test"))
+    assert "broken image" not in str(caught.value)
+
+
+def test_the_top_folder_is_the_class(tmp_path):
+    """13.8: cat/old and dog/old became one class `old`."""
+    tree(tmp_path, images("train", "cat/old", "cat/new", "dog/old", count=2) + images("val", "dog/deep/er", count=1))
+    found = data(tmp_path, 2)
+    assert (found.classes, found.train.targets.tolist()) == (["cat", "dog"], [0, 0, 0, 0, 1, 1])
+    assert evaluated(found) == [(6, 1)]
+
+
+def test_folders_of_one_name_in_a_tar_file_are_refused(tmp_path):
+    tree(tmp_path, images("train", "cat/old", "dog/old", count=1))
+    with tarfile.open(tmp_path / "val.tar", "w") as file:
+        file.add(tmp_path / "train", ".")
+    refused(tmp_path, "two folders of one name, cat/old and dog/old", classes=2)
+
+
+def test_a_home_folder_and_a_name_in_any_bytes(tmp_path, monkeypatch):
+    """13.36: `~` in data.root."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tree(tmp_path / "pictures", images("train", "größe", "birch") + images("val", "größe", count=1))
+    os.rename(tmp_path / "pictures/train/birch/0.png", os.fsencode(tmp_path / "pictures/train/birch") + b"/\xff.png")
+    assert len(list(data("~/pictures", 2).batches(0))) == 2
