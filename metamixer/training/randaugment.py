@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# -----------------------------------------------------------------------------------------------------------
-# Operations on grey levels: (n, C, S, S) uint8 and one argument for each sample, (n,) float64.
+Op = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, one argument for each, (n,) float64, and `fill`, (C,) uint8
+
+
+# Operations on grey levels, equal to Pillow's.
 
 
 def _look_up(images: Tensor, table: Tensor) -> Tensor:
@@ -28,22 +30,7 @@ def _look_up(images: Tensor, table: Tensor) -> Tensor:
     return table.expand(n, channels, 256).gather(2, levels).view_as(images)
 
 
-def _blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """`degenerate` where the factor is 0, the image where it is 1; float32, truncated, as Pillow's blend."""
-    pixels = images.float().sub_(degenerate)
-    pixels.mul_(factor.float().view(-1, 1, 1, 1)).add_(degenerate)
-    return pixels.clamp_(0, 255).to(torch.uint8)
-
-
-def _grey(images: Tensor) -> Tensor:
-    """Pillow's conversion to "L", (n, 1, S, S) int32."""
-    if images.shape[1] == 1:
-        return images.int()
-    red, green, blue = images.int().split(1, dim=1)
-    return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
-
-
-def auto_contrast(images: Tensor, argument: Tensor) -> Tensor:
+def _auto_contrast(images: Tensor, argument: Tensor, fill: Tensor) -> Tensor:
     """Stretches each channel to 0 … 255; a constant channel stays as it is."""
     levels = images.flatten(2)
     low = levels.amin(2, keepdim=True).double()  # (n, C, 1)
@@ -54,7 +41,7 @@ def auto_contrast(images: Tensor, argument: Tensor) -> Tensor:
     return _look_up(images, table.clamp_(0, 255).to(torch.uint8))
 
 
-def equalize(images: Tensor, argument: Tensor) -> Tensor:
+def _equalize(images: Tensor, argument: Tensor, fill: Tensor) -> Tensor:
     """Equalises each channel's histogram; one with too few pixels beside its top level stays as it is."""
     n, channels = images.shape[:2]
     levels = images.flatten(2).long()
@@ -65,58 +52,54 @@ def equalize(images: Tensor, argument: Tensor) -> Tensor:
     below = counts.cumsum(2) - counts
     table = ((step // 2 + below) // step.clamp(min=1)).clamp_(max=255)
     table = torch.where(step > 0, table, torch.arange(256))
-    return table.to(torch.uint8).gather(2, levels).view_as(images)
+    return _look_up(images, table.to(torch.uint8))
 
 
-def invert(images: Tensor, argument: Tensor) -> Tensor:
-    return 255 - images
+def _by_level(function: Callable[[Tensor, Tensor], Tensor]) -> Op:
+    """An operation that maps grey levels, (n, 1, 1, 1) arguments beside images, both int16, to grey levels."""
+
+    def op(images: Tensor, argument: Tensor, fill: Tensor) -> Tensor:
+        return function(images.short(), argument.short().view(-1, 1, 1, 1)).to(torch.uint8)
+
+    return op
 
 
-def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keeps the upper `bits`; 0 bits give a black image, as in Pillow up to 12 (13 raises)."""
-    mask = 256 - 2 ** (8 - bits.long())
-    return images & mask.to(torch.uint8).view(-1, 1, 1, 1)
+def _blend_with(other: Callable[[Tensor], Tensor]) -> Op:
+    """An operation that is `other` where its factor is 0 and the image where it is 1; truncated, as Pillow's blend."""
+
+    def op(images: Tensor, factor: Tensor, fill: Tensor) -> Tensor:
+        degenerate = other(images).float()
+        pixels = images.float().sub_(degenerate)
+        pixels.mul_(factor.float().view(-1, 1, 1, 1)).add_(degenerate)
+        return pixels.clamp_(0, 255).to(torch.uint8)
+
+    return op
 
 
-def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Inverts the levels from `threshold` on."""
-    return torch.where(images < threshold.short().view(-1, 1, 1, 1), images, 255 - images)
+def _grey(images: Tensor) -> Tensor:
+    """Pillow's conversion to "L", (n, 1, S, S) int32."""
+    if images.shape[1] == 1:
+        return images.int()
+    red, green, blue = images.int().split(1, dim=1)
+    return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
 
 
-def solarize_add(images: Tensor, add: Tensor) -> Tensor:
-    """Adds `add`, at most 128, to the levels below 128."""
-    return torch.where(images < 128, images + add.to(torch.uint8).view(-1, 1, 1, 1), images)
+def _mean_grey(images: Tensor) -> Tensor:
+    return (_grey(images).double().mean((1, 2, 3), keepdim=True) + 0.5).floor_()
 
 
-def color(images: Tensor, factor: Tensor) -> Tensor:
-    """Saturation: a blend of the image with its grey version. Grey images stay as they are."""
-    return images if images.shape[1] == 1 else _blend(_grey(images).float(), images, factor)
-
-
-def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """A blend of the image with its mean grey level."""
-    mean = (_grey(images).double().mean((1, 2, 3), keepdim=True) + 0.5).floor_()
-    return _blend(mean.float(), images, factor)
-
-
-def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """A blend of the image with black."""
-    return _blend(torch.zeros(1, 1, 1, 1), images, factor)
-
-
-def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """A blend of the image with itself smoothed by Pillow's 3 × 3 kernel (5 in the middle, sum 13)."""
+def _smooth(images: Tensor) -> Tensor:
+    """Pillow's 3 × 3 kernel (5 in the middle, sum 13); the border stays as it was."""
     smooth = images.float()
     rows = smooth[:, :, :, :-2] + smooth[:, :, :, 1:-1] + smooth[:, :, :, 2:]
     box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
     inner = smooth[:, :, 1:-1, 1:-1]
-    inner.copy_(box.add_(inner, alpha=4).div_(13).add_(0.5).floor_())  # the border stays as it was
-    return _blend(smooth, images, factor)
+    inner.copy_(box.add_(inner, alpha=4).div_(13).add_(0.5).floor_())
+    return smooth
 
 
-# -----------------------------------------------------------------------------------------------------------
-# Geometric operations: the same, with (C,) uint8 `fill` where the source lies outside the image. Bicubic with
-# a = -1, as Pillow's transform has it (its resize: -0.5), and truncated.
+# Geometric operations: `fill` where the source lies outside the image. Bicubic with a = -1, as Pillow's transform has
+# it (its resize: -0.5), and truncated.
 
 
 def _cubic_weights(d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -150,31 +133,21 @@ def _shift_rows(images: Tensor, shift: Tensor, fill: Tensor) -> Tensor:
     return _to_levels(values, (source >= 0) & (source < side), fill)
 
 
-def _shift_columns(images: Tensor, shift: Tensor, fill: Tensor) -> Tensor:
-    return _shift_rows(images.transpose(2, 3), shift, fill).transpose(2, 3)
-
-
-def shear_x(images: Tensor, factor: Tensor, fill: Tensor) -> Tensor:
+def _shear_x(images: Tensor, factor: Tensor, fill: Tensor) -> Tensor:
     return _shift_rows(images, factor[:, None] * _centres(images.shape[2]), fill)
 
 
-def shear_y(images: Tensor, factor: Tensor, fill: Tensor) -> Tensor:
-    return _shift_columns(images, factor[:, None] * _centres(images.shape[2]), fill)
-
-
-def translate_x(images: Tensor, fraction: Tensor, fill: Tensor) -> Tensor:
+def _translate_x(images: Tensor, fraction: Tensor, fill: Tensor) -> Tensor:
     """By a fraction of the side, to the left where it is positive."""
     side = images.shape[2]
     return _shift_rows(images, (fraction * side)[:, None].expand(-1, side), fill)
 
 
-def translate_y(images: Tensor, fraction: Tensor, fill: Tensor) -> Tensor:
-    """By a fraction of the side, upwards where it is positive."""
-    side = images.shape[2]
-    return _shift_columns(images, (fraction * side)[:, None].expand(-1, side), fill)
+def _transposed(op: Op) -> Op:
+    return lambda images, argument, fill: op(images.transpose(2, 3), argument, fill).transpose(2, 3)
 
 
-def rotate(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
+def _rotate(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
     """Counter-clockwise about the middle of the image."""
     n, channels, side, _ = images.shape
     angle = torch.deg2rad(degrees)[:, None, None]
@@ -198,26 +171,25 @@ def rotate(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
     return _to_levels(values, inside, fill)
 
 
-LEVEL_OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "AutoContrast": auto_contrast,
-    "Equalize": equalize,
-    "Invert": invert,
-    "Posterize": posterize,
-    "Solarize": solarize,
-    "SolarizeAdd": solarize_add,
-    "Color": color,
-    "Contrast": contrast,
-    "Brightness": brightness,
-    "Sharpness": sharpness,
+_OPS: dict[str, Op] = {
+    "AutoContrast": _auto_contrast,
+    "Equalize": _equalize,
+    "Invert": _by_level(lambda level, _: 255 - level),
+    # Pillow 12's, which makes a black image of 0 bits; 13 raises
+    "Posterize": _by_level(lambda level, bits: level & (256 - 2 ** (8 - bits))),
+    "Solarize": _by_level(lambda level, threshold: torch.where(level < threshold, level, 255 - level)),
+    "SolarizeAdd": _by_level(lambda level, add: torch.where(level < 128, level + add, level)),
+    "Color": _blend_with(_grey),
+    "Contrast": _blend_with(_mean_grey),
+    "Brightness": _blend_with(torch.zeros_like),
+    "Sharpness": _blend_with(_smooth),
+    "Rotate": _rotate,
+    "ShearX": _shear_x,
+    "ShearY": _transposed(_shear_x),
+    "TranslateX": _translate_x,
+    "TranslateY": _transposed(_translate_x),
 }
-GEOMETRIC_OPS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "Rotate": rotate,
-    "ShearX": shear_x,
-    "ShearY": shear_y,
-    "TranslateX": translate_x,
-    "TranslateY": translate_y,
-}
-OP_NAMES = (*LEVEL_OPS, *GEOMETRIC_OPS)
+OP_NAMES = tuple(_OPS)
 NO_OP = -1
 
 
@@ -228,17 +200,11 @@ def apply_ops(images: Tensor, ops: np.ndarray, arguments: np.ndarray, fill: Tens
     colour outside the image.
     """
     for op in np.unique(ops[ops != NO_OP]):
-        name = OP_NAMES[op]
         rows = torch.from_numpy(np.flatnonzero(ops == op))
         drawn, argument = images.index_select(0, rows), torch.from_numpy(arguments)[rows]
-        if name in LEVEL_OPS:
-            changed = LEVEL_OPS[name](drawn, argument)
-        else:
-            changed = GEOMETRIC_OPS[name](drawn, argument, fill)
-        images.index_copy_(0, rows, changed)
+        images.index_copy_(0, rows, _OPS[OP_NAMES[op]](drawn, argument, fill))
 
 
-# -----------------------------------------------------------------------------------------------------------
 # What each sample draws.
 
 _MAX_LEVEL = 10.0
