@@ -124,10 +124,27 @@ def override(config: C, changes: dict[str, Any]) -> C:
         ConfigError: a key that does not exist, or a value that does not fit.
     """
     values = config.to_dict()
+    for key in changes:
+        _forget(values, key, changes)
     for key, value in changes.items():
         encoded = json.loads(json.dumps(value, default=_encode))
         _assign(values, key.split("."), encoded, key)
     return parse(type(config), values)
+
+
+# A value that is worked out from others, by each of them: it is worked out again where one of those changes.
+_DERIVED = {"root": "manifest", "name": "manifest", "source": "digest"}
+
+
+def _forget(node: Any, key: str, changes: dict[str, Any]) -> None:
+    *path, last = key.split(".")
+    derived = _DERIVED.get(last)
+    if derived is None or ".".join([*path, derived]) in changes:
+        return
+    for part in path:
+        node = node.get(part) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+        node.pop(derived, None)
 
 
 class _New(dict):

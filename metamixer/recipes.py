@@ -46,7 +46,6 @@ FASHION_MNIST = DataConfig(
 # train on all of it; data.val_samples holds images out for choices made while training.
 IMAGENET = DataConfig(
     name="folder",
-    root="imagenet",
     num_classes=1000,
     channels=3,
     image_size=256,

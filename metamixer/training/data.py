@@ -28,7 +28,8 @@ from ..rng import derive, permutation
 from .augment import BatchAugment, normalise
 from .data_config import DataConfig
 from .datasets import SPLIT_SEED, BrokenImage, Images, class_names, decode, open_split, read_image
-from .image_folder import number_classes
+from .folder import RunFolder
+from .image_folder import manifest_of, number_classes, what_changed
 from .recipe import Recipe
 from .surroundings import SurroundingsError
 
@@ -106,9 +107,23 @@ class Data:
             raise ConfigError(f"data.eval_crop {config.eval_crop}: small images are evaluated whole, set it to 1.0")
         return found, whole
 
-    def record(self) -> dict[str, Any]:
-        """What a run's folder keeps of its data: class names, and by split and class the files' number and digest."""
-        return {"classes": self.classes, "splits": self.parts}
+    def record(self, folder: RunFolder, write: bool = True) -> None:
+        """Keep class names, and by split and class the number and digest of the files, in a run's folder.
+
+        Raises:
+            ConfigError: the images are not those that the run was planned or begun with; the line says what changed.
+        """
+        before, planned = folder.read("data.json"), self.config.manifest
+        changed = what_changed(before["splits"], self.parts) if before else ""
+        if not changed and planned is not None and manifest_of(self.parts) != planned:
+            changed = "its images are not those that the run was planned with"
+        if changed:
+            raise ConfigError(
+                f"{folder.path}: data {self.config.name!r} at {self.config.root!r} has changed: {changed}; put it back "
+                "as it was, or plan another run"
+            )
+        if write and before is None:
+            folder.write("data.json", {"classes": self.classes, "splits": self.parts})
 
     def _split_train(self, recipe: Recipe, whole: np.ndarray) -> None:
         """Choose what is trained on and what is held out, of images of which `whole` can be decoded, (N,)."""

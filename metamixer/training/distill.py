@@ -139,7 +139,7 @@ class TeacherCache:
         teacher = distillation.identity()
         key = {
             "seed": config.seed,
-            "data": {k: v for k, v in config.data.to_dict().items() if k != "eval_crop"},
+            "data": {k: v for k, v in config.data.identity().items() if k != "eval_crop"},
             "recipe": {k: recipe[k] for k in _SEEN},
             "teacher": [teacher["teacher"], teacher["weights"], distillation.kind],
             "made_by": [torch.__version__, timm.__version__, device.type],

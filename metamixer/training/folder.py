@@ -2,6 +2,7 @@
 
 config.json        the resolved configuration, with the schema version
 environment.json   versions, commit, device of the latest start
+data.json          class names; by split and class, the number of files and a digest of their names and sizes
 metrics.jsonl      one row an epoch, as they happen
 progress.json      where the run is now (a heartbeat; rewritten every few seconds)
 last.pt            the newest checkpoint; previous.pt the one before

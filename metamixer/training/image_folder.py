@@ -25,7 +25,9 @@ from timm.data.readers.reader_image_in_tar import extract_tarinfos
 from ..config import ConfigError
 
 SPLITS = {"train": ("train", "training"), "test": ("validation", "val", "valid", "eval", "test")}
-Parts = dict[str, list[Any]]  # of a split: by class or tar file, the number of files and a digest of names and sizes
+Parts = dict[
+    str, list[Any]
+]  # of a split: by class or tar file, the number of files and a digest of their names and sizes
 
 
 class Source(Protocol):
@@ -96,7 +98,11 @@ def trained_classes(root: str | None) -> list[str] | None:
 
 
 def manifest(root: str) -> str | None:
-    """A digest of the names, sizes and classes of all images of a root; None where there is no such folder."""
+    """A digest of the names, sizes and classes of all images of a root; None where there is no such folder.
+
+    Raises:
+        ConfigError: a split can't be read, or can't be told apart from something else.
+    """
     if not Path(root).expanduser().is_dir():
         return None
     splits = {}
@@ -146,7 +152,8 @@ class ClassFolders(Source):
         for name in sorted((os.fsdecode(entry.name) for entry in there if entry.is_dir()), key=class_order):
             files = sorted(_images(os.fsencode(place / name), os.fsencode(name) + b"/", other))
             if files:
-                self.parts[name] = [len(files), _digest([b"%b\0%d\0" % file for file in files])]
+                first = (place / os.fsdecode(files[0][0])).read_bytes()  # so that two folders' names can't be swapped
+                self.parts[name] = [len(files), _digest([first, *(b"%b\0%d\0" % file for file in files)])]
                 self.names.append(name)
                 paths += [path for path, _ in files]
         counts = [self.parts[name][0] for name in self.names]

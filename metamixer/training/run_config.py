@@ -50,6 +50,7 @@ class RunConfig(Config):
     def identity(self) -> dict[str, Any]:
         values = self.to_dict()
         values["modules"] = [module["digest"] for module in values["modules"]]
+        values["data"] = self.data.identity()
         if self.initial is not None:
             values["initial"] = self.initial.identity()
         if self.recipe.distillation is not None:

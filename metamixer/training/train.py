@@ -89,6 +89,7 @@ def train(
             if done is not None:
                 return done
             data = data or _open_data(config, workers)
+            data.record(folder, world.first)
             return Trainer(config, folder, own_device, data, world, teacher_cache, after_epoch).run()
         except (Interrupted, ConfigError):
             raise  # a signal or the surroundings, not the run itself: it goes on when launched again
@@ -260,7 +261,9 @@ class Trainer:
             kind, model = ("ema", learner.ema.module) if learner.ema is not None else ("raw", learner.model)
             self.best = {"epoch": learner.epoch, "weights": kind, "val_top1": scores["top1"]}
             if self.world.first:
-                checkpoint.save_best(self.folder, {"model": model.state_dict(), **self.best})
+                checkpoint.save_best(
+                    self.folder, {"model": model.state_dict(), "classes": self.data.classes, **self.best}
+                )
         return row
 
     def _finish(self) -> dict[str, Any]:
@@ -282,6 +285,7 @@ class Trainer:
             try:
                 best = checkpoint.read(path)
                 checkpoint.load_weights(learner.model, best.pop("model"), str(path))
+                best.pop("classes", None)
             except ConfigError as error:
                 lost = str(error)
                 log.warning("%s; the row `best` is left out", lost)
@@ -352,6 +356,7 @@ class Trainer:
 
     def _save(self, seconds: float) -> None:
         state = {**self.learner.state_dict(), "seconds": seconds, "row": self.row, "best": self.best}
+        state["classes"] = self.data.classes
         if self.world.first:
             checkpoint.save(self.folder, state)
 
