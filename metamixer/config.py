@@ -93,7 +93,9 @@ def describe(cls: type[Config], skip: str = "") -> str:
     for name, field in cls.model_fields.items():
         if name == skip:
             continue
-        parts.append(f"{name}: {_kind(field.annotation)}" + ("" if field.is_required() else f" = {field.default!r}"))
+        parts.append(
+            f"{name}: {_kind(field.annotation)}" + ("" if field.is_required() else f" = {field.get_default()!r}")
+        )
     return f"it takes {', '.join(parts)}" if parts else "it takes no parameters"
 
 

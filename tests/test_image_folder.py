@@ -1,6 +1,7 @@
 """Folders of images: which files are samples, how classes are numbered, and what a changed folder is refused for."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,9 +12,11 @@ import torch
 from PIL import Image
 from small import FOLDER, RUN
 
-from metamixer import ConfigError, override
+from metamixer import ConfigError, digest, override
+from metamixer.config import parse
 from metamixer.training.data import Data
 from metamixer.training.image_folder import class_order
+from metamixer.training.train import Interrupted, train
 
 
 def tree(root, files):
@@ -227,3 +230,50 @@ def test_a_home_folder_and_a_name_in_any_bytes(tmp_path, monkeypatch):
     tree(tmp_path / "pictures", images("train", "größe", "birch") + images("val", "größe", count=1))
     os.rename(tmp_path / "pictures/train/birch/0.png", os.fsencode(tmp_path / "pictures/train/birch") + b"/\xff.png")
     assert len(list(data("~/pictures", 2).batches(0))) == 2
+
+
+def test_the_hash_of_a_run_holds_its_images_and_not_their_place(tmp_path):
+    """13.15"""
+    files = images("train", "ash", "birch") + images("val", "ash", count=1)
+    here = digest(configure(tree(tmp_path / "here", files), 2))
+    assert digest(configure(tree(tmp_path / "there", files), 2)) == here
+    changed = configure(tree(tmp_path / "there", ["train/ash/9.png"]), 2)
+    assert digest(changed) != here
+    again = override(changed, {"data.root": str(tmp_path / "here")})
+    assert digest(again) == here and override(again, {"seed": 1}).data.manifest == again.data.manifest
+    shutil.rmtree(tmp_path / "here")  # a login node need not have the images
+    assert digest(parse(type(again), again.to_dict())) == here
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda root: [(root / f"train/ash/{i}.png").unlink() for i in (0, 1)], "train/ash has 2 files where it had 4"),
+        (lambda root: tree(root, ["train/birch/9.png"]), "train/birch has 5 files where it had 4"),
+        (lambda root: (root / "val/ash").rename(root / "val/birch"), "test/ash is gone, test/birch is new"),
+        (lambda root: Image.new("L", (9, 9)).save(root / "train/ash/3.png"), "train/ash has other files"),
+        (
+            lambda root: [
+                (root / "train" / a).rename(root / "train" / b)
+                for a, b in (("ash", "c"), ("birch", "ash"), ("c", "birch"))
+            ],
+            "train/ash has other files, train/birch has other files",
+        ),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_images(tmp_path, change, words):
+    """13.3"""
+    root = tree(tmp_path / "images", images("train", "ash", "birch") + images("val", "ash", count=1))
+    config = configure(root, 2, **{"data.image_size": 12, "recipe.epochs": 2, "recipe.warmup_epochs": 0})
+
+    def stop(row):
+        raise Interrupted("after an epoch")
+
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", after_epoch=stop)
+    change(root)
+    with pytest.raises(ConfigError) as caught:
+        train(config, tmp_path / "run")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="not those that the run was planned with"):
+        train(config, tmp_path / "planned")

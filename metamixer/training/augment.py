@@ -14,14 +14,16 @@ Shapes: B images in the batch, C channels (1 or 3), H × W the input, S the side
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..rng import derive, noise, uniforms
+from .data_config import DataConfig
 from .randaugment import OP_NAMES, RandAugment, apply_ops, parse_rand_augment
+from .recipe import Recipe
 
 _ATTEMPTS = 10  # at a box that fits, as in timm and torchvision
 _BOX_DRAWS = 2 * _ATTEMPTS + 2
@@ -34,7 +36,6 @@ _Draw = Callable[[str, int], np.ndarray]  # purpose and count to uniform draws, 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(images / 255 - mean) / std: (B, C, H, W) uint8 to float32, the same shape in channels-last memory."""
-    _check_images(images, len(mean))
     batch, channels, height, width = images.shape
     levels = torch.empty(batch, height, width, channels, dtype=torch.uint8)
     for channel in range(channels):  # NumPy interleaves channels faster than torch
@@ -49,20 +50,9 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 def resize(images: Tensor, size: int) -> Tensor:
     """Antialiased bicubic resize, equal to Pillow's: (B, C, H, W) uint8 to (B, C, size, size) uint8."""
-    _check_images(images)
-    if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
     # Pillow's fixed point has 22 bits behind the point: exact in float64.
     height, width = (np.rint(_bicubic_weights(side, size) * 2**22) * 2.0**-22 for side in images.shape[2:])
     return _resample(images, torch.from_numpy(height)[None], torch.from_numpy(width)[None])
-
-
-def _check_images(images: Tensor, channels: int | None = None) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        shape = tuple(images.shape)
-        raise ValueError(f"images must be uint8 of shape (B, 1 or 3, H, W), got {images.dtype} of shape {shape}")
-    if channels is not None and images.shape[1] != channels:
-        raise ValueError(f"images have {images.shape[1]} channels, but mean and std have {channels} values")
 
 
 def _bicubic_weights(length: int, size: int) -> np.ndarray:
@@ -147,110 +137,60 @@ def _central_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[
 class BatchAugment:
     """Augments a batch: (B, C, H, W) uint8 to (B, C, S, S) float32, normalised, in channels-last memory.
 
-    Args:
-        image_size: S, the side of the output in pixels.
-        mean, std: one value for each channel, 1 or 3 of them, on the scale 0 … 1.
-        crop_scale: the crop's area in parts of the image's, (low, high) within (0, 1].
-        crop_ratio: the crop's width over its height, (low, high).
-        flip: probability of a horizontal flip.
-        color_jitter: strength of brightness, contrast and saturation, after RandAugment; 0 is off.
-        rand_augment: text such as "rand-m9-mstd0.5-inc1" (`parse_rand_augment`), or None.
-        erase: probability of one erased rectangle, filled with normal noise in each pixel.
-        seed: of all draws.
-
-    Raises:
-        ValueError: for a value out of its range, or images of another type or shape.
+    `data` gives S and the statistics, `recipe` the augmentation.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        crop_scale: tuple[float, float],
-        crop_ratio: tuple[float, float],
-        flip: float,
-        color_jitter: float,
-        rand_augment: str | None,
-        erase: float,
-        seed: int,
-    ) -> None:
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
-        if len(mean) not in (1, 3) or len(std) != len(mean):
-            raise ValueError(f"mean and std must both have 1 or 3 values, got {len(mean)} and {len(std)}")
-        if min(std) <= 0:
-            raise ValueError(f"std must be positive, got {std}")
-        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale must be (low, high) with 0 < low <= high <= 1, got {crop_scale}")
-        if not 0 < crop_ratio[0] <= crop_ratio[1]:
-            raise ValueError(f"crop_ratio must be (low, high) with 0 < low <= high, got {crop_ratio}")
-        for name, probability in (("flip", flip), ("erase", erase)):
-            if not 0 <= probability <= 1:
-                raise ValueError(f"{name} must be a probability between 0 and 1, got {probability}")
-        if color_jitter < 0:
-            raise ValueError(f"color_jitter must not be negative, got {color_jitter}")
-        self.image_size, self.mean, self.std = image_size, mean, std
-        self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
-        self.flip, self.color_jitter, self.erase = flip, color_jitter, erase
-        self.rand_augment: RandAugment | None = None if rand_augment is None else parse_rand_augment(rand_augment)
-        self.seed = seed
+    def __init__(self, data: DataConfig, recipe: Recipe, seed: int) -> None:
+        self.data, self.recipe, self.seed = data, recipe, seed
+        self.rand_augment = None if recipe.rand_augment is None else parse_rand_augment(recipe.rand_augment)
 
     def __call__(self, images: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
         """The augmented batch; `indices` (B,) are the samples' numbers in the data set. The input is kept."""
-        _check_images(images, len(self.mean))
-        if len(indices) != len(images):
-            raise ValueError(f"there must be one index for each image, got {len(indices)} for {len(images)} images")
 
         def draw(purpose: str, count: int) -> np.ndarray:
             return uniforms(derive(self.seed, "augment", purpose), epoch, indices, count)
 
         levels = self._crop(images, draw)
-        if self.flip > 0:
-            flipped = torch.from_numpy(np.flatnonzero(draw("flip", 1)[:, 0] < self.flip))
+        if self.recipe.flip_prob > 0:
+            flipped = torch.from_numpy(np.flatnonzero(draw("flip", 1)[:, 0] < self.recipe.flip_prob))
             levels.index_copy_(0, flipped, levels.index_select(0, flipped).flip(-1))
-        ops, arguments = self._draw_ops(draw)
-        fill = torch.tensor([min(255, round(255 * value)) for value in self.mean], dtype=torch.uint8)
-        for layer in range(ops.shape[1]):
-            apply_ops(levels, ops[:, layer], arguments[:, layer], fill)
-        normalised = normalise(levels, self.mean, self.std)
-        if self.erase > 0:
+        fill = torch.tensor([min(255, round(255 * value)) for value in self.data.mean], dtype=torch.uint8)
+        for ops, arguments in self._draw_ops(draw):
+            apply_ops(levels, ops, arguments, fill)
+        normalised = normalise(levels, self.data.mean, self.data.std)
+        if self.recipe.erase_prob > 0:
             self._erase(normalised, draw("erase", 1 + _BOX_DRAWS), epoch, indices)
         return normalised
 
     def _crop(self, images: Tensor, draw: _Draw) -> Tensor:
         """(B, C, S, S) uint8, contiguous, in memory of its own."""
-        height, width = images.shape[2:]
-        low, high = self.crop_ratio
-        if self.crop_scale[0] == 1 and low <= 1 <= high and height == width == self.image_size:
+        (height, width), size = images.shape[2:], self.data.image_size
+        scale, ratio = self.recipe.crop_scale, self.recipe.crop_ratio
+        if scale[0] == 1 and ratio[0] <= 1 <= ratio[1] and height == width == size:
             return images.clone(memory_format=torch.contiguous_format)  # of a square only the whole fits
-        draws = draw("crop", _BOX_DRAWS)
-        boxes = _random_boxes(draws, (height, width), (height, width), self.crop_scale, self.crop_ratio)
-        boxes[boxes[:, 2] == 0] = _central_crop(height, width, self.crop_ratio)
+        boxes = _random_boxes(draw("crop", _BOX_DRAWS), (height, width), (height, width), scale, ratio)
+        boxes[boxes[:, 2] == 0] = _central_crop(height, width, ratio)
         top, left, tall, wide = boxes.T
-        vertical = torch.from_numpy(_crop_weights(height, self.image_size)[np.maximum(tall, 1), top])
-        horizontal = torch.from_numpy(_crop_weights(width, self.image_size)[np.maximum(wide, 1), left])
+        vertical = torch.from_numpy(_crop_weights(height, size)[np.maximum(tall, 1), top])
+        horizontal = torch.from_numpy(_crop_weights(width, size)[np.maximum(wide, 1), left])
         return _resample(images, vertical, horizontal)
 
-    def _draw_ops(self, draw: _Draw) -> tuple[np.ndarray, np.ndarray]:
-        """Operations and arguments for `apply_ops`, (B, layers): RandAugment's, then colour jitter's."""
-        layers = self.rand_augment.layers if self.rand_augment is not None else 0
-        draws = draw("ops", layers * RandAugment.DRAWS)
-        drawn = [(np.empty((len(draws), 0), int), np.empty((len(draws), 0)))]
+    def _draw_ops(self, draw: _Draw) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Operations and arguments for `apply_ops`, each (B,), by layer: RandAugment's, then colour jitter's."""
         if self.rand_augment is not None:
-            drawn.append(self.rand_augment.draw(draws.reshape(len(draws), layers, RandAugment.DRAWS)))
-        if self.color_jitter > 0:
+            layers = self.rand_augment.layers
+            draws = draw("ops", layers * RandAugment.DRAWS)
+            ops, arguments = self.rand_augment.draw(draws.reshape(len(draws), layers, RandAugment.DRAWS))
+            yield from zip(ops.T, arguments.T, strict=True)
+        if self.recipe.color_jitter > 0:
             order, strength = np.split(draw("jitter", 2 * len(_JITTER_OPS)), 2, axis=1)
-            low, high = max(0.0, 1 - self.color_jitter), 1 + self.color_jitter
-            drawn.append((_JITTER_OPS[order.argsort(axis=1)], low + (high - low) * strength))
-        ops, arguments = (np.concatenate(parts, axis=1) for parts in zip(*drawn, strict=True))
-        return ops, arguments
+            low, high = max(0.0, 1 - self.recipe.color_jitter), 1 + self.recipe.color_jitter
+            yield from zip(_JITTER_OPS[order.argsort(axis=1)].T, (low + (high - low) * strength).T, strict=True)
 
     def _erase(self, normalised: Tensor, draws: np.ndarray, epoch: int, indices: np.ndarray) -> None:
         """Fills one rectangle in some of the samples, in place; it is always smaller than the image."""
-        size, channels = self.image_size, len(self.mean)
-        rows = np.flatnonzero(draws[:, 0] < self.erase)
+        size, channels = self.data.image_size, len(self.data.mean)
+        rows = np.flatnonzero(draws[:, 0] < self.recipe.erase_prob)
         boxes = _random_boxes(draws[rows, 1:], (size - 1, size - 1), (size, size), _ERASE_AREA, _ERASE_RATIO)
         top, left, tall, wide = boxes.T[:, :, None]
         side = np.arange(size)

@@ -150,18 +150,7 @@ class Data:
             index = self.train_indices[position]
             self.train.images[index] = self.train.images[next_whole[0]]
             self.train.labels[index] = self.train.labels[next_whole[0]]
-        self.augment = BatchAugment(
-            image_size=config.image_size,
-            mean=config.mean,
-            std=config.std,
-            crop_scale=recipe.crop_scale,
-            crop_ratio=recipe.crop_ratio,
-            flip=recipe.flip_prob,
-            color_jitter=recipe.color_jitter,
-            rand_augment=recipe.rand_augment,
-            erase=recipe.erase_prob,
-            seed=self.seed,
-        )
+        self.augment = BatchAugment(config, recipe, self.seed)
 
     def batches(self, epoch: int, first_step: int = 0, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
         """Augmented training batches of an epoch from `first_step` on: (B, C, S, S) normalised, and classes (B,).

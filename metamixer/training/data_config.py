@@ -28,6 +28,11 @@ def _data_name(name: str) -> str:
     return name
 
 
+def _manifest(values: dict[str, Any]) -> str | None:
+    root = values.get("root")
+    return image_folder.manifest(root) if values.get("name") == "folder" and root is not None else None
+
+
 class DataConfig(Config):
     """Images and their splits.
 
@@ -47,7 +52,7 @@ class DataConfig(Config):
 
     name: Annotated[str, AfterValidator(_data_name)]
     root: str | None = None
-    manifest: str | None = None
+    manifest: str | None = Field(default_factory=_manifest)
     num_classes: int = Field(gt=1, le=2**15)  # predictions and a teacher's answers are kept as int16
     channels: Literal[1, 3]
     image_size: int = Field(ge=8)
@@ -57,14 +62,6 @@ class DataConfig(Config):
     train_samples: int | None = Field(default=None, gt=0)
     val_samples: int = Field(default=0, ge=0)
     skip_broken: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _identify(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or "manifest" in values or values.get("name") != "folder":
-            return values
-        root = values.get("root")
-        return {**values, "manifest": image_folder.manifest(root)} if isinstance(root, str) else values
 
     @model_validator(mode="after")
     def _statistics_per_channel(self) -> "DataConfig":
