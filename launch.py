@@ -75,7 +75,7 @@ def collect(
     data: analysis.commands.DataName = None,
     runs: analysis.commands.Runs = Path("runs"),
 ) -> None:
-    """The table and the picture of a grid's finished runs, or of a search's trials."""
+    """Show the table of a grid or a search, with its picture."""
     from sweeps.follow import is_search, select
 
     name = Path(grid).stem

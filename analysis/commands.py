@@ -19,7 +19,10 @@ def report(
     runs: Runs = Path("runs"),
     out: Annotated[Optional[Path], typer.Option(help="The page; beside the grid's other files if not given.")] = None,
 ) -> None:
-    """One page of HTML on a grid: tables, pictures, configurations, environment and the runs behind them."""
+    """Write one page of HTML on a grid.
+
+    Tables, pictures, configurations, environment and the runs behind them.
+    """
     from analysis.report import report as render_page
 
     page, meta = render_page(runs, Path(grid).stem, data, out.parent if out else None)
@@ -41,7 +44,7 @@ def ship(
         Optional[str], typer.Option(help="Variants whose weights go along, of each grid that has them: a,b.")
     ] = None,
 ) -> None:
-    """Pack the finished runs of grids, without checkpoints, into a file each that the notebooks open."""
+    """Pack finished runs for the notebooks, without checkpoints."""
     from analysis.frame import load
     from analysis.results import of_grid, of_search, write
 

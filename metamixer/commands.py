@@ -26,7 +26,7 @@ Modules = Annotated[
 
 @app.command()
 def recipes() -> None:
-    """Runs by name: what each trains, the accuracy to expect, and its source."""
+    """List the named runs, with their expected accuracy."""
     from sweeps.single import print_recipes
 
     print_recipes()
@@ -43,7 +43,10 @@ def train(
         Optional[Path], typer.Option(help="Folder where runs that show a teacher the same images share its answers.")
     ] = None,
 ) -> None:
-    """Train one run, or go on with it; under torchrun or srun on several GPUs."""
+    """Train one run, or go on with it.
+
+    Under torchrun or srun on several GPUs.
+    """
     from metamixer.config import ConfigError
     from sweeps.single import configured_run, train_one
 
@@ -71,7 +74,10 @@ def evaluate(
     workers: DataWorkers = None,
     device: Device = "auto",
 ) -> None:
-    """Top-1 and top-5 of a checkpoint on the evaluation images, raw and averaged weights apart."""
+    """Score a checkpoint on the evaluation images.
+
+    Raw and averaged weights are scored apart.
+    """
     from metamixer.config import ConfigError
     from metamixer.recipes import IMAGENET
     from sweeps.single import print_scores
@@ -92,7 +98,7 @@ def profile(
     workers: DataWorkers = None,
     device: Device = "auto",
 ) -> None:
-    """Where the time of a training step goes, and how much memory it takes."""
+    """Time a training step by its parts, with its memory."""
     from sweeps.single import configured_run, profile_one
 
     profile_one(configured_run(name, changes_of(set), runs), device, workers)
@@ -109,7 +115,10 @@ def check(
     module: Modules = None,
     width: Annotated[int, typer.Option(help="Channels to check and cost it at.")] = 64,
 ) -> None:
-    """Whether a mixer or an operation keeps the contract of the catalogue, and what it costs."""
+    """Check a mixer, an operation or a task against its contract.
+
+    A mixer's costs are shown too.
+    """
     import json
 
     from metamixer.checks_table import report
@@ -132,7 +141,10 @@ def cost(
     layers: Annotated[bool, typer.Option("--layers", help="A row for every layer too.")] = False,
     module: Modules = None,
 ) -> None:
-    """What a network costs, folded: parameters, multiply-adds, activations, bytes moved, by stage and by slot."""
+    """Count what a network costs, by stage and by slot.
+
+    Parameters, multiply-adds, activations and bytes moved, all of the folded network.
+    """
     from metamixer.cost_table import print_costs
     from metamixer.networks import find_network
 
@@ -158,7 +170,10 @@ def export(
     ] = None,
     module: Modules = None,
 ) -> None:
-    """Fold a network, write it for a phone or another runtime, and check what was written."""
+    """Write a network for a phone or a runtime.
+
+    It is folded first, and the written file is checked.
+    """
     from metamixer.deploy.export import export as write
     from metamixer.deploy.export import read_labels
     from metamixer.networks import find_network

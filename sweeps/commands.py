@@ -62,7 +62,7 @@ class Launched:
 
 @app.command("list")
 def list_grids() -> None:
-    """The grids and searches, and the questions that they ask."""
+    """List the grids and searches with their questions."""
     from rich.console import Console
     from rich.table import Table
 
@@ -80,7 +80,10 @@ def list_grids() -> None:
 
 @with_options
 def plan(options: GridOptions, job: JobOptions) -> "Plan":
-    """What a grid would run: variants, differences, costs, what is done, what its seeds can see. Writes nothing."""
+    """Show what a grid would run; writes nothing.
+
+    Variants, differences, costs, finished runs, and the smallest difference that the seeds can see.
+    """
     from sweeps.cluster import show_hours
     from sweeps.report import print_plan
 
@@ -107,7 +110,10 @@ def run(
     max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
 ) -> Launched:
-    """Run what is missing of a grid, here or on a cluster; here, then show the table and the picture."""
+    """Run the missing runs of a grid, here or on SLURM.
+
+    Here it ends with the table and the picture; on SLURM it returns after submitting.
+    """
     from metamixer.config import ConfigError
     from sweeps.report import print_plan, run_with_progress
 
@@ -145,7 +151,10 @@ def search(
         bool, typer.Option("--dry-run", help="Only show what would be searched; writes nothing.")
     ] = False,
 ) -> Launched:
-    """Search mixers and recipes with Optuna until so many trials have finished, then show the best and the pictures."""
+    """Search mixers and recipes with Optuna.
+
+    It ends when so many trials have finished, with the best of them and the pictures.
+    """
     from metamixer.config import ConfigError
     from metamixer.latency.bench import time_runs
     from sweeps.report import parallel_runs
@@ -178,7 +187,10 @@ def confirm(
     seeds: Seeds = None,
     out: Annotated[Optional[Path], typer.Option(help="The grid's file; confirm_NAME.py if not given.")] = None,
 ) -> None:
-    """Write a grid that confirms the best of a search, with seeds of its own and on the test images."""
+    """Write a grid that confirms the best of a search.
+
+    It has seeds of its own and is judged on the test images.
+    """
     from sweeps.search.confirm import confirm_search
 
     path = confirm_search(runs, definition_of(name, data, set, None, module)[1], top, seeds_of(seeds), out)
@@ -196,7 +208,10 @@ def status(
     every: Annotated[bool, typer.Option("--all", help="A row for every run, however many.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Stay, and show it anew every few seconds.")] = False,
 ) -> None:
-    """Where runs stand: state, epoch, top-1 so far, node, time, log. Writes nothing."""
+    """Show where runs stand; writes nothing.
+
+    State, epoch, score so far, node, time, log.
+    """
     from sweeps.follow import show_status
 
     show_status(runs, targets or [], data, every, watch=5.0 if watch else None)
@@ -209,7 +224,7 @@ def logs(
     runs: Runs = Path("runs"),
     lines: Annotated[int, typer.Option(min=1, help="Lines of each log, counted from its end.")] = 30,
 ) -> None:
-    """The end of each run's log."""
+    """Show the end of each run's log."""
     from sweeps.follow import show_logs
 
     show_logs(runs, targets, data, lines)
@@ -221,7 +236,7 @@ def cancel(
     data: DataName = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Cancel the SLURM jobs of runs that wait or run; what they have trained stays."""
+    """Cancel SLURM jobs; their checkpoints stay."""
     from sweeps.follow import cancel as cancel_runs
 
     for line in cancel_runs(runs, targets, data):
@@ -239,7 +254,10 @@ def retry(
     max_gpu_hours: MaxHours = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
 ) -> None:
-    """Submit failed and interrupted runs again, as they were submitted last unless a profile is given."""
+    """Submit failed and interrupted runs again.
+
+    Each asks for what it asked for last, unless a profile is given.
+    """
     from sweeps.cluster import retry as retry_runs
 
     chosen = profile_of(job) if job.profile or job.profiles else None
@@ -276,7 +294,10 @@ def bench(
         Optional[Path], typer.Option("--import", help="Keep what a phone measured: an Xcode report, or a CSV.")
     ] = None,
 ) -> "Report":
-    """Latency on runtimes, beside costs; kept in latency.jsonl of the runs' folder."""
+    """Time networks on runtimes, beside their costs.
+
+    The rows are kept in latency.jsonl of the runs' folder.
+    """
     from metamixer.latency import imports, rows
     from metamixer.latency.measure import Report, Subject
 

@@ -42,7 +42,8 @@ def imports(path, everywhere=True):
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, None
-        later = isinstance(node, ast.FunctionDef) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        later = isinstance(node, ast.FunctionDef)
+        later = later or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
         if everywhere or not later:
             for child in ast.iter_child_nodes(node):
                 yield from visit(child)
