@@ -19,6 +19,7 @@ from ..config import ConfigError
 from ..rng import derive
 from . import checkpoint, weights
 from .data import Batch
+from .depthwise import split_depthwise
 from .distill import Teacher, TeacherCache, distillation_loss
 from .distributed import ALONE, World
 from .optimize import Average, Schedule, batch_norm_statistics, build_optimizer
@@ -72,6 +73,7 @@ class Learner:
             weights.start_from(model, config)
         if recipe.batch_norm == "synchronized" and world.size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        split_depthwise(model)
         self.model = model.to(device, memory_format=torch.channels_last).train()
         self.ema = Average(self.model, recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = build_optimizer(self.model, recipe)
