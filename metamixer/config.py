@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -45,6 +46,11 @@ class Config(BaseModel):
         """The resolved values as JSON types."""
         return self.model_dump(mode="json")
 
+    @classmethod
+    def parsing(cls, values: Any) -> AbstractContextManager[None]:
+        """What surrounds the reading of `values` by `parse`."""
+        return nullcontext()
+
     def identity(self) -> dict[str, Any]:
         """What of the values a hash covers: all of them, unless a subclass says otherwise."""
         return self.to_dict()
@@ -57,7 +63,9 @@ def parse(cls: type[C], values: Any, where: str = "") -> C:
         ConfigError: one line that names the key, what was given and what would be right.
     """
     try:
-        return cls.model_validate_json(json.dumps(values, default=_encode))
+        text = json.dumps(values, default=_encode)
+        with cls.parsing(json.loads(text)):
+            return cls.model_validate_json(text)
     except ValidationError as error:
         raise ConfigError(explain(error, cls, where)) from None
 

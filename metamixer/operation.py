@@ -7,7 +7,6 @@ Letters in shapes: B batch, C channels of the block, N = H·W tokens, k kernel s
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from .config import Config, ConfigError, describe
+from .plugins import add
 
 
 class Layout(StrEnum):
@@ -184,19 +184,8 @@ def register(cls: O) -> O:
         if issubclass(cls, base) and not isinstance(getattr(cls, attribute, None), Layout):
             layouts = ", ".join(f"Layout.{layout.name}" for layout in Layout)
             raise ConfigError(f"{where}: it declares no layout: set `{attribute}` to one of {layouts}")
-    known = REGISTRY[cls.slot].get(cls.name)
-    # the same class of the same file again is a reload after an edit, not a clash
-    if known is not None and (_file(known), known.__qualname__) != (_file(cls), cls.__qualname__):
-        raise ConfigError(
-            f"{where}: the {cls.slot} operation {cls.name!r} is already registered by "
-            f"{known.__module__}.{known.__qualname__} ({_file(known)})"
-        )
-    REGISTRY[cls.slot][cls.name] = cls
+    add(REGISTRY[cls.slot], cls)
     return cls
-
-
-def _file(cls: type) -> str:
-    return getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
 
 
 def resolve(slot: Slot, value: Any) -> OperationConfig:

@@ -94,8 +94,7 @@ def launch(
                 configs[hash].recipe.share(profile.processes)  # refused here, not on the node
             for hash in todo:
                 RunFolder(root / hash).create(configs[hash])
-            modules = {(module.source, module.digest) for hash in todo for module in configs[hash].modules}
-            code = snapshot.take(root, modules)
+            code = snapshot.take(root)
             result.submissions = slurm.submit(root, todo, grid, setting, profile, code, array_size, max_attempts)
     return result
 

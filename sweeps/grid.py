@@ -19,8 +19,8 @@ from pydantic import AfterValidator, Field
 from rich.progress import track
 
 from metamixer.config import Config, ConfigError, differences, digests_of, override
-from metamixer.plugins import load_module, place
-from metamixer.training.run_config import RunConfig, UserModule
+from metamixer.plugins import any_loaded, load_module, place
+from metamixer.training.run_config import RunConfig
 
 from .match import check_measure, matched
 
@@ -55,7 +55,7 @@ class Grid(Config):
             "latency:RUNTIME", takes as long as the base on that runtime (`sweeps.latency`).
         lrs: learning rates at which every variant runs besides its recipe's own, so that none is judged by a rate
             that suits another; a table reports the recipe's and the best on validation data.
-        modules: files (beside the grid's) or dotted modules that register operations of your own.
+        modules: files (their paths from the grid's) that register operations of your own.
     """
 
     # str → RunConfig, or a function that makes one; Any because pydantic would copy and re-validate them
@@ -126,13 +126,13 @@ class Grid(Config):
             raise ConfigError(f"seed {twice} is given twice: every variant runs once with each seed")
         if "seed" in (overrides or {}):
             raise ConfigError("seed: a grid runs with each of its seeds: give --seeds, or `seeds` in the grid's file")
-        modules = [UserModule.of(source) for source in self.modules]
+        for source in self.modules:
+            load_module(source)
         base = self.bases[setting]
-        base = override(base(overrides or {}) if callable(base) else base, {"modules": modules})
-        base = override(base, overrides or {})
+        base = override(base(overrides or {}) if callable(base) else base, overrides or {})
         measure = None if match == "none" else match or self.match
         resolved: dict[str | None, RunConfig] = {None: base}
-        with blaming(self.base, base):
+        with blaming(self.base):
             reference = self._resolve(self.base, resolved)
         planned = []
         wanted = [
@@ -143,7 +143,7 @@ class Grid(Config):
         # a second or so each
         for name in track(wanted, f"matching {measure}", transient=True, disable=measure is None or len(wanted) < 5):
             variant = self.variants[name]
-            with blaming(name, base):
+            with blaming(name):
                 config = self._resolve(name, resolved)
                 parent = self._resolve(variant.on or self.base, resolved)
                 more = tuple(undeclared(parent, config, variant.changes)) if name != self.base else ()
@@ -211,7 +211,7 @@ def _declared(changes: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 @contextmanager
-def blaming(variant: str, run: RunConfig) -> Iterator[None]:
+def blaming(variant: str) -> Iterator[None]:
     """Turn what is wrong with a variant into a ConfigError that names it.
 
     Where a run has operations of the user's own, that is whatever they raise.
@@ -221,7 +221,7 @@ def blaming(variant: str, run: RunConfig) -> Iterator[None]:
     except ValueError as error:
         raise ConfigError(f"variant {variant!r}: {error}") from None
     except Exception as error:
-        if not run.modules:
+        if not any_loaded():
             raise
         raise ConfigError(
             f"variant {variant!r}: {place(error)}{type(error).__name__}: {' '.join(str(error).split())}; "
@@ -266,7 +266,7 @@ def load_grid(name: str, more_modules: Sequence[str] = (), root: Path = Path("ru
     """A grid by the name of its file in `ablations`, or by the path of a file anywhere.
 
     Args:
-        more_modules: absolute paths or dotted names, loaded first and added to the grid's own, whose relative paths
+        more_modules: absolute paths, loaded first and added to the grid's own, whose relative paths
             are taken from the grid's folder.
         root: the folder of the runs; a grid that builds on other runs is a function of it.
 
@@ -314,7 +314,7 @@ def from_file(
     if not isinstance(found, cls):
         raise ConfigError(f"{path}: no {cls.__name__.lower()} in it: assign one to {variable}")
     own = found.modules  # type: ignore[attr-defined]
-    modules = (str((path.parent / m).resolve()) if m.endswith(".py") else m for m in (*own, *more_modules))
+    modules = (str((path.parent / m).resolve()) for m in (*own, *more_modules))
     return found.model_copy(update={"modules": tuple(modules)})
 
 

@@ -15,7 +15,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from metamixer.config import ConfigError, parse
+from metamixer.config import ConfigError
 from metamixer.training.folder import RunFolder
 from metamixer.training.run_config import RunConfig
 
@@ -93,11 +93,14 @@ def run_all(
         while waiting or active:
             while waiting and len(active) < workers:
                 run = waiting.pop(0)
+                try:
+                    RunFolder(root / run.hash).create(run.config)
+                except ConfigError as error:
+                    outcomes.append(Outcome(run, State.INTERRUPTED, str(error)))
+                    continue
                 receiver, sender = context.Pipe(duplex=False)
                 place = min(places, key=list(at.values()).count)  # the GPU with the fewest runs
-                process = context.Process(
-                    target=_run_one, args=(run.config.to_dict(), str(root / run.hash), place, workers, sender)
-                )
+                process = context.Process(target=_run_one, args=(str(root / run.hash), place, workers, sender))
                 process.start()
                 at[process] = place
                 sender.close()
@@ -169,14 +172,13 @@ def attempt(config: RunConfig, path: str, device: str, beside: int = 1) -> tuple
     return state, note
 
 
-def _run_one(values: dict[str, Any], path: str, device: str, beside: int, sender: Any) -> None:
+def _run_one(path: str, device: str, beside: int, sender: Any) -> None:
     """Body of a run's process; sends its final state and a line about it."""
     # Ctrl-C reaches the whole group; the parent passes it on as SIGTERM, once
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        config = parse(RunConfig, values)
         folder = RunFolder(path)
-        folder.create(config)
+        config = folder.config()
         log = os.open(folder.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except (ConfigError, OSError) as error:
         sender.send((State.INTERRUPTED, str(error)))

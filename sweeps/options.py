@@ -34,7 +34,7 @@ LearningRates = Annotated[
 ]
 Twice = Annotated[bool, typer.Option("--aa", help="An A/A test in its place: the base as two variants of other seeds.")]
 Modules = Annotated[
-    Optional[list[str]], typer.Option("--module", help="File or dotted module that registers operations of your own.")
+    Optional[list[str]], typer.Option("--module", help="File that registers operations of your own.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
 ProfileName = Annotated[Optional[str], typer.Option("--profile", help="Profile of the jobs; `default` if not given.")]
@@ -123,5 +123,5 @@ def rates_of(text: str | None) -> list[float] | None:
 
 
 def absolute(modules: list[str] | None) -> list[str]:
-    """User modules with absolute paths; dotted names stay as they are."""
-    return [str(Path(module).resolve()) if module.endswith(".py") else module for module in modules or []]
+    """User modules with absolute paths."""
+    return [str(Path(module).expanduser().resolve()) for module in modules or []]

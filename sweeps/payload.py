@@ -103,19 +103,12 @@ class Payload:
         return DelayedSubmission(self)
 
     def _train(self, folder: Any, profile: Any) -> str:
-        from metamixer.config import parse
-        from metamixer.training.run_config import RunConfig
         from metamixer.training.train import train
-        from sweeps.snapshot import module_source
 
-        values = (folder.read("config.json") or {})["config"]
-        snapshot = folder.path.parent / "snapshots" / self.snapshot
-        for module in values["modules"]:
-            module["source"] = module_source(snapshot, module["source"], module["digest"])
         # a node whose GPUs don't work must not train on its CPU for days
         device = "cuda" if profile.gpus_per_node else "auto"
         teachers = folder.path.parent / "teachers"
-        result = train(parse(RunConfig, values), folder.path, device, profile.cpus_per_task - 1, teachers)
+        result = train(folder.config(), folder.path, device, profile.cpus_per_task - 1, teachers)
         if result["state"] != "done":
             raise RuntimeError(result.get("error", "the run failed"))  # SLURM is to call it FAILED too
         return str(result["state"])

@@ -36,7 +36,7 @@ def print_plan(plan: Plan) -> None:
     for name in track(variants, "counting", console=console, transient=True, disable=len(variants) < 20):
         runs = variants[name]
         config, variant = runs[0].config, runs[0].declared
-        with blaming(name, config):
+        with blaming(name):
             spent = cost(config)
         if len(table.rows) < ROWS:
             states = Counter(plan.states[run.hash] for run in runs)

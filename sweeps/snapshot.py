@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
 from pathlib import Path
 
 import metamixer
@@ -15,14 +14,10 @@ from metamixer.training.folder import RunFolder, source_version
 
 PROJECT = Path(metamixer.__file__).resolve().parent.parent
 PACKAGES = ("metamixer", "sweeps")
-MODULES = "modules"  # users' files, each in a folder named by its digest
 
 
-def take(root: Path, modules: Iterable[tuple[str, str]]) -> str:
+def take(root: Path) -> str:
     """Copy the code as it is now to `snapshots/` of the runs' folder, once for each content.
-
-    Args:
-        modules: source and digest of users' modules (`RunConfig.modules`); those that are files come along.
 
     Returns:
         16 hexadecimal digits of all that was copied; the snapshot's name.
@@ -31,10 +26,6 @@ def take(root: Path, modules: Iterable[tuple[str, str]]) -> str:
     try:
         for package in PACKAGES:
             shutil.copytree(PROJECT / package, aside / package, ignore=shutil.ignore_patterns("__pycache__"))
-        for source, digest in modules:
-            if source.endswith(".py"):
-                (aside / MODULES / digest).mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, aside / MODULES / digest)
         name = content_hash(aside)
         RunFolder(aside).write("snapshot.json", {"snapshot": name, **source_version()})
         try:
@@ -50,9 +41,9 @@ def take(root: Path, modules: Iterable[tuple[str, str]]) -> str:
 
 
 def content_hash(folder: Path) -> str:
-    """16 hexadecimal digits of the Python files under a snapshot's packages and modules, names included."""
+    """16 hexadecimal digits of the Python files under a snapshot's packages, names included."""
     digest = hashlib.blake2b(digest_size=8)
-    for part in (*PACKAGES, MODULES):
+    for part in PACKAGES:
         for path in sorted((folder / part).rglob("*.py")):
             content = path.read_bytes()
             digest.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode() + content)
@@ -69,8 +60,3 @@ def verify(folder: Path) -> None:
         raise ConfigError(f"the job runs the code in {PROJECT}, not its snapshot {folder}")
     if (found := content_hash(folder)) != folder.name:
         raise ConfigError(f"{folder}: the snapshot was edited; it now holds {found}")
-
-
-def module_source(folder: Path, source: str, digest: str) -> str:
-    """Where a user's module lies in the snapshot; a dotted name stays as it is."""
-    return str(folder / MODULES / digest / Path(source).name) if source.endswith(".py") else source

@@ -15,6 +15,21 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _registries():
+    """What a test registers, and the users' files that it loads, are forgotten after it."""
+    from metamixer import plugins
+    from metamixer.operation import REGISTRY
+    from metamixer.tasks.task import TASKS
+
+    registries = [plugins._loaded, TASKS, *REGISTRY.values()]
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, known in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(known)
+
+
 @pytest.fixture
 def grid(tmp_path):
     """A grid's file: two activations, and a run that diverges."""

@@ -32,7 +32,7 @@ from metamixer.operation import REGISTRY, Coefficients
 from metamixer.ops.activation import Softmax
 from metamixer.ops.coefficient_value import Matmul
 from metamixer.ops.query_key import ScaledDot
-from metamixer.plugins import load_module, source_digest
+from metamixer.plugins import load_module
 from metamixer.presets import BASELINES, PRESETS
 
 MIXERS = [*PRESETS, *(f"baseline.{name}" for name in BASELINES)]
@@ -496,17 +496,15 @@ class Halved(Activation):
 def test_a_file_is_loaded_again_where_it_changed(registry, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(OPERATION.format(by=2))
-    first, digest = load_module(str(path)), source_digest(str(path))
-    assert load_module(str(path)) is first and REGISTRY["activation"]["halved"] is first.Halved
+    first = load_module(path)
+    assert load_module(path) is first and REGISTRY["activation"]["halved"] is first.Halved
     path.write_text(OPERATION.format(by=4))
-    second = load_module(str(path))
-    assert second is not first and source_digest(str(path)) != digest
+    assert load_module(path) is not first
     assert failures(check("halved", dim=32, coreml=False)) == []
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.py").write_text(OPERATION.format(by=3))
     with pytest.raises(ConfigError, match="'halved' is already registered by mine_"):
         load_module(str(tmp_path / "other" / "mine.py"))
-    assert load_module("metamixer.cost").__name__ == "metamixer.cost"
 
 
 @pytest.mark.parametrize(
@@ -523,10 +521,3 @@ def test_a_broken_module_says_where(registry, tmp_path, text, reason):
     with pytest.raises(ConfigError, match=reason) as error:
         load_module(str(tmp_path / "bad.py"))
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("source", ["gone.py", "no_such_module", "metamixer.no_such_module", "os.path.nothing"])
-def test_no_such_module(source):
-    for load in (load_module, source_digest):
-        with pytest.raises(ConfigError, match=source):
-            load(source)

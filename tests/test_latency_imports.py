@@ -16,8 +16,8 @@ from metamixer.latency import imports
 from metamixer.latency.measure import Subject
 from metamixer.latency.rows import append
 from metamixer.networks import find_network, of_run
+from metamixer.plugins import load_module
 from metamixer.training.folder import RunFolder
-from metamixer.training.run_config import UserModule
 
 CSV = """model,resolution,device,OS,compute units,median (us),batch
 ffnet_1,256,iPhone 15,iOS 17.4,CPU + NE,1500,
@@ -177,9 +177,13 @@ def test_the_command_imports(tmp_path, report):
 def test_an_edited_operation_of_the_users_own_makes_another_network(tmp_path):
     """In all three places that make keys: what is measured, what is imported for a run, and a grid's frame."""
     file, found = tmp_path / "my_op.py", {Subject(of_run("a", RUN)).key}
-    for text, folder in (("A = 1\n", "a"), ("A = 2\n", "b")):
-        file.write_text(text)
-        run = override(RUN, {"modules": [UserModule.of(str(file))]})
+    for by, folder in (("2", "a"), ("4", "b")):
+        file.write_text(
+            "from metamixer import Activation, register\n@register\nclass Part(Activation):\n    name = 'part'\n"
+            f"    def forward(self, scores):\n        return scores / {by}\n"
+        )
+        load_module(file)
+        run = override(RUN, {"model.stages.*.token_mixer.activation": "part"})
         RunFolder(tmp_path / folder).create(run)
         measured = Subject(of_run("a", run)).key
         (tmp_path / "phone.csv").write_text(CSV.replace("ffnet_1,256", f"{folder},{RUN.data.image_size}"))

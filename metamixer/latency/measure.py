@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from .. import plugins
 from ..cost import Cost, count
 from ..fold import fold
 from ..networks import Network
@@ -270,7 +271,7 @@ def _start(threads: int, errors: IO[str]) -> subprocess.Popen[str]:
 
 
 def _modules(network: Network) -> Iterable[str]:
-    return [] if network.run is None else [module.source for module in network.run.modules]
+    return [] if network.run is None else [str(plugins.path_of(module.digest)) for module in network.run.modules]
 
 
 def _row(task: _Task, threads: int, batch: int) -> Json:

@@ -5,7 +5,6 @@ A new task is one class that derives from `Task`, carries a `name` and a `Config
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import Config, ConfigError, parse
+from ..plugins import add
 
 NOT_ASKED = -100  # in the place of an answer; the default `ignore_index` of torch's losses
 
@@ -113,18 +113,8 @@ def register(cls: T) -> T:
         raise ConfigError(f'{where}: a task needs a name: `name = "..."`')
     if not issubclass(cls.Config, TaskConfig):
         raise ConfigError(f"{where}: its Config derives from TaskConfig")
-    known = TASKS.get(cls.name)
-    # the same class of the same file again is a reload after an edit, not a clash
-    if known is not None and (_file(known), known.__qualname__) != (_file(cls), cls.__qualname__):
-        raise ConfigError(
-            f"{where}: the task {cls.name!r} is already registered by {known.__module__}.{known.__qualname__}"
-        )
-    TASKS[cls.name] = cls
+    add(TASKS, cls)
     return cls
-
-
-def _file(cls: type) -> str:
-    return getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
 
 
 def resolve_task(value: Any) -> TaskConfig:

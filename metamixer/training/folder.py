@@ -1,6 +1,7 @@
 """A run's folder: everything that a run made, written so that a kill at any moment loses nothing whole.
 
 config.json        the resolved configuration, with the schema version
+modules/           copies of the user's own files that the run uses
 environment.json   versions, commit, device of the latest start
 data.json          class names; by split and class, the number of files and a digest of their names and sizes
 metrics.jsonl      one row an epoch, as they happen
@@ -26,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import plugins
 from ..config import SCHEMA_VERSION, ConfigError, digest, parse
 from .surroundings import SurroundingsError
 
@@ -58,6 +60,7 @@ class RunFolder:
                 if (self.read("config.json") or {}).get("digest") != digest(config):
                     raise ConfigError(f"{self.path}: holds another run's configuration; choose another folder")
             else:
+                plugins.write_copies(self.path / "modules", [module.digest for module in config.modules])
                 content = {"schema": SCHEMA_VERSION, "digest": digest(config), "config": config.to_dict()}
                 self.write("config.json", content)
         except OSError as error:
@@ -73,6 +76,8 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path}: configuration of schema {content.get('schema')}, this version reads {SCHEMA_VERSION}"
             )
+        for module in content["config"].get("modules", ()):
+            plugins.load_copy(self.path / "modules", module["name"], module["digest"])
         return parse(RunConfig, content["config"], str(self.path))
 
     def read(self, name: str) -> dict[str, Any] | None:

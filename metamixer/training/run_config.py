@@ -1,51 +1,52 @@
 """What a run is: a network, data, a recipe and a seed, all resolved before anything starts."""
 
-from typing import Annotated, Any
+from contextlib import AbstractContextManager
+from typing import Any
 
-from pydantic import AfterValidator, Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, model_validator
 
+from .. import plugins
 from ..architecture import BackboneConfig
 from ..backbone import Backbone
-from ..config import Config, ConfigError
-from ..plugins import load_module, source_digest
+from ..config import Config
 from .data_config import DataConfig
 from .recipe import Recipe, Weights
 
 
 class UserModule(Config):
-    """A module of the user's own that registers operations: a file's path or a dotted name, and its digest."""
+    """A file of the user's own that a run uses: its name, and the digest of its code (`plugins`)."""
 
-    source: str
+    name: str
     digest: str
-
-    @classmethod
-    def of(cls, source: str) -> "UserModule":
-        return cls(source=source, digest=source_digest(source))
-
-
-def _import(modules: tuple[UserModule, ...]) -> tuple[UserModule, ...]:
-    for module in modules:
-        if source_digest(module.source) != module.digest:
-            raise ConfigError(f"{module.source} has changed since the run was planned; plan it again")
-        load_module(module.source)
-    return modules
 
 
 class RunConfig(Config):
     """One training run; `metamixer.digest` of it is the run's identity.
 
-    `modules` are imported before anything else is read, so that the network may name their operations; what they
-    hold is part of the identity, where they lie is not. `initial` weights are for fine-tuning: the optimizer and the
-    moving average start anew from them. `threads` are those of each process on a CPU, which the last digits depend on.
+    `modules` are those of the loaded users' files that the run uses; they are found, not given. `initial` weights are
+    for fine-tuning: the optimizer and the moving average start anew from them. `threads` are those of each process on a
+    CPU, which the last digits depend on.
     """
 
-    modules: Annotated[tuple[UserModule, ...], AfterValidator(_import)] = ()
+    modules: tuple[UserModule, ...] = ()
     model: SerializeAsAny[BackboneConfig]
     data: DataConfig
     recipe: Recipe
     seed: int = Field(default=0, ge=0)
     initial: Weights | None = None
     threads: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _find_modules(self) -> "RunConfig":
+        found = plugins.used(self.model.to_dict()) if plugins.any_loaded() else []
+        modules = tuple(UserModule(name=plugin.name, digest=plugin.digest) for plugin in found)
+        object.__setattr__(self, "modules", modules)  # frozen
+        return self
+
+    @classmethod
+    def parsing(cls, values: Any) -> AbstractContextManager[None]:
+        """Its own version of each user's file stands in the registries while a run is read."""
+        return plugins.active([module["digest"] for module in values.get("modules", ())])
 
     def identity(self) -> dict[str, Any]:
         values = self.to_dict()
@@ -67,7 +68,8 @@ class RunConfig(Config):
             "seed": self.seed,
             **changes,
         }
-        return Backbone(self.model, **arguments)
+        with plugins.active([module.digest for module in self.modules]):
+            return Backbone(self.model, **arguments)
 
     def warnings(self) -> list[str]:
         """What a run can do but its author may not mean: kernels larger than their maps, an average that lags."""

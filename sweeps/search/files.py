@@ -10,7 +10,8 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 
 from metamixer.config import ConfigError, override
-from metamixer.training.run_config import RunConfig, UserModule
+from metamixer.plugins import load_module
+from metamixer.training.run_config import RunConfig
 
 from ..grid import GRIDS, from_file, question_of, setting_label
 from .definition import Definition, Search, What
@@ -43,8 +44,9 @@ class LoadedSearch:
         setting = data or next(iter(search.bases))
         if setting not in search.bases:
             raise ConfigError(f"no setting {setting!r}; the search has {', '.join(search.bases)}")
-        modules = [UserModule.of(source) for source in search.modules]
-        base = override(override(search.bases[setting], {"modules": modules}), overrides or {})
+        for source in search.modules:
+            load_module(source)
+        base = override(search.bases[setting], overrides or {})
         if not base.data.val_samples:
             raise ConfigError("a search chooses on validation images: give the base some, e.g. data.val_samples=1000")
         what = {key: getattr(search, key) for key in What.model_fields}

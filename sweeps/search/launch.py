@@ -263,8 +263,7 @@ def search_on_slurm(launch: Launch, workers: int, profile: Profile, max_gpu_hour
             console.print("nothing to submit")
             return True
         check_budget([(profile, missing)], max_gpu_hours)
-        base = launch.trials.base
-        code = snapshot.take(launch.root, {(module.source, module.digest) for module in base.modules})
+        code = snapshot.take(launch.root)
         names = [uuid.uuid4().hex[:12] for _ in range(missing)]
         submitted = slurm.submit(
             launch.root, names, f"search {label}", launch.definition.setting, profile, code, size,

@@ -31,7 +31,6 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from metamixer.config import SCHEMA_VERSION, ConfigError, parse
 from metamixer.training.folder import RunFolder
 
-from ..snapshot import module_source
 from .definition import Definition, changed, schema_of
 
 JOURNAL = "journal"  # as the storage of a search
@@ -247,12 +246,6 @@ def open_study(folder: Path, snapshot: Path | None = None) -> tuple[optuna.Study
         raise ConfigError(f"{folder}: no search here (search.json is missing or unreadable)")
     schema_of(content)
     definition = parse(Definition, content["definition"], f"{folder}: search.json")
-    if snapshot is not None:
-        modules = [
-            {**each, "source": module_source(snapshot, each["source"], each["digest"])}
-            for each in definition.base["modules"]
-        ]
-        definition = definition.model_copy(update={"base": {**definition.base, "modules": modules}})
     return _make(folder, str(content["storage"]), definition), definition
 
 
