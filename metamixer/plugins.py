@@ -209,9 +209,9 @@ def code_digest(path: Path) -> str:
     except (SyntaxError, ValueError) as error:
         raise ConfigError(f"module {path}:{getattr(error, 'lineno', 0)}: {type(error).__name__}: {error}") from None
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
+        named = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if named and ast.get_docstring(node) is not None:  # type: ignore[arg-type]
+            node.body = node.body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
     return hashlib.blake2b(ast.unparse(tree).encode(), digest_size=8).hexdigest()
 
 
