@@ -16,6 +16,7 @@ from metamixer import ConfigError, digest, override
 from metamixer.config import parse
 from metamixer.training.data import Data
 from metamixer.training.image_folder import class_order
+from metamixer.training.score import score
 from metamixer.training.train import Interrupted, train
 
 
@@ -277,3 +278,22 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, change, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="not those that the run was planned with"):
         train(config, tmp_path / "planned")
+
+
+def test_a_run_is_evaluated_by_the_names_of_its_classes(tmp_path):
+    """13.2: on a folder without the first of its classes, each image has the loss that it had in the run."""
+    root = tree(tmp_path / "images", images("train", "ash", "birch", "cedar") + images("val", "ash", "birch", "cedar"))
+    config = configure(root, **{"data.image_size": 12, "recipe.epochs": 1, "recipe.warmup_epochs": 0})
+    whole = train(config, tmp_path / "run")
+    part = tree(tmp_path / "part", ["val/ash/0.png"])
+    shutil.rmtree(part / "val/ash")
+    losses = []
+    for name in ("ash", "birch", "cedar"):
+        shutil.copytree(root / "val" / name, part / "val" / name)
+        rows, _, _ = score(str(tmp_path / "run"), config.data, {"root": str(part)}, device="cpu")
+        losses.append(rows["raw"]["loss"])
+        shutil.rmtree(part / "val" / name)
+    assert np.mean(losses) == pytest.approx(whole["raw"]["loss"], rel=1e-6)
+    tree(part, ["val/dogwood/0.png"])
+    with pytest.raises(ConfigError, match="no such class among the 3 trained ones: dogwood"):
+        score(str(tmp_path / "run" / "last.pt"), config.data, {"root": str(part)}, device="cpu")

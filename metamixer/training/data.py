@@ -85,7 +85,7 @@ class Data:
         for split, source in sources.items():
             for line in source.passed_over:
                 log.warning("data %r at %r, %s split: passed over %s", config.name, config.root, split, line)
-            if self.classes is not None:
+            if self.classes is not None and not isinstance(source, Images):
                 number_classes(source, self.classes, f"data {config.name!r} at {config.root!r}, {split} split")
         if recipe is not None:
             self.train, whole_train = self._decode(sources["train"])

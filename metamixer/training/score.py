@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.data import resolve_data_config
+from timm.data import create_transform, resolve_data_config
 from timm.models import get_pretrained_cfg
 from torch import nn
 
@@ -48,18 +48,25 @@ def score(
         ConfigError: no such checkpoint, a damaged one, one of another network, or data that can't be used.
     """
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    classes = transform = None
+    changes = {"manifest": None, **changes}  # of a training's images, which need not be there
     if Path(source).exists() and (folder / "config.json").is_file():
         if network is not None:
             raise ConfigError(f"--model {network}: {folder} is a run, which has its own network")
         run = override(RunFolder(folder).config(), {f"data.{key}": value for key, value in changes.items()})
-        models = _of_a_run(Path(source), run)
+        models, classes = _of_a_run(Path(source), run)
         data = run.data
     else:
         name = network or _network_of(source)
-        data = override(data, {**_own_settings(name), **changes})
-        models = _of_timm(source, name, data)
+        if not is_timm_model(name):
+            near = timm.list_models(f"{name.split('_')[0]}*")[:3]
+            raise ConfigError(f"no timm model {name!r}" + (f"; there are {', '.join(near)}, ..." if near else ""))
+        states = _states(source, name)
+        bias = next(iter(states.values())).get(f"{get_pretrained_cfg(name).classifier}.bias")
+        data, transform = _own_images(name, data, changes if bias is None else {"num_classes": len(bias), **changes})
+        models = _of_timm(source, name, data, states)
     with joined(device) as (world, own):
-        images = Data(data, None, workers=workers)
+        images = Data(data, None, workers=workers, classes=classes, transform=transform)
         rows = {}
         for kind, model in models.items():
             model = model.to(own).eval()
@@ -68,20 +75,22 @@ def score(
     return rows, data, broken
 
 
-def _of_a_run(source: Path, run: RunConfig) -> dict[str, nn.Module]:
-    """The weights in a run's checkpoint; of a folder, those in its newest and its best one."""
+def _of_a_run(source: Path, run: RunConfig) -> tuple[dict[str, nn.Module], list[str] | None]:
+    """The weights in a run's checkpoint, or in a folder's newest and best one, and the names of their classes."""
     files = [source] if source.is_file() else [source / name for name in (checkpoint.LAST, checkpoint.BEST)]
     models: dict[str, nn.Module] = {}
+    classes = None
     for path in files:
         if path.name == checkpoint.BEST and not path.exists():
             continue  # a run without a validation split
         state = checkpoint.read(path)
+        classes = state.get("classes")
         kinds = {"best": "model"} if path.name == checkpoint.BEST else {"raw": "model", "ema": "ema"}
         for kind, key in kinds.items():
             if state.get(key) is not None:
                 models[kind] = run.build()
                 checkpoint.load_weights(models[kind], state[key], str(path))
-    return models
+    return models, classes
 
 
 def _network_of(source: str) -> str:
@@ -100,43 +109,46 @@ def _published() -> dict[str, Any]:
     return {f"{network}.{tag}": cfg for network, tagged in default_cfgs.items() for tag, cfg in tagged.cfgs.items()}
 
 
-def _own_settings(name: str) -> dict[str, Any]:
-    if not is_timm_model(name):
-        near = timm.list_models(f"{name.split('_')[0]}*")[:3]
-        raise ConfigError(f"no timm model {name!r}" + (f"; there are {', '.join(near)}, ..." if near else ""))
-    cfg = get_pretrained_cfg(name)
-    settings = resolve_data_config(pretrained_cfg=cfg.to_dict() if cfg else None, use_test_size=True)
-    if settings["interpolation"] != "bicubic":
-        raise ConfigError(
-            f"timm model {name!r} wants images resized by {settings['interpolation']}; here it is bicubic"
-        )
-    return {
-        "channels": settings["input_size"][0],
-        "image_size": settings["input_size"][-1],
+def _own_images(name: str, data: DataConfig, changes: Mapping[str, Any]) -> tuple[DataConfig, Any]:
+    """Data with the size, statistics and crop that timm says a model is evaluated with, and timm's transform for it."""
+    settings = resolve_data_config(pretrained_cfg=get_pretrained_cfg(name).to_dict(), use_test_size=True)
+    channels, *size = settings["input_size"]
+    own = {
+        "channels": channels,
+        "image_size": size[-1],
         "mean": settings["mean"],
         "std": settings["std"],
         "eval_crop": settings["crop_pct"],
     }
+    data = override(data, {**own, **changes})
+    if "image_size" in changes:
+        size = [data.image_size, data.image_size]
+    settings.update(input_size=(data.channels, *size), mean=data.mean, std=data.std, crop_pct=data.eval_crop)
+    return data, create_transform(**settings)
 
 
-def _of_timm(source: str, name: str, data: DataConfig) -> dict[str, nn.Module]:
-    states: dict[str, Any] = {}
+def _states(source: str, name: str) -> dict[str, Any]:
+    """The kinds of weights of a timm model or in a file of it."""
     if source == name:
-        states["raw"] = weights.read(Weights(source=name))
-    else:
-        problem: ConfigError | None = None
-        for kind, average in (("raw", False), ("ema", True)):
-            try:
-                states[kind] = weights.read(Weights(source=source, average=average))
-            except ConfigError as error:
-                problem = problem or error
-        if problem is not None and not states:
-            raise problem
+        return {"raw": weights.read(Weights(source=name))}
+    states: dict[str, Any] = {}
+    problem: ConfigError | None = None
+    for kind, average in (("raw", False), ("ema", True)):
+        try:
+            states[kind] = weights.read(Weights(source=source, average=average))
+        except ConfigError as error:
+            problem = problem or error
+    if problem is not None and not states:
+        raise problem
+    return states
+
+
+def _of_timm(source: str, name: str, data: DataConfig, states: Mapping[str, Any]) -> dict[str, nn.Module]:
     classifier = get_pretrained_cfg(name).classifier
+    arguments: dict[str, Any] = {"num_classes": data.num_classes, "in_chans": data.channels}
     models: dict[str, nn.Module] = {}
     for kind, state in states.items():
         weights.check_classes(state, f"{classifier}.bias", data.num_classes, source)
-        arguments: dict[str, Any] = {"num_classes": data.num_classes, "in_chans": data.channels}
         if name.partition(".")[0] in default_cfgs:
             models[kind] = timm.create_model(name, **arguments)
             checkpoint.load_weights(models[kind], state, source)
