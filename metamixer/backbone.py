@@ -25,7 +25,7 @@ from timm.models._manipulate import checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from .architecture import BackboneConfig, DownsampleConfig, StageConfig
-from .initialise import Construction, initialise, seeded
+from .initialise import Construction, Init, initialise, seeded
 from .layers import ConvNorm, LayerScale, NormConvSkip, spatial_conv
 from .mixer import build_mixer
 from .operation import Site
@@ -96,6 +96,7 @@ class Backbone(nn.Module):
         img_size: training resolution in pixels; only mixers tied to a number of tokens depend on it.
         drop_path_rate: stochastic depth of the last block, growing linearly over all blocks from 0.
         seed: what all initial values follow from (`initialise.py`); torch's own generator if None.
+        init: the spread of initial weights.
 
     Raises:
         ValueError: operations whose sizes do not fit each other.
@@ -113,6 +114,7 @@ class Backbone(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         seed: int | None = None,
+        init: Init = "ffnet",
     ) -> None:
         super().__init__()
         self.config = config
@@ -125,7 +127,7 @@ class Backbone(nn.Module):
             self.head = ClassifierHead(
                 self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, use_conv=not global_pool
             )
-        initialise(self, construction, seed)
+        initialise(self, construction, seed, init)
         self.to(dtype=dtype)
 
     def _build(

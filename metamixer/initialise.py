@@ -1,4 +1,4 @@
-"""How a network starts: what its operations set themselves stands; what they leave to torch gets FFNet's start.
+"""How a network starts: what its operations set themselves stands; what they leave to torch is drawn here.
 
 Everything random follows from the seed and the place: an operation is built with torch's generator seeded by (seed,
 its name), and each convolution and linear layer draws from (seed, its own name). So two networks share the initial
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers import trunc_normal_
@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .rng import derive
 
 LAYERS = (nn.Conv2d, nn.Linear)
+
+Init = Literal["ffnet", "fan_in"]
 
 
 @contextmanager
@@ -57,15 +59,16 @@ def _address(tensor: Tensor) -> int:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, construction: Construction, seed: int | None) -> None:
-    """FFNet's start for convolutions and linear layers that are as torch made them.
+def initialise(model: nn.Module, construction: Construction, seed: int | None, init: Init = "ffnet") -> None:
+    """Start convolutions and linear layers that are as torch made them.
 
-    Weights are drawn from a truncated normal distribution (std 0.02), biases are 0.
+    Weights are drawn from a truncated normal distribution, biases are 0. Its standard deviation is FFNet's 0.02, or
+    for `fan_in` one over the square root of the number of inputs of an output (LeCun, "Efficient BackProp", 1998).
     """
     for name, layer in model.named_modules():
         if isinstance(layer, LAYERS):
             if construction.left_to_torch(layer.weight):
                 with seeded(seed, name):
-                    trunc_normal_(layer.weight, std=0.02)
+                    trunc_normal_(layer.weight, std=0.02 if init == "ffnet" else layer.weight[0].numel() ** -0.5)
             if construction.left_to_torch(layer.bias):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

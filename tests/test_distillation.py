@@ -285,7 +285,6 @@ def test_what_a_cache_is_known_by_covers_all_that_makes_an_image():
     without_a_part_in_it = {
         "epochs", "warmup_epochs", "cooldown_epochs", "schedule", "lr", "warmup_lr", "min_lr", "lr_batch",
         "weight_decay", "weight_decay_end", "layer_scale_decay", "drop_path_rate", "label_smoothing", "ema_decay",
-        "batch_norm",
-        "compile", "distillation",
+        "batch_norm", "init", "compile", "distillation",
     }  # fmt: skip
     assert set(RUN.recipe.to_dict()) - set(distill._SEEN) == without_a_part_in_it

@@ -10,6 +10,8 @@ from torch import nn
 from metamixer import Backbone, ConfigError, isotropic, override
 from metamixer.cost import count
 from metamixer.presets import BASELINES, PRESETS
+from metamixer.training.optimize import build_optimizer
+from metamixer.training.recipe import Recipe
 
 NORMS = {"none": nn.Identity, "batch": nn.BatchNorm2d, "layer": LayerNorm2d, "rms": RmsNorm2d}
 POSITIONS = ("none", "learned", "sincos")
@@ -160,3 +162,19 @@ def test_sizes_that_patches_do_not_fill_are_refused():
         Backbone(isotropic(1, 8, "identity", patch=4), 5, img_size=30)
     with pytest.raises(AssertionError, match="build the network for this image size"):
         Backbone(isotropic(1, 8, "identity", patch=4), 5, img_size=32)(torch.randn(1, 3, 36, 36))
+
+
+def test_fan_in_scaled_weights_keep_the_spread_of_their_inputs():
+    model = Backbone(isotropic(1, 64, "attention"), 1000, in_chans=48, seed=0, init="fan_in", img_size=4)
+    for layer in (model.stem, model.stages[0].blocks[0].channel_mixer.coefficient_value.value, model.head.fc):
+        fan_in = layer.weight[0].numel()
+        assert float(layer.weight.detach().std()) == pytest.approx(fan_in**-0.5, rel=0.05)
+        assert not layer.bias.any()
+    assert float(model.position.encoding.detach().std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_learned_position_is_spared_from_weight_decay():
+    model = Backbone(isotropic(1, 8, "identity"), 5, img_size=4)
+    spared, decaying = build_optimizer(model, Recipe()).param_groups
+    assert any(p is model.position.encoding for p in spared["params"])
+    assert all(p.ndim > 1 for p in decaying["params"])

@@ -16,7 +16,9 @@ from .recipe import Recipe
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Fused AdamW with two groups: first what is spared from weight decay, then what decays."""
-    spared = () if recipe.layer_scale_decay else [n for n, _ in model.named_parameters() if "_scale." in n]
+    spared = set(getattr(model, "no_weight_decay", set)())
+    if not recipe.layer_scale_decay:
+        spared |= {n for n, _ in model.named_parameters() if "_scale." in n}
     groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=spared)
     return create_optimizer_v2(groups, opt="adamw", lr=recipe.lr * recipe.lr_scale, weight_decay=0.0, fused=True)
 

@@ -11,6 +11,7 @@ from timm.models import get_pretrained_cfg
 
 from .. import ffnet  # noqa: F401 (registers FFNet in timm)
 from ..config import Config, ConfigError
+from ..initialise import Init
 from .randaugment import parse_rand_augment
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -147,6 +148,7 @@ class Recipe(Config):
     `ema_decay` is the decay of the weights' moving average, which is then what a run reports; null turns it off. The
     released code reports the better of averaged and raw weights on the test images; here nothing is chosen on them.
     `layer_scale_decay` says whether weight decay acts on layer scale, as it does in the released code.
+    `init` is the spread of initial weights: FFNet's, or by the number of a layer's inputs (`initialise`).
 
     Each pass is mixed by mixup with `mixup_prob`, by cutmix with `cutmix_prob`, or not at all. An alpha of 0 turns one
     of them off and leaves the other at its share. `color_jitter` acts whether or not there is `rand_augment`; the
@@ -170,6 +172,7 @@ class Recipe(Config):
     weight_decay: float = Field(default=0.05, ge=0)
     weight_decay_end: Annotated[float, Field(ge=0)] | None = None
     layer_scale_decay: bool = True
+    init: Init = "ffnet"
     drop_path_rate: Share = 0.0
     crop_scale: Range = (0.08, 1.0)
     crop_ratio: Range = (3 / 4, 4 / 3)

@@ -66,6 +66,7 @@ class RunConfig(Config):
             "img_size": self.data.image_size,
             "drop_path_rate": self.recipe.drop_path_rate,
             "seed": self.seed,
+            "init": self.recipe.init,
             **changes,
         }
         with plugins.active([module.digest for module in self.modules]):
