@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models import reparameterize_model
 from torch import Tensor, nn
 
 from .config import ConfigError
 from .cost import Cost, count, readable
 from .deploy import coreml
+from .fold import CONVOLUTIONS, NORMS, fold
 from .initialise import LAYERS, Construction, initialise
 from .mixer import MetaMixer, MetaMixerConfig, accepts, build_mixer, makes, resolve_mixer
 from .operation import REGISTRY, SLOTS, Layout, OperationConfig, Site, Slot, operation_class, resolve
@@ -256,13 +256,33 @@ def _gradients(subject: Subject) -> str:
 
 def _folding(subject: Subject) -> str:
     mixer, x = subject.build(dtype=torch.double), subject.input(dtype=torch.double)
-    if not any(hasattr(m, hook) for m in mixer.modules() for hook in ("fuse", "reparameterize", "switch_to_deploy")):
+    hooks = ("fuse", "reparameterize", "switch_to_deploy")
+    if not any(isinstance(m, NORMS) or any(hasattr(m, hook) for hook in hooks) for m in mixer.modules()):
         raise _NotApplicable("nothing to fold")
     with torch.no_grad():
-        folded = reparameterize_model(nn.Sequential(mixer))
+        folded = fold(mixer)
         difference = _same(folded(x), mixer(x), 1e-6, "the folded form differs")
-    left = sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+        behind = _norms_behind_convolutions(folded, x)
+    _demand(not behind, f"{', '.join(behind)} stays behind its convolution: torch.fx can't follow the forward there")
+    left = sum(isinstance(module, NORMS) for module in folded.modules())
     return difference + (f"; {left} BatchNorms stay" if left else "")
+
+
+def _norms_behind_convolutions(model: nn.Module, x: Tensor) -> list[str]:
+    """Names of the BatchNorms that take what a convolution has just made."""
+    made: list[Tensor] = []
+    found: list[str] = []
+
+    def look(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda norm, inputs: found.extend(name for tensor in made if tensor is inputs[0])
+
+    for name, module in model.named_modules():
+        if isinstance(module, CONVOLUTIONS):
+            module.register_forward_hook(lambda conv, inputs, output: made.append(output))
+        elif isinstance(module, NORMS):
+            module.register_forward_pre_hook(look(name))
+    model(x)
+    return found
 
 
 def _fast_path(subject: Subject) -> str:

@@ -4,6 +4,8 @@ Shapes are (B, C, H, W). `fuse()` is the hook of `timm.models.reparameterize_mod
 module. Source: FFNet, arXiv 2406.02021; folding as in RepVGG, arXiv 2101.03697.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -23,7 +25,7 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
     def fuse(self) -> nn.Conv2d:
-        return _fold_norm(self.conv, self.norm)
+        return fold_norm(self.conv, self.norm)
 
 
 class BranchedConv(nn.Module):
@@ -115,7 +117,8 @@ def spatial_conv(
 
 
 @torch.no_grad()
-def _fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def fold_norm(conv: Any, norm: Any) -> Any:
+    """The convolution of a convolution and the BatchNorm behind it, by the norm's running statistics."""
     # torch's own folding insists on eval mode; folding is only ever meant for inference
     training = norm.training
     conv.eval(), norm.eval()

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from timm.models import reparameterize_model
 from torch import nn
 from torch.nn import functional as F
 
 from metamixer import CONFIGS, Backbone, ConfigError, Query, override, register
+from metamixer.fold import fold
 from metamixer.layers import NormConvSkip, spatial_conv
 from metamixer.operation import REGISTRY
 
@@ -71,6 +73,45 @@ def test_equal_modules_start_equal_whatever_else_differs():
     assert all(torch.equal(a[name], b[name]) for name in shared)
     other = Backbone(wide, 10, seed=8).state_dict()
     assert not torch.equal(a["head.fc.weight"], other["head.fc.weight"])
+
+
+class Pairs(nn.Module):
+    """Two plain pairs that fold, and pairs that must not: read twice, run twice, something in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.row = nn.Sequential(nn.Conv1d(8, 8, 3), nn.BatchNorm1d(8))
+        self.read_twice, self.twice_norm = nn.Conv1d(8, 8, 1), nn.BatchNorm1d(8)
+        self.run_twice, self.first, self.second = nn.Conv1d(8, 8, 1), nn.BatchNorm1d(8), nn.BatchNorm1d(8)
+        self.apart = nn.Sequential(nn.Conv1d(8, 8, 1), nn.ReLU(), nn.BatchNorm1d(8))
+
+    def forward(self, x):
+        batch, _, _, _ = x.shape
+        x = self.row(self.norm(self.conv(x)).reshape(batch, 8, 36))
+        y = self.read_twice(x)
+        x = self.twice_norm(y) + y
+        x = self.second(self.run_twice(self.first(self.run_twice(x))))
+        return self.apart(x)
+
+
+def test_a_plain_norm_behind_its_convolution_folds():
+    model = randomise(Pairs()).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    folded = fold(model)
+    torch.testing.assert_close(folded(x), model(x))
+    left = {name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)}
+    assert left == {"twice_norm", "first", "second", "apart.2"}
+
+
+def test_timms_networks_fold_whole():
+    model = timm.create_model("mobilenetv3_small_050").eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 2)
+    x, folded = torch.randn(2, 3, 64, 64), fold(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert (folded(x) - model(x)).norm() < 1e-4 * model(x).norm()
 
 
 class Gate(Query):

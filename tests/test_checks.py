@@ -22,10 +22,13 @@ from metamixer import (
     OperationConfig,
     Query,
     QueryKey,
+    Site,
+    build_mixer,
     register,
 )
 from metamixer.checks import PROMISES, check, find
 from metamixer.checks_table import report
+from metamixer.cost import by_layer
 from metamixer.layers import ConvNorm
 from metamixer.mixer import FAST_PATHS, fast_path
 from metamixer.operation import REGISTRY, Coefficients
@@ -175,6 +178,26 @@ class DeadParameter(Activation):
 
     def forward(self, scores):
         return scores.relu() * self.scale
+
+
+class PlainNorm(Query):
+    """A plain pair, in code that torch.fx can follow or, by a condition on numbers, not."""
+
+    name = "plain_norm"
+
+    def __init__(self, config, site):
+        super().__init__(config, site)
+        self.out_dim = site.dim
+        self.conv, self.norm = nn.Conv2d(site.dim, site.dim, 1), nn.BatchNorm2d(site.dim)
+        self.hidden = self.name == "hidden_norm"
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        return y if not self.hidden or x.sum() < 1e9 else y + 1
+
+
+class HiddenNorm(PlainNorm):
+    name = "hidden_norm"
 
 
 class DrawsElsewhere(Activation):
@@ -366,6 +389,7 @@ def registry(monkeypatch):
         (FoldsWrongly, ["folding"], "the folded form differs by"),
         (Unscaled, ["fast path"], "UnscaledAttention differs from the slots by"),
         (DeadParameter, ["gradients"], "none reaches activation.shift"),
+        (HiddenNorm, ["folding", "torch.export", "torch.fx", "meta"], "query.norm stays behind its convolution"),
         (DrawsElsewhere, ["initial values"], "two of one seed differ in activation.scale"),
         (InPlace, ["shapes"], "at 8×8: activation 'in_place' changes its input in place"),
         (
@@ -397,6 +421,14 @@ def test_a_broken_operation_fails_where_it_is_broken(registry, operation, broken
     checks = check(operation.name, dim=32, coreml=False)
     assert failures(checks) == broken
     assert reason in next(row.detail for row in checks if row.name == broken[0])
+
+
+def test_a_plain_norm_folds_into_its_convolution(registry):
+    register(PlainNorm)
+    rows = {row.name: row for row in check("plain_norm", dim=32, coreml=False)}
+    assert rows["folding"].passed and "stay" not in rows["folding"].detail
+    layers = by_layer(build_mixer(find("plain_norm", 32).config, Site(32, 8, 8)), (32, 8, 8))
+    assert layers["query.conv"].parameters == 32 * 32 + 32 and "query.norm" not in layers
 
 
 def test_queries_are_as_wide_as_they_say(registry):

@@ -16,6 +16,7 @@ from metamixer.config import ConfigError
 from metamixer.cost import Cost, by_layer, count, total
 from metamixer.cost_table import AT_ONCE, by_slot, by_stage, print_costs
 from metamixer.ffnet import CONFIGS
+from metamixer.fold import fold
 from metamixer.mixer import MetaMixer
 from metamixer.networks import Network, find_network
 
@@ -50,7 +51,7 @@ def test_timms_models_cost_what_torchs_counter_says(name, size, unfused):
     """Neither counts norms, activations and pools; ours has products by the numbers of scales and gates too."""
     model = timm.create_model(name).eval()
     cost = count(model, (3, size, size))
-    folded = timm.models.reparameterize_model(model, inplace=True).to("meta")
+    folded = fold(model, inplace=True).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         folded(torch.zeros(1, 3, size, size, device="meta"))
     assert 0 <= cost.macs / (counter.get_total_flops() / 2) - 1 < (1e-2 if name in SCALED else 1e-12)
