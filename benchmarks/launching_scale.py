@@ -67,6 +67,7 @@ def main() -> None:
 
     import fake_slurm
 
+    from metamixer.config import SCHEMA_VERSION
     from sweeps import load_grid, make_plan
     from sweeps.cluster import launch_plan
     from sweeps.profiles import Profile
@@ -82,7 +83,7 @@ def main() -> None:
         some = [run.variant for run in plan.runs[: 2500 * len(plan.runs) // 10_000]]
         began = time.perf_counter()
         part = make_plan(load_grid(str(grid)), runs, only=list(dict.fromkeys(some)))
-        launch_plan(part, Profile(minutes=60), False, 3, None)
+        launch_plan(part, Profile(minutes=60), False, 5, None)
         figures["submit_seconds"] = time.perf_counter() - began
         figures["submitted"] = len(some)
         figures["sbatch_calls"] = (commands / "calls.log").read_text().split().count("sbatch")
@@ -90,7 +91,7 @@ def main() -> None:
         for index, run in enumerate(plan.runs):
             plan.folder(run).path.mkdir(exist_ok=True)
             (plan.folder(run).path / "config.json").write_text(
-                json.dumps({"schema": 1, "digest": run.hash, "config": run.config.to_dict()})
+                json.dumps({"schema": SCHEMA_VERSION, "digest": run.hash, "config": run.config.to_dict()})
             )
             if index % 10:
                 finish(plan.folder(run).path, index)

@@ -156,7 +156,7 @@ def _sbatch(
             # those of a launch from inside another distributed run
             "unset RANK WORLD_SIZE LOCAL_RANK MASTER_PORT MASTER_ADDR",
             *([FIND_FIRST] if profile.nodes > 1 else []),
-            f"export OMP_NUM_THREADS={profile.cpus_per_task}",
+            "export OMP_NUM_THREADS=1",  # training sets the run's own threads; the other cores load images
             *(f"export {key}={shlex.quote(value)}" for key, value in profile.environment.items()),
             *profile.setup,
             # last: the code is the snapshot's, not that of the current folder or an editable installation

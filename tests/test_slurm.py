@@ -48,7 +48,8 @@ GRID = Grid(bases={"fashion": BASE}, base="gelu", seeds=(0, 1),
             variants={name: Variant(changes={KEY: name}) for name in ("gelu", "relu", "silu")})
 """
 # long enough to be met while it trains; two passes a step, which two processes can share
-LONG = ("--only", "gelu", "--seeds", "0", "--set", "recipe.epochs=40", "--set", "recipe.micro_batch=16")
+SHORT = ("--only", "gelu", "--seeds", "0", "--set", "recipe.micro_batch=16")
+LONG = (*SHORT, "--set", "recipe.epochs=40")
 PROFILE = ("--cluster", "slurm", "--profile", "cpu", "--resource", "cpus_per_task=1", "--resource", "memory_gb=2",
            "--resource", "minutes=60")  # fmt: skip
 
@@ -166,7 +167,7 @@ def test_a_launch_returns_and_the_grid_is_followed_from_its_folder_alone(grid, r
     until(lambda: Counter(states(root).values()) == {State.DONE: 4, State.FAILED: 2})
     changed = {path.parent.name for path in root.glob("*/result.json") if before[path] != path.stat().st_mtime_ns}
     assert changed == set(read_submissions(root)[1].hashes) and len(changed) == 2
-    assert "had their attempts" in launch("retry", "--runs", root, "--max-attempts", "2")
+    assert "without progress" in launch("retry", "--runs", root, "--max-attempts", "2")
     assert "gelu" in launch("collect", "tiny", "--runs", root)
 
 
@@ -261,7 +262,7 @@ def test_requeued_without_warning_it_goes_on_from_its_checkpoint(grid, root, und
 
 
 def test_where_nothing_can_be_requeued_it_is_interrupted_and_retried(grid, root, undisturbed):
-    """Situation 6: no scontrol on the node; attempts are limited."""
+    """Situation 6: no scontrol on the node."""
     empty = root.parent / "bin"
     empty.mkdir()
     (empty / "scontrol").write_text("#!/bin/sh\necho 'scontrol: error: no requeue here' >&2\nexit 1\n")
@@ -271,7 +272,7 @@ def test_where_nothing_can_be_requeued_it_is_interrupted_and_retried(grid, root,
     slurm("scancel", "--signal=USR2", read_submissions(root)[0].job)
     until(lambda: set(states(root).values()) == {State.INTERRUPTED})
     assert "no requeue here" in history(run_folder(root))[-1]["refused"]
-    assert "had their attempts" in launch("retry", "gelu", "--runs", root, "--max-attempts", "1")
+    assert "no requeue here" in launch("status", "--runs", root)
     launch("retry", "gelu", "--runs", root)
     until(all_done(root))
     assert figures(run_folder(root)) == figures(undisturbed)
@@ -326,14 +327,16 @@ def test_a_job_runs_the_code_it_was_launched_with(grid, root):
     assert recorded == history(run_folder(root))[0]["snapshot"] == submission.snapshot == expected
 
 
-def test_an_edited_snapshot_is_refused(grid, root):
+def test_an_edited_snapshot_is_refused_and_the_next_launch_takes_a_new_one(grid, root):
     launch("run", grid, "--only", "gelu", "--seeds", "0", "--runs", root, *PROFILE, "--resource", "partition=closed")
     (submission,) = read_submissions(root)
     path = root / "snapshots" / submission.snapshot / "metamixer" / "cost.py"
     path.write_text(path.read_text() + "\n")
     slurm("scontrol", "update", f"JobId={submission.job}", "Partition=main")
-    until(lambda: set(states(root).values()) == {State.FAILED})
+    until(lambda: set(states(root).values()) == {State.INTERRUPTED})
     assert "the snapshot was edited" in launch("status", "--runs", root)
+    launch("retry", "gelu", "--runs", root, "--resource", "partition=main")
+    until(all_done(root))
 
 
 def test_ten_launches_at_once_submit_each_run_once(grid, root):
@@ -397,20 +400,7 @@ def test_two_nodes_train_a_run_as_one_process_does_through_a_preemption(grid, ro
 
 def test_a_preemption_while_two_processes_look_for_each_other_is_not_lost(grid, root):
     """Told while they import, a second before they meet."""
-    launch(
-        "run",
-        grid,
-        "--only",
-        "gelu",
-        "--seeds",
-        "0",
-        "--set",
-        "recipe.micro_batch=16",
-        *TWO_NODES,
-        "--runs",
-        root,
-        *PROFILE,
-    )
+    launch("run", grid, *SHORT, *TWO_NODES, "--runs", root, *PROFILE)
     (submission,) = read_submissions(root)
     until(lambda: (run_folder(root) / "log-1.txt").exists())
     slurm("scancel", "--signal=USR2", submission.job)
@@ -464,6 +454,26 @@ def test_srun_trains_one_run_with_several_processes_on_each_node(root, undisturb
 
 
 def test_a_job_that_asked_for_gpus_does_not_train_on_a_cpu(grid, root):
-    launch("run", grid, "--only", "gelu", "--seeds", "0", "--runs", root, *PROFILE, "--resource", "gpus_per_node=2")
-    until(lambda: set(states(root).values()) == {State.FAILED})
+    """A node without working GPUs is the surroundings' fault: the run goes on when it is launched again."""
+    launch("run", grid, *SHORT, "--runs", root, *PROFILE, "--resource", "gpus_per_node=2")
+    until(lambda: set(states(root).values()) == {State.INTERRUPTED})
     assert "finds no GPU here" in launch("status", "--runs", root)
+    launch("run", grid, *SHORT, "--runs", root, *PROFILE)
+    until(all_done(root))
+
+
+def test_a_full_disk_interrupts_a_run_and_the_same_launch_goes_on(grid, root):
+    """The runs' folder is a small file system with no room for a checkpoint."""
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(root)], check=True)
+    try:
+        launch("run", grid, *SHORT, "--runs", root, *PROFILE, "--resource", "partition=closed")
+        (root / "filler").write_bytes(bytes(shutil.disk_usage(root).free - 50_000))
+        slurm("scontrol", "update", f"JobId={read_submissions(root)[0].job}", "Partition=main")
+        until(lambda: set(states(root).values()) == {State.INTERRUPTED})
+        assert "No space left on device" in launch("status", "--runs", root)
+        (root / "filler").unlink()
+        launch("run", grid, *SHORT, "--runs", root, *PROFILE)
+        until(all_done(root))
+    finally:
+        subprocess.run(["umount", "-l", str(root)], check=True)
