@@ -137,6 +137,8 @@ def _outcome(run: PlannedRun, receiver: Any, exitcode: int | None) -> Outcome:
 
 def run_here(runs: list[PlannedRun], root: Path, device: str) -> list[Outcome]:
     """Run everything in this process, one after another, its output and any debugger in the terminal."""
+    for run in runs:
+        RunFolder(root / run.hash).create(run.config)
     return [Outcome(run, *attempt(run.config, str(root / run.hash), device)) for run in runs]
 
 

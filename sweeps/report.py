@@ -91,8 +91,6 @@ def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool,
     if not missing:
         console.print("nothing to run")
         return counts[State.DONE] == len(plan.states)
-    for run in missing:
-        plan.folder(run).create(run.config)
     return train_here(missing, plan.root, workers, device, debug)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -17,7 +16,7 @@ PACKAGES = ("metamixer", "sweeps")
 
 
 def take(root: Path) -> str:
-    """Copy the code as it is now to `snapshots/` of the runs' folder, once for each content.
+    """Copy the code as it is now to `snapshots/` of the runs' folder, once for each content; the launch lock is held.
 
     Returns:
         16 hexadecimal digits of all that was copied; the snapshot's name.
@@ -28,11 +27,11 @@ def take(root: Path) -> str:
             shutil.copytree(PROJECT / package, aside / package, ignore=shutil.ignore_patterns("__pycache__"))
         name = content_hash(aside)
         RunFolder(aside).write("snapshot.json", {"snapshot": name, **source_version()})
-        try:
-            os.rename(aside, root / "snapshots" / name)
-        except OSError:
-            if not (root / "snapshots" / name).is_dir():
-                raise
+        place = root / "snapshots" / name
+        if place.is_dir() and content_hash(place) != name:  # somebody edited it
+            shutil.rmtree(place)
+        if not place.is_dir():
+            aside.rename(place)
     except OSError as error:
         raise ConfigError(f"{root / 'snapshots'}: cannot copy the code: {error.strerror or error}") from None
     finally:

@@ -594,7 +594,7 @@ def test_each_run_of_a_launch_gets_a_gpu_of_its_own(root, monkeypatch):
     assert {device for _, device in rows} == {"cuda:0", "cuda:1", "cuda:2"}
 
 
-def _note_device(values, path, device, beside, sender):
+def _note_device(path, device, beside, sender):
     for event in ("start", "end"):
         with (Path(path).parent / "devices").open("a") as file:
             file.write(f"{event} {device}\n")
