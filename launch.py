@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -74,6 +74,9 @@ def collect(
     grid: Annotated[str, typer.Argument(help="A grid or a search, or the beginning of a hash or a variant of a grid.")],
     data: analysis.commands.DataName = None,
     runs: analysis.commands.Runs = Path("runs"),
+    export: Annotated[
+        Optional[Path], typer.Option(help="Write a search's study into this SQLite file too, for optuna-dashboard.")
+    ] = None,
 ) -> None:
     """Show the table of a grid or a search, with its picture."""
     from sweeps.follow import is_search, select
@@ -81,12 +84,14 @@ def collect(
     name = Path(grid).stem
     with sweeps.commands.without_collector():
         if is_search(runs, name):
-            analysis.commands.show_search(runs, name, data)
+            analysis.commands.show_search(runs, name, data, export)
         elif any((runs / "grids").glob(f"{name}@*.json")):
             analysis.commands.show_grid(runs, name, data)
         else:
-            for name, setting in dict.fromkeys((entry.grid, entry.setting) for entry in select(runs, [grid], data)):
-                analysis.commands.show_grid(runs, name, setting)
+            found = dict.fromkeys((each.grid, each.setting, each.is_trial) for each in select(runs, [grid], data))
+            for name, setting, is_trial in found:
+                show = analysis.commands.show_search if is_trial else analysis.commands.show_grid
+                show(runs, name, setting)
 
 
 def main() -> None:

@@ -87,21 +87,24 @@ def show_grid(root: Path, grid: str, setting: str | None) -> None:
     console.print(f"picture: {stem}.png   table: {stem}.csv", soft_wrap=True, highlight=False)
 
 
-def show_search(root: Path, name: str, setting: str | None) -> None:
-    """The trials of a search, kept as CSV, their front and what mattered."""
+def show_search(root: Path, name: str, setting: str | None, export: Path | None = None) -> None:
+    """The trials of a search, kept as CSV, their front and what mattered; exported as SQLite if asked for."""
     from rich.console import Console
 
+    from analysis import search
     from analysis.plots import save
-    from analysis.search import front_picture, importances, importances_picture, load_trials, render_trials
 
-    trials = load_trials(root, name, setting)
+    study = search.load_study(root, name, setting)
     console = Console() if sys.stdout.isatty() else Console(width=110)
-    console.print(render_trials(trials))
-    folder = Path(trials.attrs["folder"])
-    trials.to_csv(folder / "trials.csv", index=False)
-    save(front_picture(trials), folder / "front.png")
-    save(importances_picture(importances(trials)), folder / "importances.png")
+    console.print(search.render_trials(study))
+    folder = root / "searches" / study.study_name
+    search.trials_frame(study).to_csv(folder / "trials.csv", index=False)
+    save(search.front_picture(study), folder / "front.png")
+    save(search.importances_picture(search.importances(study)), folder / "importances.png")
     console.print(f"{folder}: trials.csv, front.png, importances.png", soft_wrap=True, highlight=False)
+    if export is not None:
+        search.export(study, export)
+        print(f"{export}: optuna-dashboard sqlite:///{export}")
 
 
 def show_latencies(rows: list[dict[str, Any]], notes: list[str]) -> None:

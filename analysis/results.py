@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sweeps.trials import FILE, ended, find_search, read_trials
+
 from . import rates
 from .examples import UNREADABLE
 from .frame import each, load
@@ -159,16 +161,16 @@ def _write(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def of_search(root: str | Path, name: str, data: str) -> Pack:
-    """A search as a pack for `write`: its definition and its study, without the runs of its trials.
+    """A search as a pack for `write`: what was searched and its trials, each with how it ended; without their runs.
 
     Raises:
-        ValueError: no such search, or its study lies in a database.
+        ValueError: no such search.
     """
-    folder = Path(root) / "searches" / f"{name}@{data}"
-    if not (folder / "journal.log").is_file():
-        why = "its study lies in a database, which can't be shipped" if folder.is_dir() else "there is none"
-        raise ValueError(f"search {name} on {data} in {root}: {why}")
-    files = {f"searches/{folder.name}/{file}": (folder / file).read_bytes() for file in ("search.json", "journal.log")}
+    folder = find_search(Path(root), name, data)
+    rows = [{**row, "ended": ended(Path(root), row)} for row in read_trials(folder)]
+    place = f"searches/{folder.name}"
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    files = {f"{place}/search.json": (folder / "search.json").read_bytes(), f"{place}/{FILE}": lines.encode()}
     return Pack(f"search-{folder.name}", files)
 
 
@@ -271,11 +273,10 @@ def readme(folder: str | Path) -> str:
 
 
 def _of_search(root: Path, path: Path) -> str:
-    from .search import load_trials
-
-    trials = load_trials(root)
-    name, data = (trials.attrs[key] for key in ("name", "data"))
-    done = int((trials["state"] == "done").sum())
+    folder = find_search(root)
+    name, _, data = folder.name.partition("@")
+    trials = [ended(root, row) for row in read_trials(folder)]
+    done = sum(trial["outcome"] == "done" for trial in trials)
     command = f"python launch.py search {name} --data {data}"
     cells = [f"search {name}", data, f"{len(trials)} trials, {done} finished", f"`{command}`", "as the grids"]
     return f"| {' | '.join(cells)} | {path.stat().st_size / 1000:.0f} |"

@@ -8,22 +8,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .grid import Grid, PlannedRun, Variant, grid_questions, load_grid
     from .plan import Plan, make_plan
-    from .search.definition import Pruning, Search
-    from .search.space import Changes, Choice, Integer, Mixer, Real
+    from .search import Search
+    from .space import Choice, Integer, Mixer, Real, Together
     from .states import State
 
 __all__ = [
-    "Changes",
     "Choice",
     "Grid",
     "Integer",
     "Mixer",
     "Plan",
     "PlannedRun",
-    "Pruning",
     "Real",
     "Search",
     "State",
+    "Together",
     "Variant",
     "grid_questions",
     "load_grid",
@@ -31,14 +30,8 @@ __all__ = [
 ]
 
 _HOME = {
-    **{
-        "Plan": "plan",
-        "make_plan": "plan",
-        "State": "states",
-        "Search": "search.definition",
-        "Pruning": "search.definition",
-    },
-    **dict.fromkeys(("Changes", "Choice", "Integer", "Mixer", "Real"), "search.space"),
+    **{"Plan": "plan", "make_plan": "plan", "State": "states", "Search": "search"},
+    **dict.fromkeys(("Choice", "Integer", "Mixer", "Real", "Together"), "space"),
 }  # of the others: grid
 
 

@@ -38,15 +38,9 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 SearchName = Annotated[str, typer.Argument(help="A search in ablations/searches/, or the path of a search's file.")]
-Storage = Annotated[
-    Optional[str],
-    typer.Option(
-        help="Where the study is: journal (a file in the runs' folder), or a URL such as postgresql://host/db."
-    ),
-]
 Targets = Annotated[
     Optional[list[str]],
-    typer.Argument(help="Grids, beginnings of run hashes, or variants; everything if not given."),
+    typer.Argument(help="Grids, searches, beginnings of run hashes, or variants; everything if not given."),
 ]
 
 
@@ -67,7 +61,7 @@ def list_grids() -> None:
     from rich.table import Table
 
     from sweeps.grid import grid_questions
-    from sweeps.search.files import search_questions
+    from sweeps.search import search_questions
 
     table = Table("grid", "question", box=None, pad_edge=False)
     for name, question in grid_questions().items():
@@ -140,12 +134,19 @@ def search(
     ] = None,
     runs: Runs = Path("runs"),
     workers: Annotated[
-        Optional[int], typer.Option(min=1, help="Workers; here one for each core or GPU if not given, on a cluster 4.")
+        Optional[int], typer.Option(min=1, help="Trials at a time; here one a core or GPU, on a cluster 4.")
     ] = None,
     device: Device = "auto",
-    storage: Storage = None,
     module: Modules = None,
-    cluster: Annotated[str, typer.Option(help="local: here; slurm: submit workers and return.")] = "local",
+    cluster: Annotated[str, typer.Option(help="local: here; slurm: submit trials and return.")] = "local",
+    watch: Annotated[
+        bool, typer.Option("--watch", help="On a cluster: stay, and propose anew as trials end, until all have.")
+    ] = False,
+    stop_early: Annotated[
+        bool,
+        typer.Option("--stop-early", help="Stop trials below the median of those that are done, at the same epoch."),
+    ] = False,
+    max_attempts: MaxAttempts = 3,
     max_gpu_hours: MaxHours = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be searched; writes nothing.")
@@ -156,21 +157,26 @@ def search(
     It ends when so many trials have finished, with the best of them and the pictures.
     """
     from metamixer.config import ConfigError
-    from metamixer.latency.bench import time_runs
+    from sweeps.ask import Asker, print_search, search_here, search_on_slurm
     from sweeps.report import parallel_runs
-    from sweeps.search.launch import prepare, print_search, search_here, search_on_slurm
 
     if cluster not in ("local", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local or slurm")
-    wanted, definition = definition_of(name, data, set, trials, module)
+    definition = definition_of(name, data, set, module)
     print_search(definition)
+    if stop_early and len(definition.search.objectives) > 1:
+        raise ConfigError("--stop-early looks at top1 alone, but costs are sought too: put them into constraints")
     if dry_run:
         raise typer.Exit
-    if cluster == "slurm":
-        prepared = prepare(runs, definition, wanted, storage)
-        raise typer.Exit(0 if search_on_slurm(prepared, workers or 4, profile_of(job), max_gpu_hours) else 1)
-    prepared = prepare(runs, definition, wanted, storage, time_runs)
-    complete = search_here(prepared, workers or parallel_runs(device), device)
+    asker = Asker(runs, definition, trials or definition.search.trials)
+    if cluster == "local":
+        complete = search_here(asker, workers or parallel_runs(device), device, stop_early)
+    else:
+        pause = 30.0 if watch else None
+        at_once = workers or 4
+        complete = search_on_slurm(asker, at_once, profile_of(job), stop_early, pause, max_gpu_hours, max_attempts)
+        if not watch:
+            raise typer.Exit(0 if complete else 1)
     return Launched(runs, definition.name, definition.setting, complete)
 
 
@@ -191,9 +197,9 @@ def confirm(
 
     It has seeds of its own and is judged on the test images.
     """
-    from sweeps.search.confirm import confirm_search
+    from sweeps.confirm import confirm as write_grid
 
-    path = confirm_search(runs, definition_of(name, data, set, None, module)[1], top, seeds_of(seeds), out)
+    path = write_grid(runs, definition_of(name, data, set, module), top, seeds_of(seeds), out)
     print(f"{path}: python launch.py run {path}")
 
 
@@ -362,14 +368,11 @@ def profile_of(job: JobOptions) -> Any:
     return load_profile(job.profile or "default", job.profiles, changes_of(job.resource))
 
 
-def definition_of(
-    search: str, data: str | None, set: list[str] | None, trials: int | None, modules: list[str] | None
-) -> tuple[int, Any]:
-    """How many trials are wanted, and the search in its setting."""
-    from sweeps.search.files import load_search
+def definition_of(search: str, data: str | None, set: list[str] | None, modules: list[str] | None) -> Any:
+    """A search in one setting."""
+    from sweeps.search import load_search
 
-    loaded = load_search(search, tuple(absolute(modules)))
-    return trials or loaded.search.trials, loaded.define(data, changes_of(set))
+    return load_search(search, data, changes_of(set), tuple(absolute(modules)))
 
 
 @contextmanager

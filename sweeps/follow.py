@@ -19,7 +19,8 @@ from metamixer.training.folder import RunFolder
 
 from . import scheduler
 from .states import Standing, Standings, State, find_standings
-from .submissions import jobs_folder, read_submissions
+from .submissions import jobs_folder
+from .trials import launched
 
 ROWS = 60  # more runs than this are shown by variant
 STYLES = {State.DONE: "green", State.FAILED: "red", State.INTERRUPTED: "yellow", State.RUNNING: "cyan"}
@@ -27,26 +28,29 @@ STYLES = {State.DONE: "green", State.FAILED: "red", State.INTERRUPTED: "yellow",
 
 @dataclass(frozen=True)
 class Entry:
-    """A run as a manifest lists it, among the grid's or the others of launches before that still wait or run."""
+    """A run as a manifest lists it, among the grid's or the others of launches before that still wait or run.
+
+    The trial of a search is one too; `grid` is then the search. Test images have no part in it.
+    """
 
     hash: str
     variant: str
     seed: int
     grid: str
     setting: str
+    is_trial: bool = False
 
     @property
     def name(self) -> str:
         return f"{self.variant} seed {self.seed}"
 
 
-def select(root: Path, targets: Sequence[str], data: str | None = None, trials: bool = False) -> list[Entry]:
-    """The runs that the targets name, each once; every grid's runs without targets.
+def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[Entry]:
+    """The runs that the targets name, each once; every grid's and search's runs without targets.
 
     Args:
-        targets: names of grids, beginnings of hashes (8 digits or more) or names of variants.
+        targets: names of grids or searches, beginnings of hashes (8 digits or more) or names of variants.
         data: one of a grid's settings; all that were launched if None.
-        trials: a target may be a search, too, whose trials are runs as well.
 
     Raises:
         ConfigError: nothing of this name was launched.
@@ -58,6 +62,8 @@ def select(root: Path, targets: Sequence[str], data: str | None = None, trials: 
             head = str(manifest.get("grid")), str(manifest.get("data"))
             listed = (*manifest.get("runs", ()), *manifest.get("others", ()))
             entries += [Entry(run["hash"], run["variant"], run["seed"], *head) for run in listed]
+    for search, setting, row in launched(root, data=data):
+        entries.append(Entry(row["hash"], f"trial {row['trial']}", row["seed"], search, setting, is_trial=True))
     chosen = dict[str, Entry]()
     for target in targets or [""]:
         name = Path(target).stem if target.endswith(".py") else target
@@ -66,10 +72,6 @@ def select(root: Path, targets: Sequence[str], data: str | None = None, trials: 
             for entry in entries
             if name in ("", entry.grid, entry.variant) or (len(name) >= 8 and entry.hash.startswith(name))
         ]
-        if not found and trials and is_search(root, name):
-            from .search.launch import entries_of  # loads torch and Optuna
-
-            found = entries_of(root, name, data)
         if not found:
             there = ", ".join(sorted({f"{entry.grid}@{entry.setting}" for entry in entries})) or "none"
             what = f"grid, run or variant {name!r}" if name else "grid"
@@ -91,7 +93,7 @@ def standings(root: Path, entries: Sequence[Entry]) -> Standings:
 def show_status(root: Path, targets: Sequence[str], data: str | None, every: bool, watch: float | None) -> None:
     """Print the table of the runs; with `watch`, again and again, that many seconds apart, until all have ended."""
     console = Console()
-    entries = select(root, targets, data, trials=True)
+    entries = select(root, targets, data)
     if watch is None:
         console.print(Group(*_status(root, entries, standings(root, entries), every)))
         return
@@ -153,7 +155,7 @@ def _by_run(root: Path, entries: Sequence[Entry], now: Standings) -> Table:
             str(entry.seed),
             Text(standing.state, STYLES.get(standing.state, "")),
             f"{progress.get('epoch', 0)}/{progress['epochs']}" if "epochs" in progress else "",
-            _top1(standing, progress),
+            _top1(standing, progress, entry.is_trial),
             _node(standing, progress),
             _time(standing, progress),
             entry.hash,
@@ -189,9 +191,10 @@ def _ranges(numbers: set[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
-def _top1(standing: Standing, progress: dict[str, Any]) -> str:
-    """Of the test split once it is done, before that of the held-out images."""
-    top1 = (standing.result or {}).get("top1") if standing.state == State.DONE else progress.get("top1")
+def _top1(standing: Standing, progress: dict[str, Any], is_trial: bool) -> str:
+    """Of the test split once it is done, before that of the held-out images; of a trial those alone."""
+    tested = standing.state == State.DONE and not is_trial
+    top1 = (standing.result or {}).get("top1") if tested else progress.get("top1")
     return f"{top1:.2f}" if top1 is not None else ""
 
 
@@ -217,7 +220,7 @@ def _clock(seconds: float) -> str:
 def show_logs(root: Path, targets: Sequence[str], data: str | None, lines: int) -> None:
     """Print the end of each run's log; of a run that never got so far, what SLURM caught of its job."""
     console = Console(highlight=False, markup=False)
-    entries = select(root, targets, data, trials=True)
+    entries = select(root, targets, data)
     now = standings(root, entries)
     for entry in entries:
         path = _log(root, entry.hash, now.runs[entry.hash])
@@ -236,15 +239,12 @@ def _log(root: Path, hash: str, standing: Standing) -> Path | None:
 
 
 def cancel(root: Path, targets: Sequence[str], data: str | None) -> list[str]:
-    """Cancel the jobs of those runs that wait or run, or of a search's workers, and return lines about it.
+    """Cancel the jobs of those runs that wait or run, and return lines about it.
 
     Raises:
         ConfigError: SLURM can't be asked, or refuses.
     """
-    searches = [name for name in targets if is_search(root, name)]
-    others = [name for name in targets if name not in searches]
-    workers = _workers(root, searches, data)
-    entries = select(root, others, data) if others else []
+    entries = select(root, targets, data)
     now = standings(root, entries)
     if now.problem:
         raise ConfigError(f"{now.problem}; nothing was cancelled")
@@ -252,23 +252,8 @@ def cancel(root: Path, targets: Sequence[str], data: str | None) -> list[str]:
     # one whose job has ended may be trained again outside SLURM
     jobs = [(now.runs[entry.hash].number, now.runs[entry.hash].job) for entry in active]
     numbers = [number for number, job in jobs if number and job is not None and (job.waiting or job.alive)]
-    scheduler.cancel([*numbers, *workers])
-    lines = [f"cancelled {len(numbers) + len(workers)} jobs"]
+    scheduler.cancel(numbers)
+    lines = [f"cancelled {len(numbers)} jobs"]
     if len(active) > len(numbers):
         lines.append(f"{len(active) - len(numbers)} runs are trained outside SLURM; stop their launch where it runs")
     return lines
-
-
-def _workers(root: Path, searches: Sequence[str], data: str | None) -> list[str]:
-    """Numbers of the jobs in which searches of these names have workers, or will."""
-    numbers = []
-    for each in read_submissions(root) if searches else ():
-        name, _, setting = each.grid.removeprefix("search ").partition("@")
-        if each.grid.startswith("search ") and name in searches and data in (None, setting):
-            numbers += [number for index in range(len(each.hashes)) if (number := each.job_of(index))]
-    if not numbers:
-        return []
-    answer = scheduler.ask(numbers)
-    if answer.problem:
-        raise ConfigError(f"{answer.problem}; nothing was cancelled")
-    return [n for n in numbers if (job := answer.jobs.get(n)) is not None and (job.waiting or job.alive)]

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -59,40 +59,42 @@ def fork_server(module: str, stop: Callable[..., None]) -> Iterator[Any]:
 
 
 def run_all(
-    runs: list[PlannedRun],
+    runs: Iterable[PlannedRun],
     root: Path,
     workers: int,
     device: str,
-    watch: Callable[[list[PlannedRun], list[Outcome]], None],
+    watch: Callable[[list[PlannedRun], list[Outcome]], Iterable[PlannedRun]],
 ) -> tuple[list[Outcome], bool]:
-    """Run everything in `runs`, `workers` at a time.
+    """Run everything in `runs`, `workers` at a time; each is taken from `runs` when a worker is free.
 
     A forked process that has its imports done starts in milliseconds and takes nothing else down when it dies.
 
     Args:
-        watch: called a few times a second with the active runs and the outcomes so far.
+        watch: called a few times a second with the active runs and the outcomes so far; returns active runs to stop.
 
     Returns:
         The outcomes, and whether SIGINT or SIGTERM stopped it early. Active runs are then asked to stop; each
         writes its checkpoint and goes on with the next launch.
     """
-    waiting, outcomes = list(runs), list[Outcome]()
+    waiting, outcomes = iter(runs), list[Outcome]()
     active: dict[Any, tuple[PlannedRun, Any]] = {}
     places = places_of(device)
     at = dict[Any, str]()  # the place of each active process
-    stopped = False
+    stopped = exhausted = False
 
     def stop(*_: Any) -> None:
         nonlocal stopped
         stopped = True
-        waiting.clear()
         for process in active:
             process.terminate()
 
     with fork_server("sweeps.local", stop) as context:
-        while waiting or active:
-            while waiting and len(active) < workers:
-                run = waiting.pop(0)
+        while active or not (stopped or exhausted):
+            while len(active) < workers and not (stopped or exhausted):
+                run = next(waiting, None)
+                if run is None:
+                    exhausted = True
+                    break
                 try:
                     RunFolder(root / run.hash).create(run.config)
                 except ConfigError as error:
@@ -111,7 +113,9 @@ def run_all(
                 run, receiver = active.pop(process)
                 del at[process]
                 outcomes.append(_outcome(run, receiver, process.exitcode))
-            watch([run for run, _ in active.values()], outcomes)
+            unwanted = {run.hash for run in watch([run for run, _ in active.values()], outcomes)}
+            for process in [p for p, (run, _) in active.items() if run.hash in unwanted]:
+                process.terminate()
             time.sleep(POLL_SECONDS)
     return outcomes, stopped
 

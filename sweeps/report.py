@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -110,21 +111,42 @@ def train_here(runs: list[PlannedRun], root: Path, workers: int | None, device: 
     console = Console()
     if debug:
         return _problems(console, run_here(runs, root, device), at_least=1)
-    workers = workers or parallel_runs(device)
+    outcomes, stopped = show_training(runs, len(runs), root, workers or parallel_runs(device), device)
+    complete = _problems(console, outcomes)
+    if stopped:
+        console.print("stopped; the same command goes on from here", style="yellow")
+    return complete and not stopped
+
+
+def show_training(
+    runs: Iterable[PlannedRun],
+    total: int,
+    root: Path,
+    workers: int,
+    device: str,
+    describe: Callable[[Outcome], str | None] | None = None,
+    watch: Callable[[list[PlannedRun], list[Outcome]], Iterable[PlannedRun]] = lambda *_: (),
+) -> tuple[list[Outcome], bool]:
+    """Train runs on this machine and show how they go; see `run_all` for `watch` and what comes back.
+
+    Args:
+        total: how many runs there will be.
+        describe: a line on how a run ended, where that of a grid's run does not do.
+    """
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
-        console=console,
     ) as progress:
-        view = _View(root, progress, len(runs))
-        outcomes, stopped = run_all(runs, root, workers, device, view.update)
-    complete = _problems(console, outcomes)
-    if stopped:
-        console.print("stopped; the same command goes on from here", style="yellow")
-    return complete and not stopped
+        view = _View(root, progress, total, describe)
+
+        def look(active: list[PlannedRun], outcomes: list[Outcome]) -> Iterable[PlannedRun]:
+            view.update(active, outcomes)
+            return watch(active, outcomes)
+
+        return run_all(runs, root, workers, device, look)
 
 
 def _problems(console: Console, outcomes: list[Outcome], at_least: int = 2) -> bool:
@@ -150,8 +172,10 @@ def parallel_runs(device: str) -> int:
 class _View:
     """A bar for the grid and one for each active run; a line for each finished one, and for each problem once."""
 
-    def __init__(self, root: Path, progress: Progress, total: int) -> None:
-        self.root, self.progress = root, progress
+    def __init__(
+        self, root: Path, progress: Progress, total: int, describe: Callable[[Outcome], str | None] | None = None
+    ) -> None:
+        self.root, self.progress, self.describe = root, progress, describe or self._line
         self.all = progress.add_task("all runs", total=total, note="")
         self.tasks: dict[str, TaskID] = {}
         self.reported = 0
@@ -159,7 +183,8 @@ class _View:
 
     def update(self, active: list[PlannedRun], outcomes: list[Outcome]) -> None:
         for outcome in outcomes[self.reported :]:
-            self._report(outcome)
+            if line := self.describe(outcome):
+                self.progress.console.print(line, highlight=False, soft_wrap=True)
         self.reported = len(outcomes)
         self.progress.update(self.all, completed=len(outcomes))
         for run in active:
@@ -177,16 +202,14 @@ class _View:
         for hash in [hash for hash in self.tasks if hash not in {run.hash for run in active}]:
             self.progress.remove_task(self.tasks.pop(hash))
 
-    def _report(self, outcome: Outcome) -> None:
+    def _line(self, outcome: Outcome) -> str | None:
         run, result = outcome.run, RunFolder(self.root / outcome.run.hash).result() or {}
         if outcome.state == State.DONE:
-            line = f"{run.name}: top-1 {result['top1']:.2f} % in {result['seconds']:.0f} s"
-        elif outcome.message in self.said:
-            return
-        else:
-            self.said.add(outcome.message)
-            line = f"{run.name}: {outcome.state}, {outcome.message}; log: {self.root / run.hash / 'log.txt'}"
-        self.progress.console.print(line, highlight=False, soft_wrap=True)
+            return f"{run.name}: top-1 {result['top1']:.2f} % in {result['seconds']:.0f} s"
+        if outcome.message in self.said:
+            return None
+        self.said.add(outcome.message)
+        return f"{run.name}: {outcome.state}, {outcome.message}; log: {self.root / run.hash / 'log.txt'}"
 
 
 def _changes(changes: dict[str, object], on: str | None, is_base: bool) -> str:

@@ -8,7 +8,7 @@ import sys
 sys.path.insert(0, "TESTS")
 from small import RUN
 from metamixer import override
-from sweeps import Changes, Choice, Integer, Mixer, Pruning, Real, Search
+from sweeps import Choice, Integer, Mixer, Real, Search, Together
 BASE = override(RUN, {"recipe.epochs": EPOCHS, "recipe.warmup_epochs": 0, "recipe.rand_augment": None})
 KEY = "model.stages.*.token_mixer"
 def widths(first):
@@ -18,7 +18,7 @@ SEARCH = Search(
     space={
         f"{KEY}.activation": Choice(options=("gelu", "relu", "silu", "identity")),
         f"{KEY}.query_key.kernel_size": Choice(options=(3, 5)),
-        "width": Changes(options={str(first): widths(first) for first in (4, 8, 16)}),
+        "width": Together(options={str(first): widths(first) for first in (4, 8, 16)}),
         "recipe.lr": Real(low=1e-4, high=1e-2, log=True),
     },
     MORE

@@ -1,26 +1,26 @@
-"""A search's trials as a frame: the front and the importances against what is known, and the pictures."""
+"""A search's trials in Optuna's study: the front and the importances against what is known, and the pictures."""
 
 import json
 import random
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState, create_trial
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 from rich.console import Console
 
 from analysis.plots import save
+from analysis.results import of_search, open_runs, write
 from analysis.search import (
-    best,
     conclusion,
+    export,
     front_picture,
     importances,
     importances_picture,
-    load_trials,
+    load_study,
     render_trials,
+    trials_frame,
 )
+from metamixer import jsonl
 
 RANGES = {
     "slot": CategoricalDistribution(["a", "b", None]),
@@ -30,113 +30,134 @@ RANGES = {
 }
 
 
-def study(folder, objectives=("top1", "macs"), trials=60, label="toy@digits"):
+def write_trials(folder, objectives=("top1", "macs"), trials=60, label="toy@digits"):
     """Trials whose accuracy is 80 + 10·lr + depth, plus 2 for kernel 5, and whose cost is the depth."""
     place = folder / "searches" / label
     place.mkdir(parents=True)
     name, setting = label.split("@")
-    definition = {"name": name, "setting": setting, "question": "Which?", "objectives": list(objectives),
-                  "constraints": {"macs": 3.5e6}}  # fmt: skip
-    (place / "search.json").write_text(json.dumps({"schema": 1, "definition": definition, "storage": "journal"}))
-    storage = JournalStorage(JournalFileBackend(str(place / "journal.log")))
-    directions = ["maximize", "minimize"][: len(objectives)]
-    made = optuna.create_study(study_name=label, storage=storage, directions=directions)
+    about = {"name": name, "setting": setting, "question": "Which?", "objectives": list(objectives),
+             "constraints": {"macs": 3.5e6}}  # fmt: skip
+    (place / "search.json").write_text(json.dumps(about))
     draw = random.Random(0)
     for number in range(trials):
         slot = draw.choice(["a", "b", None])
         params = {"slot": slot, "depth": draw.randint(1, 4), "recipe.lr": draw.random()}
         params |= {"slot[a].kernel": draw.choice([3, 5])} if slot == "a" else {}
-        values = [
-            80 + 10 * params["recipe.lr"] + params["depth"] + 2 * (params.get("slot[a].kernel") == 5),
-            params["depth"] * 1e6,
-        ]
+        top1 = 80 + 10 * params["recipe.lr"] + params["depth"] + 2 * (params.get("slot[a].kernel") == 5)
         over = params["depth"] == 4
-        made.add_trial(
-            create_trial(
-                state=TrialState.PRUNED if over else TrialState.COMPLETE,
-                params=params,
-                distributions={name: RANGES[name] for name in params},
-                values=None if over else values[: len(objectives)],
-                user_attrs={"macs": values[1], "params": 1000, "source": "ffnet" if number == 0 else "sampler",
-                            "hash": f"{number:016}", **({} if over else {"trained": True})},
-                constraints={"macs": values[1] / 3.5e6 - 1},
-            )
+        jsonl.append(
+            place / "trials.jsonl",
+            {
+                "trial": number,
+                "hash": f"{number:016}",
+                "seed": 0,
+                "source": "ffnet" if number == 0 else "sampler",
+                "parameters": params,
+                "distributions": {name: distribution_to_json(RANGES[name]) for name in params},
+                "costs": {"macs": params["depth"] * 1e6, "params": 1000},
+                "excess": {"macs": params["depth"] / 3.5 - 1},
+                "ended": {"outcome": "too costly" if over else "done", "curve": {} if over else {"1": 1.0, "2": top1},
+                          "seconds": None if over else 60.0, "error": ""},
+            },
         )  # fmt: skip
-    return made
+    return folder
 
 
-def test_the_front_is_optunas(tmp_path):
-    made = study(tmp_path)
-    trials = load_trials(tmp_path)
-    assert set(trials[trials["front"]]["trial"]) == {trial.number for trial in made.best_trials}
-    assert set(trials["state"]) == {"done", "too costly"}
-    assert len(trials) == 60 and trials[trials["state"] == "too costly"]["top1"].isna().all()
-    assert best(trials)["top1"].is_monotonic_decreasing
-    assert set(trials["param.slot"]) == {"a", "b", "none"}
+def beaten(trial, others):
+    return any(
+        other["top1"] >= trial["top1"] and other["macs"] <= trial["macs"]
+        and (other["top1"], other["macs"]) != (trial["top1"], trial["macs"])
+        for other in others
+    )  # fmt: skip
+
+
+def test_the_front_is_what_no_other_trial_beats(tmp_path):
+    study = load_study(write_trials(tmp_path))
+    frame = trials_frame(study)
+    done = frame[frame["outcome"] == "done"].to_dict("records")
+    assert {t.number for t in study.best_trials} == {row["number"] for row in done if not beaten(row, done)}
+    assert set(frame["outcome"]) == {"done", "too costly"}
+    assert len(frame) == 60 and frame[frame["outcome"] == "too costly"]["top1"].isna().all()
+    assert {row["epochs"] for row in done} == {2} and {row["minutes"] for row in done} == {1.0}
 
 
 def test_importances_say_what_matters(tmp_path):
-    study(tmp_path)
-    trials = load_trials(tmp_path, "toy", "digits")
-    shares = importances(trials).set_index("parameter")
+    study = load_study(write_trials(tmp_path), "toy", "digits")
+    shares = importances(study).set_index("parameter")
     everywhere = shares[~shares["conditional"]]["importance"]
     assert everywhere.sum() == pytest.approx(1) and everywhere.idxmax() == "recipe.lr"
     # variances: of lr 100/12, of depths 1 to 3 2/3; of kernel 5, in half of a third of the trials, 4 · ⅙ · ⅚
     assert everywhere["recipe.lr"] > 0.75 and 0.01 < everywhere["depth"] < 0.2
     kernel = shares.loc["slot[a].kernel"]
-    within = trials[(trials["state"] == "done") & (trials["param.slot"] == "a")]
+    within = [t for t in study.trials if t.values and t.params["slot"] == "a"]
     assert kernel["conditional"] and kernel["trials"] == len(within)
-    costs = importances(trials, "macs").set_index("parameter")["importance"]
+    costs = importances(study, "macs").set_index("parameter")["importance"]
     assert costs["depth"] > 0.95
     with pytest.raises(ValueError, match="'latency' was not sought"):
-        importances(trials, "latency")
+        importances(study, "latency")
 
 
 @pytest.mark.parametrize(("objectives", "trials"), [(("top1", "macs"), 60), (("top1",), 60), (("top1", "macs"), 1)])
 def test_pictures_and_tables_come_out(tmp_path, objectives, trials):
-    study(tmp_path, objectives, trials)
-    frame = load_trials(tmp_path)
-    axes = front_picture(frame)
+    study = load_study(write_trials(tmp_path, objectives, trials))
+    axes = front_picture(study)
     assert axes.get_ylabel() == "validation top-1 (%)" and "toy on digits" in axes.get_title(loc="left")
-    for picture in (axes, importances_picture(importances(frame))):
-        path = save(picture, tmp_path / "picture.png")
-        assert path.stat().st_size > 5000
+    for picture in (axes, importances_picture(importances(study))):
+        assert save(picture, tmp_path / "picture.png").stat().st_size > 5000
     console = Console(record=True, width=120)
-    console.print(render_trials(frame))
+    console.print(render_trials(study))
     text = console.export_text()
     if trials == 60:
-        assert f"{frame[frame['state'] == 'done']['top1'].max():.2f}" in text
+        assert f"{max(t.values[0] for t in study.trials if t.values):.2f}" in text
         assert "lr" in text and "too costly" in text and "launch.py confirm" in text
+        optuna.visualization.matplotlib.plot_slice(study, target=lambda trial: trial.values[0], target_name="top-1")
 
 
 def test_a_trial_that_learnt_nothing_does_not_squeeze_the_others(tmp_path):
-    study(tmp_path)
-    frame = load_trials(tmp_path)
-    done = frame.index[frame["state"] == "done"]
-    lowest = frame.loc[done, "top1"].min()
-    frame.loc[done[0], "top1"] = lowest - 60
-    axes = front_picture(frame)
+    rows = jsonl.read(write_trials(tmp_path) / "searches" / "toy@digits" / "trials.jsonl")
+    done = [row for row in rows if row["ended"]["outcome"] == "done"]
+    lowest = min(row["ended"]["curve"]["2"] for row in done)
+    done[0]["ended"]["curve"]["2"] = lowest - 60
+    jsonl.append(tmp_path / "searches" / "toy@digits" / "trials.jsonl", done[0])
+    study = load_study(tmp_path)
+    axes = front_picture(study)
     assert axes.get_ylim()[0] > lowest - 10
     words = [text.get_text() for text in axes.get_legend().get_texts()]
     assert any(word.endswith(f"down to {lowest - 60:.1f}") for word in words), words
-    assert "1 trial far below all others" in conclusion(frame, importances(frame))
+    assert "1 trial far below all others" in conclusion(study, importances(study))
 
 
 def test_an_absent_search_is_one_line(tmp_path):
-    study(tmp_path, trials=1)
-    with pytest.raises(ValueError, match=r"no search other in .*: there are toy@digits"):
-        load_trials(tmp_path, "other")
-    nothing = load_trials(tmp_path / "nowhere", missing="empty")
-    assert len(nothing) == len(importances(nothing)) == 0
+    write_trials(tmp_path, trials=1)
+    with pytest.raises(ValueError, match=r"no search other in .*; there: toy@digits"):
+        load_study(tmp_path, "other")
+    nothing = load_study(tmp_path / "nowhere", missing="empty")
+    assert len(nothing.trials) == len(importances(nothing)) == 0
     assert front_picture(nothing).texts[0].get_text() == "no trial is done yet"
+    assert "No conclusion" in conclusion(nothing, importances(nothing))
+    Console(record=True).print(render_trials(nothing))
 
 
 def test_of_several_searches_none_is_taken_for_the_one_that_was_meant(tmp_path):
     for label in ("toy@digits", "toy@cifar10", "other@digits"):
-        study(tmp_path, trials=1, label=label)
+        write_trials(tmp_path, trials=1, label=label)
     with pytest.raises(ValueError, match="other@digits, toy@cifar10, toy@digits; give"):
-        load_trials(tmp_path)
+        load_study(tmp_path)
     with pytest.raises(ValueError, match=r": toy@cifar10, toy@digits; give"):
-        load_trials(tmp_path, "toy")
-    assert load_trials(tmp_path, "other").attrs["name"] == "other"
-    assert load_trials(tmp_path, data="cifar10").attrs["data"] == "cifar10"
+        load_study(tmp_path, "toy")
+    assert load_study(tmp_path, "other").user_attrs["name"] == "other"
+    assert load_study(tmp_path, data="cifar10").user_attrs["setting"] == "cifar10"
+
+
+def test_a_shipped_and_an_exported_study_are_the_same(tmp_path):
+    study = load_study(write_trials(tmp_path / "runs"))
+    write(tmp_path / "packs", [of_search(tmp_path / "runs", "toy", "digits")])
+    shipped = load_study(open_runs(tmp_path / "packs"), "toy")
+    assert trials_frame(shipped).equals(trials_frame(study)) and shipped.user_attrs == study.user_attrs
+    export(study, tmp_path / "study.db")
+    exported = optuna.load_study(study_name="toy@digits", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert trials_frame(exported).equals(trials_frame(study)) and exported.user_attrs == study.user_attrs
+    with pytest.raises(ValueError, match="there already"):
+        export(study, tmp_path / "study.db")
+    with pytest.raises(ValueError, match="cannot write here"):
+        export(study, tmp_path / "none" / "study.db")

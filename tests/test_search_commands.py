@@ -1,26 +1,25 @@
-"""A search from the command line, as its user meets it, with real workers and real training."""
+"""A search from the command line, as its user meets it, with real processes and real training."""
 
+import json
 import os
-import random
 import runpy
 import signal
 import subprocess
 import sys
+import time
 
+import optuna
 import pandas as pd
 import pytest
 from small_search import write_search
 from test_commands import ROOT, launch
 from test_launch import sees_handlers, wait_until_it_listens
 
-from analysis.search import load_trials
+from metamixer import jsonl
 from metamixer.operation import REGISTRY
 from sweeps import Grid
-from sweeps.search.files import load_search
-from sweeps.search.known import metrics, top1
-from sweeps.search.launch import prepare, search_here
-from sweeps.search.study import search_folder
-from sweeps.search.trials import Owner, Trials
+from sweeps.search import load_search
+from sweeps.trials import ended, read_trials, search_folder, too_costly, top1
 
 SINE = """
 from metamixer import Activation, register
@@ -50,41 +49,41 @@ def test_from_the_dry_run_to_the_grid_that_confirms_it(tmp_path, own_operation):
     file, runs = write_search(tmp_path, trials=3, more=OWN), tmp_path / "runs"
     file.write_text(file.read_text().replace('"identity")', '"sine_for_search")'))
     shown = launch("search", file, "--runs", runs, "--dry-run").stdout
-    assert (
-        "*.token_mixer.activation" in shown
-        and "gelu · relu · silu · sine_for_search" in shown
-        and "macs at most" in shown
-    )
+    assert "gelu · relu · silu · sine_for_search" in shown and "macs at most" in shown
     assert not runs.exists(), "a dry run wrote something"
     shown = launch("search", file, "--runs", runs, "--workers", 2, "--device", "cpu").stdout
     assert "trial 0 (base): val top-1" in shown and "trial 1 (sine): val top-1" in shown and "the front" in shown
     folder = search_folder(runs, "tiny@tiny")
-    trials = Trials(runs, folder, Owner.here("test"))
     table = pd.read_csv(folder / "trials.csv")
-    assert (table["state"] == "done").sum() == 3 and set(table["state"]) <= {"done", "too costly"}
-    for row in table[table["state"] == "done"].itertuples():
-        assert row.top1 == top1(metrics(runs / row.hash)[-1])
+    assert (table["outcome"] == "done").sum() == 3 and set(table["outcome"]) <= {"done", "too costly"}
+    shown = launch("status", "tiny", "--runs", runs).stdout
+    assert "3 runs: 3 done" in shown and "trial 0" in shown
+    for row in table[table["outcome"] == "done"].itertuples():
+        assert row.top1 == top1(jsonl.read(runs / row.hash / "metrics.jsonl")[-1])
         # validation images, not the test images that its run reports in the end
         assert row.top1 * 64 / 100 == round(row.top1 * 64 / 100)
+        line = next(line for line in shown.splitlines() if row.hash in line)
+        assert f"{row.top1:.2f}" in line, line
     assert all((folder / name).stat().st_size > 5000 for name in ("front.png", "importances.png"))
 
     again = launch("search", file, "--runs", runs, "--workers", 2, "--device", "cpu").stdout
-    assert "3 of 3 trials have finished" in again and "val top-1 " not in again
-    assert "the front" in launch("collect", file, "--runs", runs).stdout
-
-    shown = launch("status", "tiny", "--runs", runs).stdout
-    assert "3 runs: 3 done" in shown and "trial 0" in shown
+    assert "3 done" in again and "val top-1 " not in again
+    assert "the front" in launch("collect", file, "--runs", runs, "--export", tmp_path / "study.db").stdout
+    exported = optuna.load_study(study_name="tiny@tiny", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert len(exported.trials) == len(table)
     assert "log.txt" in launch("logs", "tiny", "--runs", runs).stdout
-    assert "no grid, run or variant 'tiny' was launched" in launch("retry", "tiny", "--runs", runs, code=2).stderr
+    assert "nothing to retry" in launch("retry", "tiny", "--runs", runs).stdout
 
     out = tmp_path / "confirm.py"
     assert f"launch.py run {out}" in launch("confirm", file, "--runs", runs, "--out", out, "--top", 2).stdout
     grid = runpy.run_path(str(out))["GRID"]
     assert isinstance(grid, Grid) and grid.base == "base" and grid.seeds == (1, 2, 3)
     planned = {run.variant: run.config for run in grid.runs(seeds=(0,))}
-    assert planned["base"] == trials.base and len(planned) > 1
+    definition, rows = load_search(str(file)), read_trials(folder)
+    assert planned["base"] == definition.base and len(planned) > 1
     for name in planned.keys() - {"base"}:
-        assert planned[name] == trials.config(trials.all()[int(name.removeprefix("trial_"))])
+        parameters = rows[int(name.removeprefix("trial_"))]["parameters"]
+        assert planned[name] == definition.config(optuna.trial.FixedTrial(parameters))
     assert "confirm on tiny" in launch("plan", out, "--runs", runs).stdout
 
 
@@ -94,8 +93,8 @@ def test_mistakes_are_one_line(tmp_path):
         (("search", "nothing"), "no search 'nothing'; there are mixer"),
         (("search", file, "--cluster", "cloud"), "--cluster 'cloud': local or slurm"),
         (("search", file, "--data", "other"), "no setting 'other'; the search has tiny"),
-        (("search", file, "--storage", "postgresql://me:pw@host/db"), "leave the password out"),
-        (("confirm", file), "no search here"),
+        (("search", file, "--stop-early"), "--stop-early looks at top1 alone"),
+        (("confirm", file), "no search tiny on tiny in"),
         (("search", file, "--set", "recipe.epoch=3"), "no key 'epoch'"),
     ):
         error = launch(*arguments, "--runs", runs, code=2).stderr
@@ -103,13 +102,53 @@ def test_mistakes_are_one_line(tmp_path):
     assert not list(runs.rglob("search.json"))
 
 
+def searching(tmp_path, file, *more):
+    line = [sys.executable, ROOT / "launch.py", "search", file, "--runs", tmp_path / "runs", "--workers", "2"]
+    with (tmp_path / "shown").open("a") as shown:
+        return subprocess.Popen(
+            [*line, "--device", "cpu", *more], stdout=shown, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def wait_for(what, process, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None and time.monotonic() < deadline, "it ended, or takes too long"
+        time.sleep(0.05)
+
+
+def test_a_search_that_is_killed_again_and_again_makes_exactly_the_wanted_trials(tmp_path):
+    """Killed whole while runs train, then only its first process; no run is trained twice, no epoch is there twice."""
+    file, runs = write_search(tmp_path, trials=6, epochs=6), tmp_path / "runs"
+    folder = search_folder(runs, "tiny@tiny")
+
+    def done():
+        return len(list(runs.glob("*/result.json")))
+
+    def checkpoints():
+        return len([path for path in runs.glob("*/last.pt") if not (path.parent / "result.json").exists()])
+
+    for kill in (os.killpg, os.kill):
+        before, process = done(), searching(tmp_path, file)
+        wait_for(lambda before=before: done() > before and checkpoints(), process)
+        kill(process.pid, signal.SIGKILL)
+        process.wait()
+    results = {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")}
+    launch("search", file, "--runs", runs, "--workers", 2, "--device", "cpu")
+    rows = read_trials(folder)
+    trained = [row for row in rows if not too_costly(row)]
+    assert [ended(runs, row)["outcome"] for row in trained] == ["done"] * 6
+    assert len({row["hash"] for row in rows}) == len(rows) and done() == 6
+    for row in trained:
+        epochs = [each["epoch"] for each in jsonl.read(runs / row["hash"] / "metrics.jsonl")]
+        assert epochs == list(range(1, 7)), "an epoch is there twice or not at all"
+    assert all(path.stat().st_mtime_ns == when for path, when in results.items()), "a finished run was trained again"
+
+
 @sees_handlers
-def test_ctrl_c_while_the_workers_start_stops_them(tmp_path):
+def test_ctrl_c_while_the_runs_start_stops_them(tmp_path):
     """They take seconds to import torch; the runs would take many minutes."""
-    file, runs = write_search(tmp_path, epochs=2000), tmp_path / "runs"
-    line = [sys.executable, ROOT / "launch.py", "search", file, "--runs", runs, "--workers", "2", "--device", "cpu"]
-    with (tmp_path / "shown").open("w") as shown:
-        process = subprocess.Popen(line, stdout=shown, stderr=subprocess.STDOUT, start_new_session=True)
+    process = searching(tmp_path, write_search(tmp_path, epochs=2000))
     try:
         wait_until_it_listens(process)
         os.killpg(process.pid, signal.SIGINT)
@@ -121,40 +160,46 @@ def test_ctrl_c_while_the_workers_start_stops_them(tmp_path):
     assert "stopped; the same command goes on from here" in said and "Traceback" not in said
 
 
-LATENCY = 'objectives=("top1", "latency"), constraints={"macs": 3e5},'
+def test_a_trial_below_the_median_is_stopped_while_it_trains(tmp_path):
+    """Five trials are done at 200 %, as no run is: whatever trains next is stopped after its first epoch."""
+    file, runs = write_search(tmp_path, trials=6, epochs=40, more='objectives=("top1",),'), tmp_path / "runs"
+    wait_for(lambda: len(read_trials(search_folder(runs, "tiny@tiny"))) >= 2, process := searching(tmp_path, file))
+    os.killpg(process.pid, signal.SIGKILL)
+    folder = search_folder(runs, "tiny@tiny")
+    first = read_trials(folder)[0]
+    (folder / "trials.jsonl").unlink()
+    for number in range(5):
+        curve = {str(epoch): 200.0 for epoch in range(1, 41)}
+        past = {"ended": {"outcome": "done", "curve": curve, "seconds": 1.0, "error": ""}, "hash": f"{number:016}"}
+        jsonl.append(folder / "trials.jsonl", {**first, "trial": number, **past})
+    shown = launch("search", file, "--runs", runs, "--workers", 1, "--device", "cpu", "--stop-early").stdout
+    assert "trial 5: stopped early after epoch" in shown and "6 trials: 5 done, 1 stopped" in shown
+    stopped = read_trials(folder)[5]
+    assert len(jsonl.read(runs / stopped["hash"] / "metrics.jsonl")) < 40
+    assert "stopped early by search" in launch("status", "tiny", "--runs", runs).stdout
 
 
-def time_by_width(runtime, runs):
-    """A machine that is slower by chance each time that it is asked, and that takes a millisecond a channel."""
-    pace = 1 + random.random()
-    return [pace * run.model.stages[0].width for run in runs]
-
-
-def test_latency_is_sought_on_one_scale_whatever_the_pace(tmp_path):
-    file, runs = write_search(tmp_path, trials=4, more=LATENCY + ' runtime="eager",'), tmp_path / "runs"
-    definition = load_search(str(file)).define(None, {})
-    prepared = prepare(runs, definition, 2, None, time_by_width)
-    base = prepared.trials.study.user_attrs["base_latency_ms"]
-    assert search_here(prepared, 2, "cpu")
-    assert search_here(prepare(runs, definition, 4, None, time_by_width), 1, "cpu")  # later, at another pace
-    trials = Trials(runs, search_folder(runs, definition.label), Owner.here("test"))
-    found = [(trials.config(t).model.stages[0].width, t.values[1]) for t in trials.all() if t.state.name == "COMPLETE"]
-    width = definition.base_run().model.stages[0].width
-    assert len(found) == 4 and all(value == pytest.approx(base * own / width) for own, value in found)
+def test_no_more_trials_are_proposed_where_runs_are_interrupted(tmp_path):
+    file, runs = write_search(tmp_path, trials=6, more='objectives=("top1",),'), tmp_path / "runs"
+    missing = ("data.name=folder", f"data.root={tmp_path / 'none'}", "data.train_samples=null")
+    options = [word for assignment in missing for word in ("--set", assignment)]
+    launch("search", file, *options, "--runs", runs, "--workers", 1, "--device", "cpu", code=1)
+    (folder,) = (runs / "searches").iterdir()
+    assert len(read_trials(folder)) <= 3
+    assert {ended(runs, row)["outcome"] for row in read_trials(folder)} == {"open"}
 
 
 def test_latency_from_the_command_line(tmp_path):
     runs = tmp_path / "runs"
-    file = write_search(tmp_path, more=LATENCY)
-    assert "on what? Name it" in launch("search", file, "--runs", runs, code=2).stderr
-    file = write_search(tmp_path, trials=1, more=LATENCY + ' runtime="eager",')
-    refused = launch("search", file, "--runs", runs, "--cluster", "slurm", code=2).stderr
-    assert "latency is measured on one machine" in refused and not runs.exists()
-    file.write_text(file.read_text().replace('runtime="eager"', 'runtime="eagre"'))
-    assert "backend 'eagre': one of eager" in launch("search", file, "--runs", runs, code=2).stderr
-    assert not runs.exists(), "a study that holds on to a runtime that there is not"
+    latency = 'objectives=("top1", "latency"), constraints={"macs": 3e5},'
+    file = write_search(tmp_path, more=latency)
+    assert "name what is timed" in launch("search", file, "--runs", runs, code=2).stderr
+    file = write_search(tmp_path, trials=1, more=latency + ' runtime="eagre",')
+    assert "'eagre': one of eager" in launch("search", file, "--runs", runs, code=2).stderr
+    assert not (runs / "searches").exists(), "a search that holds on to a runtime that does not exist"
     file.write_text(file.read_text().replace('runtime="eagre"', 'runtime="eager"'))
     shown = launch("search", file, "--workers", 1, "--runs", runs).stdout
-    assert "sought: top1, latency; latency on eager" in shown
-    trials = load_trials(runs, "tiny", "tiny")
-    assert (trials.loc[trials["state"] == "done", "latency"] > 0).all() and "ms" in shown
+    assert "sought: top1, latency; latency on eager" in shown and " ms" in shown
+    row = next(row for row in read_trials(search_folder(runs, "tiny@tiny")) if not too_costly(row))
+    assert row["costs"]["latency"] > 0
+    assert json.loads((runs / "searches" / "tiny@tiny" / "search.json").read_text())["base_latency"] > 0

@@ -1,110 +1,113 @@
-"""A search on a real SLURM of two nodes: workers that are killed, preempted and cancelled; see `test_slurm`."""
+"""A search on a cluster: its trials are jobs like a grid's. Commands stand in for SLURM's (`fake_slurm`)."""
 
-import json
-import os
-import random
-import signal
-import subprocess
-import time
+from types import SimpleNamespace
 
+import fake_slurm
 import pytest
-from small_search import write_search
-from test_slurm import IS_OURS, PROFILE, launch, until
+from test_cluster import PROFILE
+from test_search import begin, train
 
+from metamixer import ConfigError, jsonl
 from metamixer.training.folder import RunFolder
-from sweeps import scheduler
-from sweeps.search.known import metrics, top1
-from sweeps.search.launch import outcome
-from sweeps.search.study import search_folder
-from sweeps.search.trials import Owner, Trials, has_finished
+from sweeps import ask as sweeps_ask
+from sweeps.ask import search_on_slurm
+from sweeps.follow import cancel, select, standings
+from sweeps.states import State
 from sweeps.submissions import read_submissions
+from sweeps.trials import read_trials
 
-pytestmark = [
-    pytest.mark.skipif(not IS_OURS, reason='no SLURM of .ci/slurm: eval "$(.ci/slurm start)" starts one'),
-    pytest.mark.timeout(1200),  # minutes where it has two cores to itself
-]
-WANTED = 12
+ALONE = 'objectives=("top1",), constraints={"macs": 3e5},'
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    folder = fake_slurm.install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
 
 
 @pytest.fixture
 def root(tmp_path):
-    yield tmp_path / "runs"
-    numbers = [each.job for each in read_submissions(tmp_path / "runs") if each.job]
-    if numbers:
-        subprocess.run(["scancel", *numbers], check=True)
+    return tmp_path / "runs"
 
 
-def search(tmp_path, root, workers, *more):
-    file = tmp_path / "tiny.py"
-    if not file.exists():
-        write_search(tmp_path, trials=WANTED, epochs=8)
-    launch("search", file, "--runs", root, "--workers", workers, *PROFILE, *more)
-    return Trials(root, search_folder(root, "tiny@tiny"), Owner.here("test"))
+def submit(asker, workers, watch=None, stop_early=False, max_gpu_hours=None):
+    return search_on_slurm(asker, workers, PROFILE, stop_early, watch, max_gpu_hours, max_attempts=3)
 
 
-def jobs(root):
-    return [each.job_of(i) for each in read_submissions(root) if each.job for i in range(len(each.hashes))]
+def submitted(root):
+    return [hash for each in read_submissions(root) if each.job for hash in each.hashes]
 
 
-def at_work(root):
-    """Process of each worker that trains or has trained, by its pid."""
-    found = {(RunFolder(path.parent).read(path.name) or {}).get("pid") for path in root.glob("*/progress.json")}
-    return {pid for pid in found if pid and os.path.exists(f"/proc/{pid}")}
+def test_so_many_trials_are_queued_and_a_new_one_for_each_that_ends(tmp_path, slurm, root):
+    asker = begin(tmp_path, root, wanted=5)
+    assert submit(asker, 3) and len(submitted(root)) == 3
+    assert submit(asker, 3) and len(submitted(root)) == 3, "nothing has ended"
+    entries = select(root, ["tiny"])
+    assert [entry.variant for entry in entries] == [run.name.removesuffix(" seed 0") for run in asker.open_runs()]
+    assert {each.state for each in standings(root, entries).runs.values()} == {State.QUEUED}
+    train(asker, asker.open_runs()[0])
+    fake_slurm.change(slurm, jobs={"1": ""})  # and the other two were lost before they began
+    assert submit(begin(tmp_path, root, wanted=5), 3)
+    assert len(submitted(root)) == 6 and len(set(submitted(root))) == 4
+    for run in asker.open_runs():
+        train(asker, run)
+    assert submit(asker, 3) and len(set(submitted(root))) == 5
+    train(asker, asker.open_runs()[0])
+    assert submit(asker, 3) and asker.ended() == 5 and len(set(submitted(root))) == 5
 
 
-def all_ended(root):
-    answer = scheduler.ask(jobs(root))
-    return not any(job.alive or job.waiting for job in answer.jobs.values())
+def test_a_refusal_loses_no_trial(tmp_path, slurm, root):
+    fake_slurm.change(slurm, refuse=[1])
+    asker = begin(tmp_path, root, wanted=2)
+    assert not submit(asker, 2) and submitted(root) == []
+    rows = read_trials(asker.folder)
+    assert submit(begin(tmp_path, root, wanted=2), 2)
+    assert read_trials(asker.folder) == rows and len(submitted(root)) == 2
 
 
-def check(root, trials):
-    """No trial is lost or left running, as many as were wanted have finished, and each is what its run says."""
-    found = trials.all()
-    assert {outcome(trial) for trial in found} <= {"done", "lost", "too costly"}
-    finished = [trial for trial in found if has_finished(trial)]
-    assert len(finished) == WANTED == len({trial.user_attrs["hash"] for trial in finished})
-    for trial in finished:
-        rows = metrics(root / trial.user_attrs["hash"])
-        assert [row["epoch"] for row in rows] == list(range(1, 9)), "an epoch is there twice or not at all"
-        assert trial.values[0] == top1(rows[-1])
-    followed = {trial.user_attrs.get("again") for trial in found}
-    assert all(trial.number in followed for trial in found if outcome(trial) == "lost")
+def test_who_watches_sees_it_to_its_end_and_stops_what_is_below_the_median(tmp_path, slurm, root, monkeypatch):
+    """The first five trials end between two looks; of those after them one is far below, and is cancelled."""
+    asker = begin(tmp_path, root, wanted=7, epochs=3, more=ALONE)
+    looks = []
+
+    def pause(seconds):
+        looks.append(seconds)
+        runs = asker.open_runs()
+        if len(looks) == 1:
+            fake_slurm.change(slurm, jobs={"1": ""})
+            for run in runs:
+                train(asker, run, score=lambda config: 10.0)
+        elif len(looks) == 2:
+            fake_slurm.change(slurm, jobs={"1": "", "2": "RUNNING"})
+            for run, score in zip(runs, (5.0, 15.0), strict=True):
+                folder = RunFolder(root / run.hash)
+                folder.create(run.config)
+                jsonl.append(folder.path / "metrics.jsonl", {"epoch": 1, "val_top1": score})
+        elif len(looks) == 3:
+            assert "scancel" in (slurm / "calls.log").read_text()
+            (left,) = runs
+            fake_slurm.change(slurm, jobs={"1": "", "2": ""})
+            train(asker, left)
+        else:
+            raise AssertionError("all trials have ended, but it goes on")
+
+    monkeypatch.setattr(sweeps_ask, "time", SimpleNamespace(sleep=pause))
+    assert submit(asker, 5, watch=1.0, stop_early=True)
+    assert looks == [1.0] * 3 and asker.ended() == 7 and len(submitted(root)) == 7
+    assert sum("stopped" in row for row in read_trials(asker.folder)) == 1
 
 
-def test_two_of_four_workers_are_killed_and_no_trial_is_lost(tmp_path, root):
-    """Situation 14."""
-    trials = search(tmp_path, root, 4)
-    draws = random.Random(time.time_ns())
-    killed = set[int]()
-    for _ in range(2):
-        pids = until(lambda: len(now := at_work(root) - killed) >= 2 and now)
-        time.sleep(draws.uniform(0, 3))
-        pid = draws.choice(sorted(pids))
-        os.kill(pid, signal.SIGKILL)
-        killed.add(pid)
-    until(lambda: all_ended(root))
-    check(root, trials)
+def test_trials_are_cancelled_by_the_searchs_name(tmp_path, slurm, root):
+    asker = begin(tmp_path, root, wanted=2)
+    submit(asker, 2)
+    assert cancel(root, ["tiny"], None) == ["cancelled 2 jobs"]
 
 
-def test_preempted_and_cancelled_workers_give_their_trials_back_and_the_search_goes_on(tmp_path, root):
-    trials = search(tmp_path, root, 2)
-    until(lambda: len(at_work(root)) >= 2)
-    (submission,) = read_submissions(root)
-    subprocess.Popen(["scancel", "--signal=USR2", submission.job_of(0)])
-    attempts = trials.folder / "workers" / submission.hashes[0] / "attempts.jsonl"
-    until(attempts.exists)
-    assert json.loads(attempts.read_text().splitlines()[0])["reason"] == "preempted"
-    until(lambda: sum(map(has_finished, trials.all())) >= 3)
-    shown = launch("status", "tiny", "--runs", root)
-    assert "trial" in shown and " done" in shown
-    assert launch("cancel", "tiny", "--runs", root) in ("cancelled 2 jobs\n", "cancelled 1 jobs\n")
-    # one that was about to be queued again may be known to SLURM only a moment later
-    until(lambda: all_ended(root) or not launch("cancel", "tiny", "--runs", root))
-    until(lambda: "running" not in (found := {outcome(trial) for trial in trials.all()}) and found)  # they save
-    assert "lost" not in {outcome(trial) for trial in trials.all()}
-    assert 3 <= sum(map(has_finished, trials.all())) < WANTED
-    before = {trial.number: trial.values for trial in trials.all() if has_finished(trial)}
-    search(tmp_path, root, 2)
-    until(lambda: all_ended(root))
-    check(root, trials)
-    assert {number: trials.all()[number].values for number in before} == before
+def test_a_search_that_may_take_too_many_hours_proposes_nothing(tmp_path, slurm, root):
+    asker = begin(tmp_path, root, wanted=6)
+    with pytest.raises(ConfigError, match=r"2 runs may take .* GPU-hours"):
+        submit(asker, 2, max_gpu_hours=1)
+    with pytest.raises(ConfigError, match=r"6 runs may take .* GPU-hours"):
+        submit(asker, 2, watch=1.0, max_gpu_hours=1)
+    assert read_trials(asker.folder) == []

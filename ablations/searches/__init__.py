@@ -1,1 +1,1 @@
-"""Searches of Optuna over mixers and recipes, one small file each; what a search is: `sweeps/search/definition.py`."""
+"""Searches of Optuna over mixers and recipes, one small file each; what a search is: `sweeps/search.py`."""

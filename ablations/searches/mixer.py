@@ -12,7 +12,7 @@ from metamixer.config import override
 from metamixer.ffnet import ffnet
 from metamixer.recipes import DIGITS, FASHION_MNIST, SMALL, SMALL_DIGITS
 from metamixer.training.run_config import RunConfig
-from sweeps import Changes, Choice, Mixer, Real, Search
+from sweeps import Choice, Mixer, Real, Search, Together
 
 TOKEN_MIXER = "model.stages.*.token_mixer"
 CHANNEL_KERNEL = "model.stages.*.channel_mixer.query.kernel_size"
@@ -60,7 +60,7 @@ SEARCH = Search(
     space={
         TOKEN_MIXER: SLOTS,
         CHANNEL_KERNEL: Choice(options=(3, 5, 7)),
-        "width": Changes(options={str(first): widths(first) for first in (8, 16, 24)}),
+        "width": Together(options={str(first): widths(first) for first in (8, 16, 24)}),
         "recipe.lr": Real(low=1e-3, high=1e-2, log=True),
     },
     objectives=("top1", "macs"),
