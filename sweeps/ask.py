@@ -146,6 +146,8 @@ class Asker:
 
     def _run(self, row: dict[str, Any]) -> PlannedRun:
         config = self.definition.config(FixedTrial(row["parameters"]))
+        if digest(config) != row["hash"]:  # the user's code was edited; the run goes on with its own copy
+            config = RunFolder(self.root / row["hash"]).config()
         return PlannedRun(f"trial {row['trial']}", config.seed, config, Variant(), row["hash"])
 
     def _propose(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -13,7 +13,8 @@ from optuna.trial import FixedTrial
 from pydantic import Field
 
 from metamixer.config import SCHEMA_VERSION, Config, ConfigError, override, parse
-from metamixer.training.run_config import RunConfig, UserModule
+from metamixer.plugins import load_module
+from metamixer.training.run_config import RunConfig
 
 from .grid import GRIDS, from_file, question_of, setting_label
 from .space import changes_of, keys_of, parameters_of, suggested_by
@@ -40,7 +41,7 @@ class Search(Config):
             it learns what is within the limits.
         sampler_seed: seed of the sampler.
         trials: how many have to end.
-        modules: files (beside the search's) or dotted modules that register operations of your own.
+        modules: files (their paths from the search's) that register operations of your own.
     """
 
     bases: dict[str, Any] = Field(min_length=1)  # str → RunConfig; pydantic would copy and re-validate them
@@ -164,7 +165,7 @@ def load_search(
     Args:
         data: which of the bases; the first if None.
         overrides: changes to the base by dotted key.
-        more_modules: absolute paths or dotted names of modules that register operations, besides the search's own.
+        more_modules: absolute paths of files that register operations, besides the search's own.
 
     Raises:
         ConfigError: no such search or setting, no validation images, or a file that makes no search.
@@ -176,8 +177,9 @@ def load_search(
     setting = data or next(iter(search.bases))
     if setting not in search.bases:
         raise ConfigError(f"no setting {setting!r}; the search has {', '.join(search.bases)}")
-    modules = [UserModule.of(source) for source in search.modules]
-    base = override(override(search.bases[setting], {"modules": modules}), overrides or {})
+    for source in search.modules:
+        load_module(source)
+    base = override(search.bases[setting], overrides or {})
     if not base.data.val_samples:
         raise ConfigError("a search chooses on validation images: give the base some, e.g. data.val_samples=1000")
     label = setting_label(setting, overrides or {})

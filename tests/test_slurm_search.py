@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import fake_slurm
 import pytest
-from test_cluster import PROFILE
 from test_search import begin, train
 
 from metamixer import ConfigError, jsonl
@@ -12,10 +11,12 @@ from metamixer.training.folder import RunFolder
 from sweeps import ask as sweeps_ask
 from sweeps.ask import search_on_slurm
 from sweeps.follow import cancel, select, standings
+from sweeps.profiles import Profile
 from sweeps.states import State
 from sweeps.submissions import read_submissions
 from sweeps.trials import read_trials
 
+PROFILE = Profile(minutes=60, gpus_per_node=1)
 ALONE = 'objectives=("top1",), constraints={"macs": 3e5},'
 
 
