@@ -16,6 +16,7 @@ ALLOWED = {
     "analysis": {"metamixer"},
     "launch": {"metamixer", "sweeps", "analysis"},
 }
+READERS = {"sweeps.trials"}  # reads what a search wrote: analysis has no second reader
 FILES = [path for room in ROOMS for path in [*(ROOT / room).rglob("*.py"), ROOT / f"{room}.py"] if path.is_file()]
 
 
@@ -57,6 +58,7 @@ def test_imports_follow_the_arrows():
     for path in FILES:
         room = module_of(path).split(".")[0]
         fine = {module for module in MODULES if module.split(".")[0] in ALLOWED[room] | {room}}
+        fine |= READERS if room == "analysis" else set()
         wrong += [(module_of(path), module) for module, _ in imports(path) if module not in fine]
     assert not wrong
 
