@@ -109,20 +109,28 @@ def check(
     name: Annotated[
         str,
         typer.Argument(
-            help="A preset, a baseline, or an operation of the registry; as JSON with parameters, or the four slots."
+            help="A preset, a baseline, an operation or a task; as JSON with parameters, or a mixer's four slots."
         ),
     ],
     module: Modules = None,
     width: Annotated[int, typer.Option(help="Channels to check and cost it at.")] = 64,
 ) -> None:
+<<<<<<< ours
     """Check a mixer, an operation or a task against its contract.
 
     A mixer's costs are shown too.
     """
+=======
+    """Whether a mixer, an operation or a task keeps its contract, and what a mixer costs."""
+>>>>>>> theirs
     import json
 
-    from metamixer.checks_table import report
+    from rich.console import Console
+
+    from metamixer.checks_table import render, report
     from metamixer.config import ConfigError
+    from metamixer.tasks import TASKS
+    from metamixer.tasks.checks import check_task
 
     try:
         value = json.loads(name) if name.lstrip().startswith("{") else name
@@ -130,7 +138,13 @@ def check(
         example = """'{"name": "linear", "expansion": 2.0}'"""
         raise ConfigError(f"check {name}: no JSON ({error.msg}, column {error.colno}); write e.g. {example}") from None
     load(module)
-    if not report(value, dim=width):
+    if (value if isinstance(value, str) else value.get("name")) in TASKS:
+        rows = check_task(value)
+        Console().print(render(rows))
+        held = all(row.passed for row in rows)
+    else:
+        held = report(value, dim=width)
+    if not held:
         raise typer.Exit(1)
 
 

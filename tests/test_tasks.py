@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from metamixer import ConfigError
+from metamixer.plugins import load_module
 from metamixer.tasks import NOT_ASKED, TASKS, Probe, Streams, Task, TaskConfig, build_task, register, resolve_task
+from metamixer.tasks.checks import check_task
 from metamixer.tasks.recall import most_frequent
 
 PROBES = [name for name, cls in TASKS.items() if issubclass(cls, Probe)]
@@ -179,6 +181,54 @@ def test_bad_input_is_one_line(config, message):
     with pytest.raises(ConfigError, match=message) as error:
         build_task(config)
     assert "\n" not in str(error.value)
+
+
+OWN = """
+import random
+import torch
+from metamixer.tasks import Metric, Task, TaskConfig, register
+
+@register
+class Sign(Task):
+    name = "sign"
+    in_chans, input_size, num_classes = 1, (1, 1), 2
+    metrics = (Metric("accuracy", "%", chance=50.0, solved=95.0),)
+
+    class Config(TaskConfig):
+        pass
+
+    def samples(self, seed, split, indices):
+        BODY
+        return x[:, None, None, None], (x > 0).long()
+
+    def oracle(self, inputs):
+        return (inputs[:, 0, 0, 0] > 0).long()
+"""
+GOOD = "x = torch.sin(indices * (seed + 1) + len(split))"
+FAULTS = {
+    "": (),
+    "x = torch.sin(indices * (seed + 1) + hash(split) % 100)": ("processes",),
+    "x = torch.randn(len(indices)) + 1": ("repeatable", "processes", "chance"),
+}
+
+
+def test_a_shipped_task_keeps_the_contract():
+    assert [row for row in check_task({"name": "path", "picture": True}) if row.passed is not True] == []
+
+
+@pytest.mark.parametrize("body", FAULTS)
+def test_a_users_own_task_is_checked(body, tmp_path, monkeypatch):
+    monkeypatch.setattr("metamixer.tasks.task.TASKS", dict(TASKS))
+    (tmp_path / "own.py").write_text(OWN.replace("BODY", body or GOOD))
+    load_module(str(tmp_path / "own.py"))
+    rows = {row.name: row.passed for row in check_task("sign")}
+    assert {name for name, passed in rows.items() if not passed} == set(FAULTS[body])
+
+
+def test_a_task_without_an_oracle_fails_that_row(monkeypatch):
+    monkeypatch.setattr(TASKS["shift"], "solve", Probe.solve)
+    rows = {row.name: row for row in check_task("shift")}
+    assert rows["oracle"].passed is False and rows["oracle"].detail.endswith("it is not defined")
 
 
 def test_a_users_own_task_is_registered_and_a_taken_name_is_refused(monkeypatch):

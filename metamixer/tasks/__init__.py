@@ -3,7 +3,7 @@
 from . import broadcast, local, recall, relation, shapes, strips
 from .probe import Probe, ProbeConfig
 from .streams import Streams
-from .task import NOT_ASKED, TASKS, Metric, Task, TaskConfig, build_task, register, resolve_task
+from .task import NOT_ASKED, TASKS, Metric, Task, TaskConfig, build_task, fingerprint, register, resolve_task
 
 __all__ = [
     "NOT_ASKED",
@@ -16,6 +16,7 @@ __all__ = [
     "TaskConfig",
     "broadcast",
     "build_task",
+    "fingerprint",
     "local",
     "recall",
     "register",

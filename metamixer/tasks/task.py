@@ -5,6 +5,11 @@ A new task is one class that derives from `Task`, carries a `name` and a `Config
 
 from __future__ import annotations
 
+<<<<<<< ours
+=======
+import hashlib
+import sys
+>>>>>>> theirs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
@@ -139,3 +144,11 @@ def build_task(value: Any) -> Task:
     """The task that `resolve_task` understands by `value`."""
     config = resolve_task(value)
     return TASKS[config.name](config)
+
+
+def fingerprint(cls: type[Task], config: str) -> str:
+    """16 hexadecimal digits of some samples of a task, whose configuration is JSON: equal in any process."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in cls(cls.Config.model_validate_json(config)).samples(5, "test", torch.arange(100, 140)):
+        digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()
