@@ -115,14 +115,10 @@ def check(
     module: Modules = None,
     width: Annotated[int, typer.Option(help="Channels to check and cost it at.")] = 64,
 ) -> None:
-<<<<<<< ours
     """Check a mixer, an operation or a task against its contract.
 
     A mixer's costs are shown too.
     """
-=======
-    """Whether a mixer, an operation or a task keeps its contract, and what a mixer costs."""
->>>>>>> theirs
     import json
 
     from rich.console import Console

@@ -5,11 +5,7 @@ A new task is one class that derives from `Task`, carries a `name` and a `Config
 
 from __future__ import annotations
 
-<<<<<<< ours
-=======
 import hashlib
-import sys
->>>>>>> theirs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
