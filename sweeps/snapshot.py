@@ -9,7 +9,8 @@ from pathlib import Path
 
 import metamixer
 from metamixer.config import ConfigError
-from metamixer.training.folder import RunFolder, source_version
+from metamixer.training.folder import RunFolder
+from metamixer.training.provenance import source_version
 
 PROJECT = Path(metamixer.__file__).resolve().parent.parent
 PACKAGES = ("metamixer", "sweeps")

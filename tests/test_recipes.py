@@ -94,7 +94,10 @@ def test_the_teacher_is_deits_regnet():
 
 def schedule(recipe, steps):
     one, two = (torch.nn.Parameter(torch.zeros(n)) for n in (1, 2))
-    groups = [{"params": [one], "weight_decay": 0.0}, {"params": [two], "weight_decay": recipe.weight_decay}]
+    groups = [
+        {"params": [one], "weight_decay": 0.0, "decays": False},
+        {"params": [two], "weight_decay": recipe.weight_decay, "decays": True},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr * recipe.lr_scale)
     return optimizer, Schedule(optimizer, recipe, steps)
 

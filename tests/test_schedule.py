@@ -219,3 +219,13 @@ def test_shares_of_mixing_beyond_all_passes_are_refused():
     with pytest.raises(ConfigError, match=r"mixup_prob 0\.7 and cutmix_prob 0\.5: together at most 1"):
         override(RUN, {"recipe.mixup_prob": 0.7})
     assert override(RUN, {"recipe.mixup_prob": 1.0, "recipe.cutmix_alpha": 0.0}).recipe.mix_shares == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("changes, ends", [({}, 0.0), ({"recipe.weight_decay_end": 0.1}, 0.1)])
+def test_a_run_without_weight_decay_at_its_start(tmp_path, changes, ends):
+    config = override(RUN, {"recipe.weight_decay": 0.0, "recipe.epochs": 2, **changes})
+    assert train(config, tmp_path / "run", "cpu")["state"] == "done"
+    optimizer = build_optimizer(config.build(), config.recipe)
+    schedule = Schedule(optimizer, config.recipe, 5)
+    schedule.set(10)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.0, ends])

@@ -153,6 +153,25 @@ def test_a_damaged_checkpoint_is_passed_over(undisturbed, tmp_path, monkeypatch)
     assert same(outcome(tmp_path / "run"), undisturbed)
 
 
+def test_two_damaged_checkpoints_cost_nothing_and_are_not_passed_over(tmp_path, monkeypatch):
+    def kill():
+        raise Killed
+
+    at_steps(monkeypatch, [12], kill)
+    with pytest.raises(Killed):
+        train(RUN, tmp_path / "run")
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / "run" / name).write_bytes((tmp_path / "run" / name).read_bytes()[:5000])
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.suffix in (".pt", ".jsonl")}
+    assert len(kept["metrics.jsonl"].splitlines()) == 2
+    with pytest.raises(ConfigError, match=r"last\.pt: .*previous\.pt: .*move the checkpoints away"):
+        train(RUN, tmp_path / "run")
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in kept} == kept
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / "run" / name).unlink()
+    assert train(RUN, tmp_path / "run")["state"] == "done"
+
+
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:5000])])
 def test_a_lost_best_costs_its_row_and_not_the_run(undisturbed, tmp_path, monkeypatch, caplog, spoil):
     monkeypatch.setattr(train_module.Trainer, "_finish", lambda self: (_ for _ in ()).throw(Killed))

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from small import RUN
 from test_training import outcome
+from timm.models import reparameterize_model
 
 from metamixer import ConfigError, digest, override, parse
 from metamixer.ffnet import CONFIGS, released_name
@@ -59,7 +60,9 @@ def test_a_fine_tuned_run_trains_resumes_and_differs_from_one_that_starts_anew(f
     assert losses["tuned"] < outcome(finished)["rows"][1]["train_loss"] < losses["anew"]
 
 
-@pytest.mark.parametrize("wrap", ["model", "state_dict", "bare", "module", "namespace", "legacy", "safetensors"])
+@pytest.mark.parametrize(
+    "wrap", ["model", "state_dict", "net", "lightning", "bare", "module", "namespace", "legacy", "safetensors"]
+)
 def test_the_forms_in_which_weights_are_found(tmp_path, wrap):
     state = RUN.build().state_dict()
     path = tmp_path / ("x.safetensors" if wrap == "safetensors" else "x.pth.tar")
@@ -68,6 +71,7 @@ def test_the_forms_in_which_weights_are_found(tmp_path, wrap):
     else:
         content = {
             "bare": state,
+            "lightning": {"state_dict": {f"model.{name}": value for name, value in state.items()}},
             "module": {"state_dict": {f"module.{name}": value for name, value in state.items()}},
             "namespace": {"state_dict": state, "args": argparse.Namespace(lr=1.0), "epoch": 3},
         }
@@ -128,7 +132,6 @@ def test_a_file_that_changed_after_planning(finished, tmp_path, change, message)
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"data.num_classes": 12}, "are for 10 classes, data.num_classes is 12: set data.num_classes=10"),
         ({"model.stages.3.width": 32}, r"another model: '.*' has shape"),
         ({"model.stages.1.token_mixer": {"name": "identity"}}, "another model: it has 'stages.1"),
     ],
@@ -137,6 +140,52 @@ def test_weights_that_do_not_fit(finished, changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         started({**from_file(finished / "last.pt"), **changes})
     assert "\n" not in str(caught.value)
+
+
+def test_fine_tuning_to_other_classes_starts_with_a_new_head(finished, caplog):
+    """The body is the weights', the head what it is in a run of this seed that starts from nothing."""
+    tuned, anew = (started({"data.num_classes": 3, **more}) for more in (from_file(finished / "last.pt"), {}))
+    stored = checkpoint.read(finished / "last.pt")["model"]
+    for name, value in tuned.model.state_dict().items():
+        wanted = anew.model.state_dict() if name.startswith("head.fc.") else stored
+        assert torch.equal(value, wanted[name]), name
+    assert "a head for 10 classes: that of 3 classes starts anew" in caplog.text
+
+
+def test_weights_without_a_head(tmp_path, caplog):
+    state = {name: value for name, value in RUN.build().state_dict().items() if not name.startswith("head.fc.")}
+    torch.save(state, tmp_path / "x.pt")
+    found = started(from_file(tmp_path / "x.pt")).model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    assert "no head: that of 10 classes starts anew" in caplog.text
+
+
+def test_weights_for_colour_go_on_with_grey_images(tmp_path, caplog):
+    """A grey image gives what it gave as three equal channels."""
+    rgb = {"data.channels": 3, "data.mean": [0.3] * 3, "data.std": [0.3] * 3}
+    model = override(RUN, rgb).build().eval()
+    torch.save(model.state_dict(), tmp_path / "rgb.pt")
+    grey = started(from_file(tmp_path / "rgb.pt")).model.eval()
+    images = torch.randn(2, 1, 12, 12)
+    assert torch.allclose(grey(images), model(images.expand(-1, 3, -1, -1)), atol=1e-5)
+    assert "are for 3 channels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda model: {**model.state_dict(), "head.fc.bias": torch.full((10,), torch.nan)}, "'head.fc.bias' is not"),
+        (lambda model: reparameterize_model(model).state_dict(), "are folded, or another model's: 19 norms"),
+        (lambda model: model, r"more than weights and plain values \(metamixer\.backbone\.Backbone\); save"),
+        (lambda model: {"loss": np.float64(1.0), **model.state_dict()}, r"values \(numpy\S*scalar\); save"),
+    ],
+    ids=["nan", "folded", "pickled", "numpy"],
+)
+def test_weights_that_can_not_be_meant_are_refused_with_the_reason(tmp_path, spoil, message):
+    torch.save(spoil(RUN.build().eval()), tmp_path / "x.pt")
+    with pytest.raises(ConfigError, match=message) as caught:
+        started(from_file(tmp_path / "x.pt"))
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
 
 
 def test_a_mixer_tied_to_the_image_size_keeps_it(tmp_path):

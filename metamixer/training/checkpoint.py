@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -12,6 +14,8 @@ import torch
 
 from ..config import ConfigError
 from .folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 # how files begin that torch wrote before 1.6: a pickle, no archive, and without checksums
@@ -35,14 +39,27 @@ def _write(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_newest(folder: RunFolder) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a run, passing over a damaged one; None if there is none."""
+    """The newest whole checkpoint of a run; None if there is none at all.
+
+    Raises:
+        ConfigError: there are checkpoints, and all of them are damaged. They and the metrics are left as they are.
+    """
+    damaged = []
     for name in (LAST, PREVIOUS):
         path = folder.path / name
         if path.exists():
             try:
-                return read(path)
-            except ConfigError:
+                state = read(path)
+            except ConfigError as error:
+                damaged.append(str(error))
                 continue
+            if damaged:
+                log.warning("%s; the run goes on from %s", damaged[0], name)
+            return state
+    if damaged:
+        raise ConfigError(
+            f"{'; '.join(damaged)}: the run can't go on. To train it from the start again, move the checkpoints away"
+        )
     return None
 
 
@@ -67,7 +84,11 @@ def read(path: Path | str) -> dict[str, Any]:
     except (zipfile.BadZipFile, EOFError, RuntimeError, OSError, IndexError, struct.error) as error:
         raise ConfigError(f"{path}: not a whole checkpoint ({_short(error)}); use another one") from None
     except Exception as error:  # pickle.UnpicklingError and what weights_only raises for foreign objects
-        raise ConfigError(f"{path}: holds more than weights and plain values ({_short(error)})") from None
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        raise ConfigError(
+            f"{path}: holds more than weights and plain values ({named[1] if named else _short(error)}); save the "
+            "weights alone: torch.save(model.state_dict(), FILE)"
+        ) from None
 
 
 def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:

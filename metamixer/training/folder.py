@@ -18,9 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -198,51 +196,3 @@ def _epoch(line: str) -> float:
         return json.loads(line)["epoch"]
     except (ValueError, KeyError, TypeError):
         return float("inf")  # a line torn by a kill
-
-
-def environment(device: Any) -> dict[str, Any]:
-    """What the numbers of a run may depend on besides its configuration."""
-    import numpy
-    import PIL
-    import timm
-    import torch
-
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "numpy": numpy.__version__,
-        "pillow": PIL.__version__,
-        "platform": platform.platform(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "gpu": gpu,
-        "host": socket.gethostname(),
-        "memory_format": "channels_last",
-        "started": time.time(),
-        **source_version(),
-    }
-
-
-def source_version() -> dict[str, Any]:
-    """Commit of the code and whether the working tree differs from it; nulls outside a git checkout.
-
-    A copy of the code that a cluster's job runs says so itself, in a `snapshot.json` beside the package.
-    """
-    snapshot = RunFolder(Path(__file__).parents[2]).read("snapshot.json")
-    if snapshot is not None:
-        return snapshot
-
-    def git(*arguments: str) -> str | None:
-        here = Path(__file__).parent
-        try:
-            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    status = git("status", "--porcelain", "--untracked-files=no") if commit else None
-    return {"commit": commit, "dirty": bool(status) if status is not None else None}

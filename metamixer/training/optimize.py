@@ -15,11 +15,14 @@ from .recipe import Recipe
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Fused AdamW with two groups: first what is spared from weight decay, then what decays."""
+    """Fused AdamW; of its groups of parameters, those that weight decay acts on have a true `decays`."""
     spared = set(getattr(model, "no_weight_decay", set)())
     if not recipe.layer_scale_decay:
-        spared |= {n for n, _ in model.named_parameters() if "_scale." in n}
-    groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=spared)
+        spared |= {name for name, _ in model.named_parameters() if "_scale." in name}
+    groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)
+    for group in groups:
+        group["decays"] = group["weight_decay"] > 0
+        group["weight_decay"] = recipe.weight_decay if group["decays"] else 0.0
     return create_optimizer_v2(groups, opt="adamw", lr=recipe.lr * recipe.lr_scale, weight_decay=0.0, fused=True)
 
 
@@ -49,11 +52,12 @@ class Schedule:
     def set(self, step: int) -> None:
         """Prepare the optimizer for step number `step`, from 0."""
         self.lr.step_update(step)
-        if self.recipe.weight_decay_end is not None:
-            self.optimizer.param_groups[1]["weight_decay"] = self.weight_decay(step)
+        for group in self.optimizer.param_groups:
+            if group["decays"]:
+                group["weight_decay"] = self.weight_decay(step)
 
     def weight_decay(self, step: int) -> float:
-        """Of the decaying group: a cosine over `epochs` where the recipe asks for one, then its end."""
+        """Of what decays: a cosine over `epochs` where the recipe asks for one, then its end."""
         start, end = self.recipe.weight_decay, self.recipe.weight_decay_end
         if end is None:
             return start

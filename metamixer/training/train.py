@@ -24,11 +24,11 @@ from torch import nn
 
 from ..config import ConfigError
 from ..cost import count
-from . import checkpoint
+from . import checkpoint, provenance
 from .data import Data
 from .distributed import ALONE, ProcessLost, World, joined, lost_another
 from .evaluate import evaluate
-from .folder import RunFolder, environment
+from .folder import RunFolder
 from .learner import Learner, on_device
 from .run_config import RunConfig
 from .surroundings import SurroundingsError, surroundings
@@ -155,7 +155,6 @@ class Trainer:
         self.config, self.folder, self.device, self.data, self.world = config, folder, device, data, world
         self.after_epoch = after_epoch
         if world.first:
-            folder.write("environment.json", {**environment(device), "processes": world.size})
             wanted, used = config.data.train_samples, len(data.train_indices)
             if wanted is not None and used < wanted:
                 log.warning("data.train_samples %d: there are %d, all of them are used", wanted, used)
@@ -164,9 +163,20 @@ class Trainer:
         if len(set(positions)) > 1:
             raise ConfigError(f"{folder.path}: the processes find different checkpoints there (steps {positions})")
         self.learner = Learner(config, device, self.data.steps, world, state, teacher_cache)
+        if world.first:
+            self._record_environment(state is not None)
         self.seconds: float = state["seconds"] if state else 0.0
         self.row: dict[str, Any] = state["row"] if state else {}  # the newest of metrics
         self.best: dict[str, Any] = state["best"] if state else {}  # epoch and score of the best weights so far
+
+    def _record_environment(self, resumed: bool) -> None:
+        """Versions and code of this start; `code_changed` names files that changed while the run was under way."""
+        before = self.folder.read("environment.json") or {} if resumed else {}
+        code = provenance.code_of(self.learner.model)
+        changed = {name for name in provenance.mixed_code([before.get("code", {}), code])}
+        self.code = {"code": code, "code_changed": sorted(changed | set(before.get("code_changed", ())))}
+        now = provenance.environment(self.device)
+        self.folder.write("environment.json", {**now, "processes": self.world.size, **self.code})
 
     @property
     def step(self) -> int:
@@ -207,13 +217,12 @@ class Trainer:
         learner.share_statistics()
         spent = time.monotonic() - started
         self.seconds += spent
-        _, decaying = learner.optimizer.param_groups
         scheduled = self.config.recipe.weight_decay_end is not None
         self.row = {
             "epoch": epoch + 1,
             "step": self.step,
-            "lr": decaying["lr"],
-            **({"weight_decay": decaying["weight_decay"]} if scheduled else {}),
+            "lr": learner.optimizer.param_groups[0]["lr"],
+            **({"weight_decay": learner.schedule.weight_decay(self.step - 1)} if scheduled else {}),
             "train_loss": learner.mean_loss(),
             **self._validate(),
             "seconds": spent,
@@ -320,6 +329,8 @@ class Trainer:
                 "macs": cost.macs,
                 "seconds": self.seconds,
                 "images_per_second": images / self.seconds if self.seconds else None,
+                "threads": config.threads,
+                **self.code,
                 "time": time.time(),
             },
         )

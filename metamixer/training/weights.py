@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import clean_state_dict
+from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 
 from ..config import ConfigError
@@ -17,7 +18,9 @@ from . import checkpoint
 from .recipe import Weights, file_digest
 from .run_config import RunConfig
 
-_RAW = ("model", "state_dict")
+log = logging.getLogger(__name__)
+
+_RAW = ("model", "state_dict", "net")
 _AVERAGE = ("ema", "state_dict_ema", "model_ema")
 
 
@@ -52,6 +55,12 @@ def read(weights: Weights) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"weights {source!r}: no weights in it, neither on top nor under {' or '.join(_RAW)}")
     state = clean_state_dict(state)
+    for prefix in ("model.", "net."):  # PyTorch Lightning's, of the module's attribute
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ConfigError(f"weights {source!r}: {name!r} is not finite (NaN or infinity); take other weights")
     return checkpoint_filter_fn(state, None)  # type: ignore[arg-type]
 
 
@@ -68,8 +77,11 @@ def pretrained(name: str, **arguments: Any) -> nn.Module:
         raise ConfigError(f"timm model {name!r}: cannot load its weights ({type(error).__name__}: {text})") from None
 
 
-def start_from(model: nn.Module, config: RunConfig) -> None:
+def start_from(model: Any, config: RunConfig) -> None:
     """Copy a run's initial weights into its network.
+
+    A head for other classes, or none, leaves the network its new one; the first convolution is adapted to other
+    channels as timm does. A warning says so.
 
     Raises:
         ConfigError: they do not fit; the line says what differs.
@@ -77,7 +89,23 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
     assert config.initial is not None
     state, source = read(config.initial), config.initial.source
     own = model.state_dict()
-    check_classes(state, "head.fc.bias", config.data.num_classes, source)
+    lost = [name for name in own if name.endswith("running_mean") and name not in state]
+    if lost and any(name.endswith(".bias") for name in state.keys() - own.keys()):
+        raise ConfigError(
+            f"weights {source!r} are folded, or another model's: {len(lost)} norms have no statistics there, and "
+            "convolutions biases in their place; take the weights before folding"
+        )
+    head = next(name for name, module in model.named_modules() if module is model.get_classifier())
+    theirs = state.get(f"{head}.weight")
+    if theirs is None or len(theirs) != config.data.num_classes:
+        found = "no head" if theirs is None else f"a head for {len(theirs)} classes"
+        log.warning("weights %r have %s: that of %d classes starts anew", source, found, config.data.num_classes)
+        state |= {name: value for name, value in own.items() if name.startswith(f"{head}.")}
+    stem = first_convolution(model)
+    if stem in state and state[stem].shape[1] != own[stem].shape[1]:
+        channels = state[stem].shape[1]
+        log.warning("weights %r are for %d channels: %r is adapted to %d", source, channels, stem, own[stem].shape[1])
+        state[stem] = adapt_input_conv(own[stem].shape[1], state[stem], base_chans=channels)
     tied = [name for name in own if name in state and state[name].shape != own[name].shape]
     if tied and own.keys() == state.keys():
         size = config.data.image_size
@@ -88,6 +116,11 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
                 f"is not that of {size} px, {tuple(own[tied[0]].shape)}: keep data.image_size of the weights"
             )
     checkpoint.load_weights(model, state, source)
+
+
+def first_convolution(model: nn.Module) -> str:
+    """The name of the weight that takes the image's channels; empty if there is none."""
+    return next((f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Conv2d)), "")
 
 
 def check_classes(state: dict[str, Tensor], bias: str, num_classes: int, source: str) -> None:
