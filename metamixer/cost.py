@@ -43,6 +43,10 @@ class Cost:
         """Traffic in bytes, all numbers of `bits` bits."""
         return self.moved * bits // 8
 
+    def largest_bytes(self, images: int, bits: int = 32) -> int:
+        """Memory of the largest tensor for a batch of so many images, all numbers of `bits` bits."""
+        return self.largest * images * bits // 8
+
     def intensity(self, bits: int = 16) -> float:
         """Arithmetic intensity, multiply-adds for each byte moved; 0 if nothing moves."""
         return self.macs / self.bytes(bits) if self.moved else 0.0

@@ -85,6 +85,7 @@ def print_costs(network: Network, layers: bool = False, console: Console | None 
         console.print(_table("part", by_slot(costs), whole))
     if layers:
         console.print(_table("layer", costs, whole))
+    console.print(f"largest tensor: {readable(whole.largest)} numbers for each image", highlight=False)
     console.print(
         "Activations: elements written by convolutions, linear layers and matrix products. MB: what each operation "
         f"alone reads and writes, weights included, at {BITS} bits a number; a runtime that fuses them moves less.",

@@ -6,9 +6,11 @@ Source: arXiv 2406.02021, section 3. Each slot is filled by a registered operati
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, TypeVar
 
+import torch
 from pydantic import BeforeValidator, SerializeAsAny, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 # importing `ops` registers the operations that ship with the project
 from .config import Config, ConfigError, parse
@@ -27,10 +29,10 @@ from .operation import (
     operation_class,
     resolve,
 )
-from .ops.activation import Identity, L1Norm, Softmax
+from .ops.activation import Elementwise, Identity, L1Norm, Softmax
 from .ops.coefficient_value import Matmul
 from .ops.query_key import ScaledDot
-from .presets import BASELINES, PRESETS, preset
+from .presets import PRESETS, preset
 
 
 def _slot(slot: Any) -> Any:
@@ -97,7 +99,7 @@ def takes(coefficient_value: OperationConfig) -> Layout:
 
 
 def resolve_mixer(value: Any) -> MetaMixerConfig | OperationConfig:
-    """A mixer from the name of a preset, its four slots, or a baseline's `name` and parameters.
+    """A mixer from the name of a preset or a baseline, its four slots, or a baseline's `name` and parameters.
 
     Raises:
         ConfigError: none of these, an unknown operation or parameter, or slots that do not fit.
@@ -107,12 +109,7 @@ def resolve_mixer(value: Any) -> MetaMixerConfig | OperationConfig:
     if isinstance(value, OperationConfig):
         return resolve("baseline", value)
     if isinstance(value, str):
-        mixer = preset(value)
-        try:
-            return resolve_mixer(mixer)
-        except ConfigError as error:
-            kind = "preset" if value in PRESETS else "baseline"
-            raise ConfigError(f"{kind} {value!r} no longer fits its operations: {error}") from None
+        value = preset(value)
     if isinstance(value, dict) and "name" in value:
         return resolve("baseline", value)
     if isinstance(value, dict):
@@ -123,7 +120,7 @@ def resolve_mixer(value: Any) -> MetaMixerConfig | OperationConfig:
             raise ConfigError(f"a mixer has the slots {', '.join(SLOTS)}: {wrong}")
         return parse(MetaMixerConfig, value)
     raise ConfigError(
-        f"a mixer is a preset's name ({', '.join(PRESETS)}), a baseline's ({', '.join(BASELINES)}), a dict "
+        f"a mixer is a preset's name ({', '.join(PRESETS)}), a baseline's ({', '.join(REGISTRY['baseline'])}), a dict "
         f"of the four slots ({', '.join(SLOTS)}) or {{'name': a baseline, parameters}}, got {value!r}"
     )
 
@@ -141,8 +138,8 @@ class MetaMixer(nn.Module):
     """X (B, C, H, W) → Y (B, C, H, W) through the four slots."""
 
     @classmethod
-    def applies(cls, config: MetaMixerConfig) -> bool:
-        """Whether it computes what `config` says; for a fast path that needs more than its three classes."""
+    def applies(cls, config: MetaMixerConfig, site: Site) -> bool:
+        """Whether it stands in for `config` at this site; for a fast path that needs more than its three classes."""
         return True
 
     def __init__(self, config: MetaMixerConfig, site: Site) -> None:
@@ -203,6 +200,9 @@ def fast_path(
     return add
 
 
+LARGEST = 2**20  # coefficients of a head and an image that are held at once: those of a map 32 wide
+
+
 class _DotProduct(MetaMixer):
     """What the fast paths of query-key dot products share."""
 
@@ -244,7 +244,7 @@ class NormalizedLinearAttention(_DotProduct):
     """The same with each token's coefficients divided by their sum, Q Σ K, where none is negative."""
 
     @classmethod
-    def applies(cls, config: MetaMixerConfig) -> bool:
+    def applies(cls, config: MetaMixerConfig, site: Site) -> bool:
         # a ReLU and no LayerNorm behind it, on both sides
         return all(
             getattr(op, "activation", "") == "relu" and getattr(op, "normalize", "") != "layer"
@@ -258,13 +258,47 @@ class NormalizedLinearAttention(_DotProduct):
         return self.merge((v @ k.transpose(-2, -1)) @ q / (total + eps), x)
 
 
+class ChunkedAttention(_DotProduct):
+    """f(QKᵀ)V for a function of each score alone, some queries at a time, where all coefficients would need gigabytes.
+
+    In training a chunk's coefficients are computed again in the backward pass, so that none are kept.
+    """
+
+    def __init__(self, config: MetaMixerConfig, site: Site) -> None:
+        super().__init__(config, site)
+        self.chunks = -(-((site.height * site.width) ** 2) // LARGEST)
+
+    @classmethod
+    def applies(cls, config: MetaMixerConfig, site: Site) -> bool:
+        return (site.height * site.width) ** 2 > LARGEST
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.operands(x)
+        parts = torch.tensor_split(q, self.chunks, dim=-1)
+        return self.merge(torch.cat([self.chunk(parts[i], k, v) for i in range(self.chunks)], -1), x)
+
+    def chunk(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.training and not torch.jit.is_scripting():
+            return checkpoint(self.rows, q, k, v, use_reentrant=False)
+        return self.rows(q, k, v)
+
+    def rows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries (B, heads, d, n), keys and values (B, heads, d, N) → sums of values (B, heads, d, n)."""
+        return v @ self.activation(q.transpose(-2, -1) @ k).transpose(-2, -1)
+
+
+for _activation in REGISTRY["activation"].values():
+    if issubclass(_activation, Elementwise):
+        fast_path(ScaledDot, _activation, Matmul)(ChunkedAttention)
+
+
 def build_mixer(config: MetaMixerConfig | OperationConfig, site: Site) -> nn.Module:
     """The module of a mixer: a `MetaMixer`, by its fast path where it has one, or a baseline."""
     if not isinstance(config, MetaMixerConfig):
         return _build("baseline", config, site)
     operations = [operation_class(slot, getattr(config, slot)) for slot in SLOTS[1:]]
     cls = FAST_PATHS.get(tuple(operations), MetaMixer)  # type: ignore[arg-type]
-    return (cls if cls.applies(config) else MetaMixer)(config, site)
+    return (cls if cls.applies(config, site) else MetaMixer)(config, site)
 
 
 def _build(slot: Slot, config: OperationConfig, site: Site, *args: Any) -> Any:

@@ -84,6 +84,8 @@ class Operation(nn.Module):
     source: ClassVar[Literal["dynamic", "static"] | None] = None
     # whether its parameters are tied to the number of tokens of its site, so that no other map size fits
     fixed_size: ClassVar[bool] = False
+    # its parameters that count channels: they grow with the width where a grid matches costs
+    channel_counts: ClassVar[tuple[str, ...]] = ()
 
     class Config(OperationConfig):
         pass

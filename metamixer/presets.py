@@ -7,7 +7,9 @@ channels, as in MetaFormer's, where the size is not part of the method. A name s
 
 from typing import Any
 
+from . import ops  # noqa: F401 (registers the operations)
 from .config import ConfigError
+from .operation import REGISTRY
 
 Mixer = dict[str, Any]
 
@@ -118,23 +120,19 @@ PRESETS: dict[str, Mixer] = {
 
 # No MetaMixers: one linear map whose coefficients ignore the query, or none; described in ops/baseline.py.
 BASELINES: dict[str, Mixer] = {
-    "identity": {"name": "identity"},
-    "pooling": {"name": "pooling", "kernel_size": 3},
-    "depthwise": {"name": "depthwise", "kernel_size": 7},
-    "rep_mixer": {"name": "rep_mixer", "kernel_size": 3},
-    "random_mixing": {"name": "random_mixing"},
+    name: {"name": name} for name in ("identity", "pooling", "depthwise", "rep_mixer", "random_mixing")
 }
 
 
 def preset(name: str, **changes: Any) -> Mixer:
-    """A preset or baseline with some of its slots (of a baseline: parameters) replaced.
+    """A preset or a registered baseline with some of its slots (of a baseline: parameters) replaced.
 
     Raises:
         ConfigError: no such preset or baseline; the line lists those there are.
     """
-    known = PRESETS | BASELINES
-    if name not in known:
+    baselines = REGISTRY["baseline"]
+    if name not in PRESETS and name not in baselines:
         raise ConfigError(
-            f"no mixer {name!r}; the presets are {', '.join(PRESETS)}, the baselines {', '.join(BASELINES)}"
+            f"no mixer {name!r}; the presets are {', '.join(PRESETS)}, the baselines {', '.join(baselines)}"
         )
-    return {**known[name], **changes}
+    return {**PRESETS.get(name, {"name": name}), **changes}

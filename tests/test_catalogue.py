@@ -14,9 +14,11 @@ from timm.models.vision_transformer import Attention
 from torch import nn
 from torch.nn import functional as F
 
-from metamixer import Backbone, ConfigError, Site, StageConfig, build_mixer, override, resolve_mixer
+from metamixer import Backbone, Baseline, ConfigError, Site, StageConfig, build_mixer, override, register, resolve_mixer
+from metamixer.checks import find
 from metamixer.ffnet import CONFIGS
 from metamixer.mixer import FAST_PATHS, MetaMixer
+from metamixer.operation import REGISTRY
 from metamixer.presets import BASELINES, PRESETS, preset
 
 DIM = 48  # 8/3 of it is whole, as MambaOut's rounding needs, and it makes 3 heads of 16
@@ -438,21 +440,22 @@ def test_unknown_mixer_lists_what_there_is():
         override(CONFIGS["ffnet_mini"], {"stages.0.token_mixer": "xcaa"})
 
 
-@pytest.mark.parametrize(
-    "broken, reason",
-    [
-        ({"query_key": "gone"}, "no query_key operation 'gone'"),
-        ({"query_key": {"name": "scaled_dot", "heads": 2}}, "unknown parameter 'heads'"),
-        ({"coefficient_value": "hadamard"}, "takes map"),
-    ],
-)
-def test_preset_that_no_longer_fits(monkeypatch, broken, reason):
-    monkeypatch.setitem(PRESETS, "attention", preset("attention", **broken))
-    with pytest.raises(ConfigError) as error:
-        resolve_mixer("attention")
-    message = str(error.value)
-    assert message.startswith("preset 'attention' no longer fits its operations: ") and reason in message
-    assert "\n" not in message
+def test_a_users_baseline_goes_by_its_name(monkeypatch):
+    monkeypatch.setitem(REGISTRY, "baseline", dict(REGISTRY["baseline"]))
+
+    @register
+    class Halved(Baseline):
+        name = "halved"
+
+        def forward(self, x):
+            return x / 2
+
+    assert resolve_mixer("halved") == resolve_mixer({"name": "halved"})
+    config = override(CONFIGS["ffnet_mini"], {"stages.*.token_mixer": "halved"})
+    assert type(Backbone(config, 10).stages[0].blocks[0].token_mixer) is Halved
+    assert find("halved").label == "baseline operation 'halved'"
+    with pytest.raises(ConfigError, match=r"the baselines .*, halved$"):
+        resolve_mixer("halved!")
 
 
 # ---- tracing, initialisation, introspection

@@ -36,6 +36,7 @@ class ScaledDot(QueryKey):
     name = "scaled_dot"
     makes = Layout.PAIRS
     source = "dynamic"
+    channel_counts = ("head_dim",)
 
     class Config(ProjectionConfig):
         head_dim: int = Field(default=32, gt=0)
@@ -70,6 +71,7 @@ class Neighbourhood(QueryKey):
     name = "neighbourhood"
     makes = Layout.NEIGHBOURHOOD
     source = "dynamic"
+    channel_counts = ("head_dim",)
 
     class Config(OperationConfig):
         kernel_size: Kernel = 7
@@ -102,6 +104,7 @@ class CrossCovariance(QueryKey):
     name = "cross_covariance"
     makes = Layout.CHANNELS
     source = "dynamic"
+    channel_counts = ("head_dim",)
 
     class Config(OperationConfig):
         head_dim: int = Field(default=32, gt=0)
