@@ -32,7 +32,8 @@ class Pooling(Baseline):
         self.pool = nn.AvgPool2d(config.kernel_size, stride=1, padding=config.kernel_size // 2, count_include_pad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(x) - x
+        # CUDA's gradient of a padded pool is wrong for channels-last maps (pytorch/pytorch#188344)
+        return self.pool(x.contiguous() if x.is_cuda else x) - x
 
 
 @register
