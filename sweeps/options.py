@@ -33,9 +33,7 @@ LearningRates = Annotated[
     ),
 ]
 Twice = Annotated[bool, typer.Option("--aa", help="An A/A test in its place: the base as two variants of other seeds.")]
-Modules = Annotated[
-    Optional[list[str]], typer.Option("--module", help="File that registers operations of your own.")
-]
+Modules = Annotated[Optional[list[str]], typer.Option("--module", help="File that registers operations of your own.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
 ProfileName = Annotated[Optional[str], typer.Option("--profile", help="Profile of the jobs; `default` if not given.")]
 ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of profiles; slurm.toml if not given.")]

@@ -152,7 +152,7 @@ def test_teachers_of_timm_that_do_not_fit(tmp_path, name, of, changes, message):
     "changes, message",
     [
         ({"data.image_size": 16}, "was trained with data.image_size 12, this run has 16"),
-        ({"data.num_classes": 11}, "was trained with data.num_classes 10, this run has 11"),
+        ({"data.num_classes": 11}, "are for 10 classes, data.num_classes is 11"),
     ],
 )
 def test_runs_that_do_not_fit_as_teachers(finished, tmp_path, changes, message):

@@ -16,6 +16,7 @@ from metamixer import ConfigError, digest, override
 from metamixer.config import parse
 from metamixer.training.data import Data
 from metamixer.training.image_folder import class_order
+from metamixer.training.learner import Learner
 from metamixer.training.score import score
 from metamixer.training.train import Interrupted, train
 
@@ -297,3 +298,34 @@ def test_a_run_is_evaluated_by_the_names_of_its_classes(tmp_path):
     tree(part, ["val/dogwood/0.png"])
     with pytest.raises(ConfigError, match="no such class among the 3 trained ones: dogwood"):
         score(str(tmp_path / "run" / "last.pt"), config.data, {"root": str(part)}, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A run's folder; its classes are ash, birch, cedar."""
+    path = tmp_path_factory.mktemp("teacher")
+    root = tree(path / "images", images("train", "ash", "birch", "cedar") + images("val", "ash"))
+    train(configure(root, **{"data.image_size": 12, "recipe.epochs": 1, "recipe.warmup_epochs": 0}), path / "run")
+    return path / "run"
+
+
+def head(state):
+    return torch.cat([state["head.fc.weight"], state["head.fc.bias"][:, None]], 1)
+
+
+def test_a_teacher_and_initial_weights_are_matched_by_the_names_of_classes(tmp_path, teacher, caplog):
+    """13.2: a data set of two of the three classes, and one with a class that the weights do not know."""
+    theirs = torch.load(teacher / "last.pt")
+    root = tree(tmp_path / "two", images("train", "birch", "cedar") + images("val", "cedar"))
+    changes = {"data.image_size": 12, "recipe.distillation": {"teacher": str(teacher)}}
+    config = configure(root, 2, **changes, initial={"source": str(teacher / "last.pt")})
+    learner = Learner(config, torch.device("cpu"), 1, classes=["birch", "cedar"])
+    assert torch.equal(head(learner.teacher.model.state_dict()), head(theirs["ema"])[1:])
+    assert torch.equal(head(learner.model.state_dict()), head(theirs["model"])[1:])
+    with pytest.raises(ConfigError, match="know no class dogwood, only ash, birch, cedar"):
+        Learner(config, torch.device("cpu"), 1, classes=["birch", "dogwood"])
+    alone = override(config, {"recipe.distillation": None})
+    fresh, own = Learner(alone, torch.device("cpu"), 1, classes=["birch", "dogwood"]).model, alone.build()
+    assert torch.equal(head(fresh.state_dict()), head(own.state_dict())) and "know no class dogwood" in caplog.text
+    name = next(iter(theirs["model"]))
+    assert torch.equal(fresh.state_dict()[name], theirs["model"][name])

@@ -50,7 +50,7 @@ def test_comments_formatting_and_place_do_not_count_but_code_does(file, tmp_path
     first = digest(using(file))
     edits = {
         "a comment": CODE.format(by=2).replace("    def", "    # halves\n    def"),
-        "a docstring": CODE.format(by=2).replace('    name', '    """Half of the scores."""\n\n    name'),
+        "a docstring": CODE.format(by=2).replace("    name", '    """Half of the scores."""\n\n    name'),
         "formatting": CODE.format(by=2).replace("scores / 2", "(scores\n            / 2)").replace('"part"', "'part'"),
     }
     for text in edits.values():

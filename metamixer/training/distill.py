@@ -52,10 +52,12 @@ class Teacher:
         ConfigError: no such teacher, or one that does not fit the data.
     """
 
-    def __init__(self, distillation: Distillation, data: DataConfig, device: torch.device) -> None:
+    def __init__(
+        self, distillation: Distillation, data: DataConfig, device: torch.device, classes: list[str] | None = None
+    ) -> None:
         self.hard = distillation.kind == "hard"
         of_timm = is_timm_model(distillation.teacher)
-        self.model, mean, std = (_of_timm if of_timm else _of_a_run)(distillation, data)
+        self.model, mean, std = (_of_timm if of_timm else _of_a_run)(distillation, data, classes)
         # timm's networks differ in which layout they like on a GPU; this project's are fast in channels-last
         self.layout = torch.contiguous_format if of_timm and device.type == "cuda" else torch.channels_last
         self.model.requires_grad_(False).eval().to(device, memory_format=self.layout)  # type: ignore[call-overload]
@@ -78,7 +80,7 @@ class Teacher:
 _Normalised = tuple[Any, tuple[float, ...], tuple[float, ...]]  # a network, and the mean and std of its images
 
 
-def _of_timm(distillation: Distillation, data: DataConfig) -> _Normalised:
+def _of_timm(distillation: Distillation, data: DataConfig, classes: list[str] | None) -> _Normalised:
     name, file = distillation.teacher, distillation.weights
     overlay: dict[str, Any] = {}
     if file is not None:
@@ -101,16 +103,18 @@ def _of_timm(distillation: Distillation, data: DataConfig) -> _Normalised:
     return model, settings["mean"], settings["std"]
 
 
-def _of_a_run(distillation: Distillation, data: DataConfig) -> _Normalised:
+def _of_a_run(distillation: Distillation, data: DataConfig, classes: list[str] | None) -> _Normalised:
     name = distillation.teacher
     config = RunFolder(name).config()
-    for key in ("num_classes", "channels", "image_size"):
+    assert distillation.weights is not None
+    state = weights.read(distillation.weights, classes)
+    weights.check_classes(state, f"{weights.HEAD}bias", data.num_classes, distillation.weights.source)
+    for key in ("channels", "image_size"):
         theirs, ours = getattr(config.data, key), getattr(data, key)
         if theirs != ours:
             raise ConfigError(f"teacher {name!r} was trained with data.{key} {theirs}, this run has {ours}")
-    assert distillation.weights is not None
-    model = config.build()
-    checkpoint.load_weights(model, weights.read(distillation.weights), distillation.weights.source)
+    model = config.build(num_classes=data.num_classes)
+    checkpoint.load_weights(model, state, distillation.weights.source)
     return model, config.data.mean, config.data.std
 
 

@@ -83,7 +83,7 @@ def number_classes(source: Source, classes: list[str], place: str) -> None:
     numbers = {name: number for number, name in enumerate(classes)}
     unknown = [name for name in source.names if name not in numbers]
     if unknown:
-        raise ConfigError(f"{place}: no such class among the {len(classes)} trained ones: {_few(unknown)}")
+        raise ConfigError(f"{place}: no such class among the {len(classes)} trained ones: {few(unknown)}")
     source.numbers = np.array([numbers[name] for name in source.names])
 
 
@@ -131,7 +131,7 @@ def what_changed(before: Mapping[str, Parts], now: Mapping[str, Parts]) -> str:
                 found.append(f"{place} has {new[name][0]} files where it had {old[name][0]}")
             elif list(old[name]) != list(new[name]):
                 found.append(f"{place} has other files")
-    return _few(found)
+    return few(found)
 
 
 class ClassFolders(Source):
@@ -163,7 +163,7 @@ class ClassFolders(Source):
         strays = sorted(os.fsdecode(entry.name) for entry in there if not entry.is_dir())
         strays = [name for name in strays if _suffix(name) in readable()]
         if strays:
-            self.passed_over.append(f"{len(strays)} images beside the class folders: {_few(strays)}")
+            self.passed_over.append(f"{len(strays)} images beside the class folders: {few(strays)}")
         if not paths:
             found = "; ".join(self.passed_over) or "it is empty"
             raise ConfigError(f"{place}: no image in a folder of its class here ({found})")
@@ -291,7 +291,8 @@ def _images(folder: bytes, prefix: bytes, other: Counter[str]) -> Iterator[tuple
                 other[suffix or "suffixless"] += 1
 
 
-def _few(names: list[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -38,6 +38,7 @@ class Learner:
         steps: optimizer steps in an epoch.
         state: a checkpoint's, from `state_dict`; else it begins with the run's initial weights or seed.
         teacher_cache: see `TeacherCache`.
+        classes: names of the data's classes, by which a teacher's and initial weights' are matched.
 
     Attributes:
         step: optimizer steps done, the position of the run.
@@ -56,6 +57,7 @@ class Learner:
         world: World = ALONE,
         state: dict[str, Any] | None = None,
         teacher_cache: Path | str | None = None,
+        classes: list[str] | None = None,
     ) -> None:
         self.config, self.device, self.steps, self.world = config, device, steps, world
         recipe = config.recipe
@@ -70,7 +72,7 @@ class Learner:
         self.section: Callable[[str], AbstractContextManager[Any]] = nullcontext
         model: Any = config.build()
         if state is None and config.initial is not None:
-            weights.start_from(model, config)
+            weights.start_from(model, config, classes)
         if recipe.batch_norm == "synchronized" and world.size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         split_depthwise(model)
@@ -94,7 +96,7 @@ class Learner:
         self.loss: nn.Module = (
             SoftTargetCrossEntropy() if self.mixup else LabelSmoothingCrossEntropy(recipe.label_smoothing)
         )
-        self.teacher = Teacher(recipe.distillation, config.data, device) if recipe.distillation else None
+        self.teacher = Teacher(recipe.distillation, config.data, device, classes) if recipe.distillation else None
         self.cache: TeacherCache | None = None
         if self.teacher is not None and teacher_cache is not None:
             size = TeacherCache.size(config, steps)

@@ -162,7 +162,7 @@ class Trainer:
         positions = world.gather(state["step"] if state else None)
         if len(set(positions)) > 1:
             raise ConfigError(f"{folder.path}: the processes find different checkpoints there (steps {positions})")
-        self.learner = Learner(config, device, self.data.steps, world, state, teacher_cache)
+        self.learner = Learner(config, device, self.data.steps, world, state, teacher_cache, data.classes)
         if world.first:
             self._record_environment(state is not None)
         self.seconds: float = state["seconds"] if state else 0.0

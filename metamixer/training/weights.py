@@ -15,20 +15,29 @@ from torch import Tensor, nn
 from ..config import ConfigError
 from ..ffnet import checkpoint_filter_fn
 from . import checkpoint
+from .image_folder import few
 from .recipe import Weights, file_digest
 from .run_config import RunConfig
 
 log = logging.getLogger(__name__)
 
+HEAD = "head.fc."
 _RAW = ("model", "state_dict", "net")
 _AVERAGE = ("ema", "state_dict_ema", "model_ema")
 
 
-def read(weights: Weights) -> dict[str, Tensor]:
+class UnknownClasses(ConfigError):
+    """Weights that were trained on other classes."""
+
+
+def read(weights: Weights, classes: list[str] | None = None) -> dict[str, Tensor]:
     """The state dict that `weights` names, under the names of this project if it is a released FFNet.
 
+    A run's checkpoint names its classes: of its head, the rows of `classes` are taken, in their order.
+
     Raises:
-        ConfigError: no such file, another one than was planned, a damaged one, one without weights.
+        ConfigError: no such file, another one than was planned, a damaged one, one without weights, or without one of
+            the classes.
     """
     source = weights.source
     if weights.digest is None:
@@ -61,7 +70,14 @@ def read(weights: Weights) -> dict[str, Tensor]:
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ConfigError(f"weights {source!r}: {name!r} is not finite (NaN or infinity); take other weights")
-    return checkpoint_filter_fn(state, None)  # type: ignore[arg-type]
+    state = checkpoint_filter_fn(state, None)  # type: ignore[arg-type]
+    theirs = held.get("classes")
+    if not theirs or not classes or theirs == classes:
+        return state
+    if unknown := [name for name in classes if name not in theirs]:
+        raise UnknownClasses(f"weights {source!r} know no class {few(unknown)}, only {few(theirs)}")
+    rows = [theirs.index(name) for name in classes]
+    return {name: value[rows] if name.startswith(HEAD) else value for name, value in state.items()}
 
 
 def pretrained(name: str, **arguments: Any) -> nn.Module:
@@ -77,7 +93,7 @@ def pretrained(name: str, **arguments: Any) -> nn.Module:
         raise ConfigError(f"timm model {name!r}: cannot load its weights ({type(error).__name__}: {text})") from None
 
 
-def start_from(model: Any, config: RunConfig) -> None:
+def start_from(model: Any, config: RunConfig, classes: list[str] | None = None) -> None:
     """Copy a run's initial weights into its network.
 
     A head for other classes, or none, leaves the network its new one; the first convolution is adapted to other
@@ -87,8 +103,12 @@ def start_from(model: Any, config: RunConfig) -> None:
         ConfigError: they do not fit; the line says what differs.
     """
     assert config.initial is not None
-    state, source = read(config.initial), config.initial.source
-    own = model.state_dict()
+    source, own = config.initial.source, model.state_dict()
+    try:
+        state = read(config.initial, classes)
+    except UnknownClasses as error:
+        log.warning("%s", error)
+        state = {name: value for name, value in read(config.initial).items() if not name.startswith(HEAD)}
     lost = [name for name in own if name.endswith("running_mean") and name not in state]
     if lost and any(name.endswith(".bias") for name in state.keys() - own.keys()):
         raise ConfigError(
