@@ -2,6 +2,8 @@
 
 import ast
 import json
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -79,6 +81,11 @@ def test_no_module_imports_itself_by_a_detour():
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(" → ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("module", ["metamixer.presets", "metamixer.ops", "metamixer.mixer", "metamixer.backbone"])
+def test_any_module_may_be_imported_first(module):
+    subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, check=True)
 
 
 def test_notebooks_call_analysis_alone():
