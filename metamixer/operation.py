@@ -87,33 +87,36 @@ class Operation(nn.Module):
     # its parameters that count channels: they grow with the width where a grid matches costs
     channel_counts: ClassVar[tuple[str, ...]] = ()
 
-    class Config(OperationConfig):
-        pass
+    # a class of its own where there are parameters
+    Config: ClassVar[type[OperationConfig]] = OperationConfig
 
 
 class Query(Operation):
-    """X (B, C, H, W) → Q (B, out_dim, H, W)."""
+    """X (B, C, H, W) → Q (B, out_dim, H, W); `out_dim` is C unless a constructor says otherwise."""
 
     slot = "query"
-    out_dim: int
 
     def __init__(self, config: Any, site: Site) -> None:
         super().__init__()
+        self.out_dim = site.dim
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 class QueryKey(Operation):
-    """Q and its keys (from X if dynamic) → scores, shaped as `self.coefficients` says."""
+    """Q and its keys (from X if dynamic) → scores, shaped as `coefficients` says.
+
+    They are those of one head with the query's channels, unless a constructor says otherwise.
+    """
 
     slot = "query_key"
     makes: ClassVar[Layout]
-    coefficients: Coefficients
     __jit_ignored_attributes__: ClassVar[list[str]] = ["coefficients"]
 
     def __init__(self, config: Any, site: Site, query_dim: int) -> None:
         super().__init__()
+        self.coefficients = Coefficients(self.makes, query_dim)
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -126,6 +129,7 @@ class Activation(Operation):
 
     def __init__(self, config: Any, site: Site, coefficients: Coefficients) -> None:
         super().__init__()
+        self.key_axis = coefficients.key_axis
 
     @classmethod
     def accepts(cls, config: Any) -> frozenset[Layout]:

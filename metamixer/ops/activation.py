@@ -1,6 +1,8 @@
 """Activations: scores → coefficients of the same shape."""
 
+from collections.abc import Callable
 from math import log
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +40,6 @@ class Softmax(Activation):
 
     def __init__(self, config: OperationConfig, site: Site, coefficients: Coefficients) -> None:
         super().__init__(config, site, coefficients)
-        self.key_axis = coefficients.key_axis
         self.window = coefficients.kernel_size if coefficients.layout == Layout.NEIGHBOURHOOD else 0
 
     @classmethod
@@ -63,7 +64,6 @@ class L1Norm(Activation):
 
     def __init__(self, config: OperationConfig, site: Site, coefficients: Coefficients) -> None:
         super().__init__(config, site, coefficients)
-        self.key_axis = coefficients.key_axis
         self.eps = 1e-5
 
     @classmethod
@@ -96,18 +96,15 @@ class Elementwise(Activation):
     mean: what lets ReLU stand in for softmax in attention (arXiv 2309.08586).
     """
 
+    make_function: ClassVar[Callable[[], nn.Module]]
+
     class Config(OperationConfig):
         over_keys: bool = False
 
     def __init__(self, config: Config, site: Site, coefficients: Coefficients) -> None:
         super().__init__(config, site, coefficients)
         self.over_keys = config.over_keys
-        self.key_axis = coefficients.key_axis
-        self.function = self.make_function()
-
-    @classmethod
-    def make_function(cls) -> nn.Module:
-        raise NotImplementedError
+        self.function = type(self).make_function()
 
     @classmethod
     def accepts(cls, config: OperationConfig) -> frozenset[Layout]:
@@ -123,10 +120,7 @@ class GELU(Elementwise):
     """Gaussian error linear unit (arXiv 1606.08415)."""
 
     name = "gelu"
-
-    @classmethod
-    def make_function(cls) -> nn.Module:
-        return nn.GELU()
+    make_function = nn.GELU
 
 
 @register
@@ -134,10 +128,7 @@ class ReLU(Elementwise):
     """Rectified linear unit."""
 
     name = "relu"
-
-    @classmethod
-    def make_function(cls) -> nn.Module:
-        return nn.ReLU()
+    make_function = nn.ReLU
 
 
 @register
@@ -145,10 +136,7 @@ class ReLU6(Elementwise):
     """ReLU cut off at 6 (arXiv 1704.04861), as in StarNet."""
 
     name = "relu6"
-
-    @classmethod
-    def make_function(cls) -> nn.Module:
-        return nn.ReLU6()
+    make_function = nn.ReLU6
 
 
 @register
@@ -156,10 +144,12 @@ class SiLU(Elementwise):
     """x · σ(x) (arXiv 1702.03118)."""
 
     name = "silu"
+    make_function = nn.SiLU
 
-    @classmethod
-    def make_function(cls) -> nn.Module:
-        return nn.SiLU()
+
+class _SquaredReLU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().square()
 
 
 @register
@@ -167,40 +157,7 @@ class SquaredReLU(Elementwise):
     """ReLU(x)² (Primer, arXiv 2109.08668)."""
 
     name = "squared_relu"
-
-    @classmethod
-    def make_function(cls) -> nn.Module:
-        return _SquaredReLU()
-
-
-@register
-class StarReLU(Elementwise):
-    """s · ReLU(x)² + b with learned s and b (MetaFormer baselines, arXiv 2210.13452)."""
-
-    name = "star_relu"
-
-    @classmethod
-    def make_function(cls) -> nn.Module:
-        return _StarReLU()
-
-
-@register
-class Sigmoid(Elementwise):
-    """σ(x); with `over_keys`, σ(x − log N) for N keys, whose sum is near a softmax's (arXiv 2409.04431)."""
-
-    name = "sigmoid"
-
-    @classmethod
-    def make_function(cls) -> nn.Module:
-        return nn.Sigmoid()
-
-    def forward(self, scores: Tensor) -> Tensor:
-        return self.function(scores - log(scores.shape[self.key_axis]) if self.over_keys else scores)
-
-
-class _SquaredReLU(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.relu().square()
+    make_function = _SquaredReLU
 
 
 class _StarReLU(nn.Module):
@@ -211,3 +168,22 @@ class _StarReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * x.relu().square() + self.bias
+
+
+@register
+class StarReLU(Elementwise):
+    """s · ReLU(x)² + b with learned s and b (MetaFormer baselines, arXiv 2210.13452)."""
+
+    name = "star_relu"
+    make_function = _StarReLU
+
+
+@register
+class Sigmoid(Elementwise):
+    """σ(x); with `over_keys`, σ(x − log N) for N keys, whose sum is near a softmax's (arXiv 2409.04431)."""
+
+    name = "sigmoid"
+    make_function = nn.Sigmoid
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return self.function(scores - log(scores.shape[self.key_axis]) if self.over_keys else scores)

@@ -42,10 +42,9 @@ class Depthwise(Baseline):
 
     name = "depthwise"
 
-    class Config(DepthwiseConfig):
-        pass
+    Config = DepthwiseConfig
 
-    def __init__(self, config: Config, site: Site) -> None:
+    def __init__(self, config: DepthwiseConfig, site: Site) -> None:
         super().__init__(config, site)
         self.conv = spatial_conv(
             site.dim, site.dim, config.kernel_size, norm=config.norm, small_kernel=config.small_kernel

@@ -14,8 +14,20 @@ from ..operation import Coefficients, CoefficientValue, Layout, OperationConfig,
 from ._common import DepthwiseConfig, ProjectedConfig, check_tokens, projection, split_heads, windows
 
 
+class Projected(CoefficientValue):
+    """Values V = Linear_V(X), and an output projection."""
+
+    Config = ProjectedConfig
+
+    def __init__(self, config: ProjectedConfig, site: Site, coefficients: Coefficients, query_dim: int) -> None:
+        super().__init__(config, site, coefficients, query_dim)
+        self.heads = coefficients.heads
+        self.value = nn.Conv2d(site.dim, coefficients.channels, 1)
+        self.proj = projection(self.name, config.projection, coefficients.channels, site.dim)
+
+
 @register
-class Matmul(CoefficientValue):
+class Matmul(Projected):
     """Values of all tokens summed by the coefficients, V = Linear_V(X), then an output projection.
 
     Source: arXiv 1706.03762.
@@ -24,15 +36,6 @@ class Matmul(CoefficientValue):
     name = "matmul"
     takes = Layout.PAIRS
     source = "dynamic"
-
-    class Config(ProjectedConfig):
-        pass
-
-    def __init__(self, config: Config, site: Site, coefficients: Coefficients, query_dim: int) -> None:
-        super().__init__(config, site, coefficients, query_dim)
-        self.heads = coefficients.heads
-        self.value = nn.Conv2d(site.dim, coefficients.channels, 1)
-        self.proj = projection("matmul", config.projection, coefficients.channels, site.dim)
 
     def operand(self, x: Tensor) -> Tensor:
         """Values (B, heads, d, N)."""
@@ -47,7 +50,7 @@ class Matmul(CoefficientValue):
 
 
 @register
-class ChannelMatmul(CoefficientValue):
+class ChannelMatmul(Projected):
     """Channels of the values summed by the coefficients, V = Linear_V(X), then an output projection.
 
     Source: XCiT, arXiv 2106.09681.
@@ -57,22 +60,13 @@ class ChannelMatmul(CoefficientValue):
     takes = Layout.CHANNELS
     source = "dynamic"
 
-    class Config(ProjectedConfig):
-        pass
-
-    def __init__(self, config: Config, site: Site, coefficients: Coefficients, query_dim: int) -> None:
-        super().__init__(config, site, coefficients, query_dim)
-        self.heads = coefficients.heads
-        self.value = nn.Conv2d(site.dim, coefficients.channels, 1)
-        self.proj = projection("channel_matmul", config.projection, coefficients.channels, site.dim)
-
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
         y = coefficients @ split_heads(self.value(x), self.heads)  # (B, heads, d, N)
         return self.proj(y.reshape(x.shape[0], -1, x.shape[2], x.shape[3]))
 
 
 @register
-class WindowedSum(CoefficientValue):
+class WindowedSum(Projected):
     """Values of the k×k neighbours summed by the coefficients, V = Linear_V(X), then an output projection.
 
     Values are zero outside the map. Source: NAT, arXiv 2204.07143.
@@ -82,15 +76,9 @@ class WindowedSum(CoefficientValue):
     takes = Layout.NEIGHBOURHOOD
     source = "dynamic"
 
-    class Config(ProjectedConfig):
-        pass
-
-    def __init__(self, config: Config, site: Site, coefficients: Coefficients, query_dim: int) -> None:
+    def __init__(self, config: ProjectedConfig, site: Site, coefficients: Coefficients, query_dim: int) -> None:
         super().__init__(config, site, coefficients, query_dim)
-        self.heads = coefficients.heads
         self.kernel_size = coefficients.kernel_size
-        self.value = nn.Conv2d(site.dim, coefficients.channels, 1)
-        self.proj = projection("windowed_sum", config.projection, coefficients.channels, site.dim)
 
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
         v = self.value(x)
@@ -102,7 +90,7 @@ class WindowedSum(CoefficientValue):
 
 
 @register
-class RelativeValues(CoefficientValue):
+class RelativeValues(Projected):
     """Learned values of the k×k offsets, V_W ∈ R^(C×k²), summed by the coefficients; an output projection.
 
     Y tells where the keys that match lie, not what is there: dynamic keys with static values. The values are
@@ -113,14 +101,10 @@ class RelativeValues(CoefficientValue):
     takes = Layout.NEIGHBOURHOOD
     source = "static"
 
-    class Config(ProjectedConfig):
-        pass
-
-    def __init__(self, config: Config, site: Site, coefficients: Coefficients, query_dim: int) -> None:
+    def __init__(self, config: ProjectedConfig, site: Site, coefficients: Coefficients, query_dim: int) -> None:
         super().__init__(config, site, coefficients, query_dim)
         keys = coefficients.heads * coefficients.kernel_size**2
         self.value = nn.Conv2d(keys, coefficients.channels, 1, groups=coefficients.heads, bias=False)
-        self.proj = projection("relative_values", config.projection, coefficients.channels, site.dim)
 
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
         return self.proj(self.value(coefficients.flatten(1, 2)))  # (B, heads·k², H, W) → (B, C', H, W)
@@ -134,10 +118,9 @@ class Depthwise(CoefficientValue):
     takes = Layout.MAP
     source = "static"
 
-    class Config(DepthwiseConfig):
-        pass
+    Config = DepthwiseConfig
 
-    def __init__(self, config: Config, site: Site, coefficients: Coefficients, query_dim: int) -> None:
+    def __init__(self, config: DepthwiseConfig, site: Site, coefficients: Coefficients, query_dim: int) -> None:
         super().__init__(config, site, coefficients, query_dim)
         if coefficients.channels != site.dim:
             raise ValueError(
@@ -190,13 +173,12 @@ class LinearSkip(CoefficientValue):
     takes = Layout.MAP
     source = "static"
 
-    class Config(ProjectedConfig):
-        pass
+    Config = ProjectedConfig
 
-    def __init__(self, config: Config, site: Site, coefficients: Coefficients, query_dim: int) -> None:
+    def __init__(self, config: ProjectedConfig, site: Site, coefficients: Coefficients, query_dim: int) -> None:
         super().__init__(config, site, coefficients, query_dim)
         self.value = nn.Conv2d(coefficients.channels, query_dim, 1)
-        self.proj = projection("linear_skip", config.projection, query_dim, site.dim)
+        self.proj = projection(self.name, config.projection, query_dim, site.dim)
 
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
         return self.proj(self.value(coefficients) + q)

@@ -57,7 +57,7 @@ class Hadamard(CoefficientValue):
         self.value = nn.Conv2d(source_dim, channels, 1) if config.linear else nn.Identity()
         self.conv = _partial_conv(config.kernel_size, config.conv_ratio, channels, site.dim)
         self.ending = ending(config.activation, "none", channels)
-        self.proj = projection("hadamard", config.projection, channels, site.dim, config.projection_norm)
+        self.proj = projection(self.name, config.projection, channels, site.dim, config.projection_norm)
         if config.projection_kernel is not None:
             conv = spatial_conv(site.dim, site.dim, config.projection_kernel, norm=False)
             self.proj = nn.Sequential(self.proj, conv)
@@ -79,10 +79,9 @@ class MultiOrder(CoefficientValue):
     takes = Layout.MAP
     source = "dynamic"
 
-    class Config(ProjectedConfig):
-        pass
+    Config = ProjectedConfig
 
-    def __init__(self, config: Config, site: Site, coefficients: Coefficients, query_dim: int) -> None:
+    def __init__(self, config: ProjectedConfig, site: Site, coefficients: Coefficients, query_dim: int) -> None:
         super().__init__(config, site, coefficients, query_dim)
         channels = coefficients.channels
         if query_dim != channels or channels < 8:
@@ -97,7 +96,7 @@ class MultiOrder(CoefficientValue):
         self.far = nn.Conv2d(far, far, 7, padding=9, dilation=3, groups=far)
         self.mix = nn.Conv2d(channels, channels, 1)
         self.act = nn.SiLU()
-        self.proj = projection("multi_order", config.projection, channels, site.dim)
+        self.proj = projection(self.name, config.projection, channels, site.dim)
 
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
         near, middle, far = self.near(q).split(self.split, dim=1)

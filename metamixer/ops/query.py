@@ -13,10 +13,6 @@ class Identity(Query):
 
     name = "identity"
 
-    def __init__(self, config: OperationConfig, site: Site) -> None:
-        super().__init__(config, site)
-        self.out_dim = site.dim
-
     def forward(self, x: Tensor) -> Tensor:
         return x
 
@@ -56,7 +52,6 @@ class Depthwise(Query):
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
-        self.out_dim = site.dim
         self.proj = spatial_conv(
             site.dim, site.dim, config.kernel_size, norm=config.norm, small_kernel=config.small_kernel
         )
@@ -77,7 +72,6 @@ class Decomposed(Query):
 
     def __init__(self, config: OperationConfig, site: Site) -> None:
         super().__init__(config, site)
-        self.out_dim = site.dim
         self.proj = nn.Conv2d(site.dim, site.dim, 1)
         self.scale = LayerScale(site.dim, 1e-5)
         self.act = nn.SiLU()

@@ -138,7 +138,6 @@ class Hadamard(QueryKey):
 
     def __init__(self, config: Config, site: Site, query_dim: int) -> None:
         super().__init__(config, site, query_dim)
-        self.coefficients = Coefficients(Layout.MAP, query_dim)
         self.key = nn.Conv2d(site.dim, query_dim, 1)
         self.ending = ending(config.activation, config.normalize, query_dim)
         self.pooled = config.pooled
@@ -162,12 +161,10 @@ class Depthwise(QueryKey):
     makes = Layout.MAP
     source = "static"
 
-    class Config(DepthwiseConfig):
-        pass
+    Config = DepthwiseConfig
 
-    def __init__(self, config: Config, site: Site, query_dim: int) -> None:
+    def __init__(self, config: DepthwiseConfig, site: Site, query_dim: int) -> None:
         super().__init__(config, site, query_dim)
-        self.coefficients = Coefficients(Layout.MAP, query_dim)
         self.key = spatial_conv(
             query_dim, query_dim, config.kernel_size, norm=config.norm, small_kernel=config.small_kernel
         )
@@ -191,7 +188,6 @@ class LargeKernel(QueryKey):
 
     def __init__(self, config: Config, site: Site, query_dim: int) -> None:
         super().__init__(config, site, query_dim)
-        self.coefficients = Coefficients(Layout.MAP, query_dim)
         self.key = nn.Sequential(
             spatial_conv(query_dim, query_dim, config.kernel_size, norm=False),
             nn.Conv2d(
@@ -226,7 +222,6 @@ class MultiScale(QueryKey):
 
     def __init__(self, config: Config, site: Site, query_dim: int) -> None:
         super().__init__(config, site, query_dim)
-        self.coefficients = Coefficients(Layout.MAP, query_dim)
 
         def strip(height: int, width: int) -> nn.Conv2d:
             padding = (height // 2, width // 2)
