@@ -27,9 +27,18 @@ Modules = Annotated[
 @app.command()
 def recipes() -> None:
     """List the named runs, with their expected accuracy."""
-    from sweeps.single import print_recipes
+    import sys
 
-    print_recipes()
+    from rich.console import Console
+    from rich.table import Table
+
+    from metamixer.recipes import RECIPES
+
+    table = Table("recipe", "what it trains", "expected top-1", "source", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for name, recipe in RECIPES.items():
+        table.add_row(name, recipe.about, recipe.expected, recipe.source)
+    (Console() if sys.stdout.isatty() else Console(width=140)).print(table)
 
 
 @app.command()
@@ -48,12 +57,13 @@ def train(
     Under torchrun or srun on several GPUs.
     """
     from metamixer.config import ConfigError
-    from sweeps.single import configured_run, train_one
+    from metamixer.recipes import configured_run
+    from metamixer.training.show import show_training
 
     config = configured_run(name, changes_of(set), runs)
     if teacher_cache is not None and config.recipe.distillation is None:
         raise ConfigError(f"--teacher-cache {teacher_cache}: {name} has no teacher (recipe.distillation)")
-    if not train_one(config, runs, device, workers, teacher_cache):
+    if not show_training(config, runs, device, workers, teacher_cache):
         raise typer.Exit(1)
 
 
@@ -80,14 +90,14 @@ def evaluate(
     """
     from metamixer.config import ConfigError
     from metamixer.recipes import IMAGENET
-    from sweeps.single import print_scores
+    from metamixer.training.show import show_scores
 
     changes = {"data.root": data, **changes_of(set)} if data else changes_of(set)
     foreign = [key for key in changes if not key.startswith("data.")]
     if foreign:
         raise ConfigError(f"--set {foreign[0]}: an evaluation has keys of data only, e.g. data.image_size=384")
     of_data = {key.removeprefix("data."): value for key, value in changes.items()}
-    print_scores(checkpoint, IMAGENET, of_data, model, device, workers)
+    show_scores(checkpoint, IMAGENET, of_data, model, device, workers)
 
 
 @app.command()
@@ -99,9 +109,10 @@ def profile(
     device: Device = "auto",
 ) -> None:
     """Time a training step by its parts, with its memory."""
-    from sweeps.single import configured_run, profile_one
+    from metamixer.recipes import configured_run
+    from metamixer.training.show import show_profile
 
-    profile_one(configured_run(name, changes_of(set), runs), device, workers)
+    show_profile(configured_run(name, changes_of(set), runs), device, workers)
 
 
 @app.command()

@@ -133,6 +133,18 @@ def named_run(name: str, overrides: Mapping[str, Any] | None = None, runs: Path 
     return override(override(BASE, changes), dict(overrides))
 
 
+def configured_run(name: str, overrides: Mapping[str, Any], runs: Path) -> RunConfig:
+    """A named run, or the one in a `config.json`, with some keys changed.
+
+    Raises:
+        ConfigError: no such name or file, or one that does not make a run.
+    """
+    if not name.endswith(".json"):
+        return named_run(name, overrides, runs)
+    path = Path(name)
+    return override(RunFolder(path.parent).config(path.name), dict(overrides))
+
+
 def _network(name: str, drop_path: float, mixup: float, **more: Any) -> dict[str, Any]:
     eval_crop = 0.9 if name in ("ffnet_1", "ffnet_2") else 0.95
     changes = {"model": CONFIGS[name], "data.eval_crop": eval_crop}

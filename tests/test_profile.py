@@ -7,7 +7,7 @@ import torch
 from small import RUN
 
 from metamixer import ConfigError, override
-from metamixer.training import profile
+from metamixer.training import profile, show
 from metamixer.training.data import Data
 from metamixer.training.learner import Learner
 
@@ -48,19 +48,19 @@ def test_a_clock_changes_no_number():
 
 
 def test_the_table(capsys):
-    profile.report(RUN, 2, "cpu")
+    show.show_profile(RUN, "cpu", None, 2)
     printed = capsys.readouterr().out
     for word in ("data", "forward", "backward", "optimizer", "average", "weights", "peak", "images/s on cpu"):
         assert word in printed
     with pytest.raises(ConfigError, match="steps 0"):
-        profile.report(RUN, 0)
+        profile.measure(RUN, 0)
 
 
 def test_of_several_processes_the_first_one_prints(capsys, monkeypatch):
     found = profile.Profile(2.0, {"data": 1.0, "other": 1.0}, 32, {"peak": 8.0}, torch.device("cpu"))
-    monkeypatch.setattr(profile, "measure", lambda *_: found)
+    monkeypatch.setattr(show, "measure", lambda *_: found)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        profile.report(RUN)
+        show.show_profile(RUN, "cpu", None)
         assert ("2.0 ms a step of 32 images" in capsys.readouterr().out) == (rank == "0")

@@ -117,20 +117,32 @@ def first_node(nodes: str) -> str:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[tuple[World, torch.device]]:
+def joined(device: str, threads: int | None = None) -> Iterator[tuple[World, torch.device]]:
     """Be one of the environment's processes; gives them and this one's device.
 
     Args:
         device: a torch device, or `auto` for a GPU where there is one; each process takes a GPU of its own.
+        threads: of this process on a CPU meanwhile; sums take another order with another number.
 
     Raises:
         ConfigError: the others can't be reached, or there are fewer GPUs than processes.
     """
     world = world_of_environment()
     own = _own_device(device, world)
-    if world.size == 1:
-        yield world, own
-        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        if world.size == 1:
+            yield world, own
+        else:
+            with _group(world, own):
+                yield world, own
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _group(world: World, own: torch.device) -> Iterator[None]:
     if own.type == "cuda":
         torch.cuda.set_device(own)
     os.environ.update(rendezvous(os.environ))
@@ -143,7 +155,7 @@ def joined(device: str) -> Iterator[tuple[World, torch.device]]:
             f"process {world.rank} of {world.size} does not reach the others at {where} ({str(error)[:120]!r})"
         ) from None
     try:
-        yield world, own
+        yield
     finally:
         distributed.destroy_process_group()
 

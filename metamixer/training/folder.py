@@ -64,15 +64,20 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot write the run's folder: {error.strerror or error}") from None
 
-    def config(self) -> RunConfig:
+    def config(self, name: str = "config.json") -> RunConfig:
+        """The run's configuration, from its file; the run's own copies of users' files are loaded for it.
+
+        Raises:
+            ConfigError: no such file, one of another schema, or one that does not make a run.
+        """
         from .run_config import RunConfig  # loads torch, which reading the other files does not need
 
-        content = self.read("config.json")
-        if content is None or "config" not in content:
-            raise ConfigError(f"{self.path}: no run here (config.json is missing or unreadable)")
+        content = self.read(name)
+        if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+            raise ConfigError(f"{self.path / name}: no run here (the file is missing or holds no configuration of a run)")
         if content.get("schema") != SCHEMA_VERSION:
             raise ConfigError(
-                f"{self.path}: configuration of schema {content.get('schema')}, this version reads {SCHEMA_VERSION}"
+                f"{self.path / name}: configuration of schema {content.get('schema')}, this version reads {SCHEMA_VERSION}"
             )
         for module in content["config"].get("modules", ()):
             plugins.load_copy(self.path / "modules", module["name"], module["digest"])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..config import ConfigError
 from .data import Batch, Data
-from .distributed import joined, world_of_environment
+from .distributed import joined
 from .learner import Learner, on_device
 from .run_config import RunConfig
 
@@ -55,7 +55,7 @@ def measure(config: RunConfig, steps: int = 20, device: str = "auto", workers: i
     """
     if steps < 1:
         raise ConfigError(f"steps {steps}: at least one is measured")
-    with joined(device) as (world, own_device):
+    with joined(device, config.threads) as (world, own_device):
         data = Data(config.data, config.recipe, config.seed, workers)
         learner = Learner(config, own_device, data.steps, world)
         batches = on_device(_endless(data, world.rank, world.size), own_device)
@@ -116,26 +116,3 @@ def _memory(learner: Learner) -> dict[str, float]:
         unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, else KiB
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     return {**{name: mib for name, mib in held.items() if mib}, "peak": peak}
-
-
-def report(config: RunConfig, steps: int = 20, device: str = "auto", workers: int = 0) -> None:
-    """Print a table of `measure`; of several processes the first one prints its own."""
-    from rich.console import Console
-    from rich.table import Table
-
-    found = measure(config, steps, device, workers)
-    total = sum(found.parts.values())
-    times = Table("part of a step", "ms (median)", "share", box=None, pad_edge=False)
-    for name, milliseconds in found.parts.items():
-        times.add_row(name, f"{milliseconds:.2f}", f"{milliseconds / total:.1%}")
-    memory = Table("memory", "MiB", box=None, pad_edge=False)
-    for name, mib in found.memory.items():
-        memory.add_row(name, f"{mib:.1f}")
-    console = Console(quiet=not world_of_environment().first)
-    console.print(times, "", memory, "", sep="\n")
-    console.print(
-        f"{found.step:.1f} ms a step of {found.images} images, {found.images_per_second:.0f} images/s "
-        f"on {found.device} with {torch.get_num_threads()} threads, {steps} steps",
-        highlight=False,
-        soft_wrap=True,
-    )

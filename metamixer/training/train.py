@@ -58,6 +58,7 @@ def train(
     workers: int = 0,
     teacher_cache: Path | str | None = None,
     after_epoch: Callable[[dict[str, Any]], None] | None = None,
+    watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train a run in its folder, or go on with it; a finished run is returned as it is.
 
@@ -69,7 +70,8 @@ def train(
         workers: processes that load images which do not fit in memory, for each training process.
         teacher_cache: folder where runs that show a teacher the same images share what it says (`TeacherCache`).
         after_epoch: called with each epoch's row of metrics once it is saved; may raise `Interrupted` to leave the run
-            there. For a run of one process.
+            there, if the run has one process.
+        watch: called in the first process with what `progress.json` holds, every few seconds.
 
     Returns:
         The content of `result.json`; a diverged run gives `{"state": "failed", ...}`.
@@ -81,7 +83,7 @@ def train(
         Interrupted: SIGINT, SIGTERM or SIGUSR2 came; everything is saved.
     """
     folder = RunFolder(path)
-    with joined(device) as (world, own_device), _threads(config.threads), ExitStack() as stack:
+    with joined(device, config.threads) as (world, own_device), ExitStack() as stack:
         try:
             # data that can't be used must not leave a folder behind
             data = None if (folder.path / "config.json").exists() else _open_data(config, workers)
@@ -90,7 +92,7 @@ def train(
                 return done
             data = data or _open_data(config, workers)
             data.record(folder, world.first)
-            return Trainer(config, folder, own_device, data, world, teacher_cache, after_epoch).run()
+            return Trainer(config, folder, own_device, data, world, teacher_cache, after_epoch, watch).run()
         except (Interrupted, ConfigError):
             raise  # a signal or the surroundings, not the run itself: it goes on when launched again
         except Diverged as error:
@@ -106,17 +108,6 @@ def train(
                 # whichever process it is: of an error that only one of them meets, the others see that it is gone
                 folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", at)
             raise
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with so many threads on a CPU: sums take another order with another number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _open_data(config: RunConfig, workers: int) -> Data:
@@ -151,9 +142,10 @@ class Trainer:
         world: World = ALONE,
         teacher_cache: Path | str | None = None,
         after_epoch: Callable[[dict[str, Any]], None] | None = None,
+        watch: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.config, self.folder, self.device, self.data, self.world = config, folder, device, data, world
-        self.after_epoch = after_epoch
+        self.after_epoch, self.watch = after_epoch, watch
         if world.first:
             wanted, used = config.data.train_samples, len(data.train_indices)
             if wanted is not None and used < wanted:
@@ -342,22 +334,21 @@ class Trainer:
         loss = self.learner.mean_loss() if self.step % self.data.steps else self.row.get("train_loss")
         if not self.world.first:
             return
-        self.folder.write(
-            "progress.json",
-            {
-                "state": state,
-                "epoch": self.learner.epoch,
-                "epochs": self.config.recipe.total_epochs,
-                "step": self.step,
-                "steps": self.config.recipe.total_epochs * self.data.steps,
-                "loss": loss,
-                "top1": self.row.get("val_top1_ema", self.row.get("val_top1")),
-                "time": time.time(),
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-            },
-            sync=False,
-        )
+        now = {
+            "state": state,
+            "epoch": self.learner.epoch,
+            "epochs": self.config.recipe.total_epochs,
+            "step": self.step,
+            "steps": self.config.recipe.total_epochs * self.data.steps,
+            "loss": loss,
+            "top1": self.row.get("val_top1_ema", self.row.get("val_top1")),
+            "time": time.time(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        self.folder.write("progress.json", now, sync=False)
+        if self.watch is not None:
+            self.watch(now)
 
     def _record_broken_images(self) -> None:
         """Images that were left out as asked, by name with the reason."""

@@ -1,0 +1,121 @@
+"""One run and one checkpoint's scores, as the terminal shows them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..config import digest
+from .data import default_workers
+from .data_config import DataConfig
+from .distributed import world_of_environment
+from .folder import RunFolder
+from .profile import measure
+from .run_config import RunConfig
+from .score import score
+from .train import Interrupted, train
+
+
+def show_training(
+    config: RunConfig, runs: Path, device: str, workers: int | None, teacher_cache: Path | None = None
+) -> bool:
+    """Train a run in `runs`, with a line for every epoch and its scores at the end; returns whether it is done.
+
+    Started by torchrun or srun, the first process alone shows anything.
+    """
+    console = Console(quiet=not world_of_environment().first)
+    folder = RunFolder(runs / digest(config))
+    console.print(f"run {folder.path}, {config.recipe.total_epochs} epochs", highlight=False, soft_wrap=True)
+    for warning in config.warnings():
+        console.print(f"note: {warning}", style="yellow", highlight=False)
+    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
+    with Progress(*columns, console=console, disable=console.quiet, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def moved(now: dict[str, Any]) -> None:
+            loss = f" loss {now['loss']:.3f}" if now["loss"] is not None else ""
+            text = f"epoch {now['epoch']}/{now['epochs']}{loss}"
+            bar.update(task, completed=now["step"], total=now["steps"], description=text)
+
+        def ended(row: dict[str, Any]) -> None:
+            bar.console.print(_line(row), highlight=False, soft_wrap=True)
+
+        try:
+            count = _workers(config.data, device, workers)
+            result = train(config, folder.path, device, count, teacher_cache, after_epoch=ended, watch=moved)
+        except Interrupted as error:
+            line = f"{error}; the same command goes on from here"
+            console.print(line, style="yellow", highlight=False, soft_wrap=True)
+            return False
+    if result["state"] != "done":
+        console.print(f"failed in epoch {result['epoch']}: {result['error']}", style="red", highlight=False)
+        return False
+    rows = {kind: result[kind] for kind in ("raw", "ema", "best") if kind in result}
+    _print_scores(console, rows, config.data, folder.read("broken.json") or {}, result["weights"])
+    return True
+
+
+def show_scores(
+    source: str, data: DataConfig, changes: dict[str, Any], network: str | None, device: str, workers: int | None
+) -> None:
+    """Evaluate a checkpoint (`score`) and show its rows."""
+    rows, used, broken = score(source, data, changes, network, device, _workers(data, device, workers))
+    _print_scores(Console(quiet=not world_of_environment().first), rows, used, broken)
+
+
+def show_profile(config: RunConfig, device: str, workers: int | None, steps: int = 20) -> None:
+    """Where the time of a training step goes, and the memory; of several processes the first one shows its own."""
+    found = measure(config, steps, device, _workers(config.data, device, workers))
+    total = sum(found.parts.values())
+    times = Table("part of a step", "ms (median)", "share", box=None, pad_edge=False)
+    for name, milliseconds in found.parts.items():
+        times.add_row(name, f"{milliseconds:.2f}", f"{milliseconds / total:.1%}")
+    memory = Table("memory", "MiB", box=None, pad_edge=False)
+    for name, mib in found.memory.items():
+        memory.add_row(name, f"{mib:.1f}")
+    console = Console(quiet=not world_of_environment().first)
+    console.print(times, "", memory, "", sep="\n")
+    console.print(
+        f"{found.step:.1f} ms a step of {found.images} images, {found.images_per_second:.0f} images/s "
+        f"on {found.device} with {config.threads} threads, {steps} steps",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _workers(data: DataConfig, device: str, asked: int | None) -> int:
+    # torchrun starts several processes on a machine; srun gives each task its own cores
+    return default_workers(data, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) if asked is None else asked
+
+
+def _line(row: dict[str, Any]) -> str:
+    scores = [f"{name} {row[key]:.2f} %" for key, name in (("val_top1", "raw"), ("val_top1_ema", "ema")) if key in row]
+    validation = f", validation top-1 {', '.join(scores)}" if scores else ""
+    speed = f"{row['images_per_second']:.0f} images/s"
+    return f"epoch {row['epoch']}: loss {row['train_loss']:.4f}{validation}, lr {row['lr']:.3g}, {speed}"
+
+
+def _print_scores(
+    console: Console, rows: dict[str, Any], data: DataConfig, broken: dict[str, str], reported: str | None = None
+) -> None:
+    where = f"{data.name} {data.root or ''}".strip()
+    size = f"{data.image_size} px, crop {data.eval_crop:g}"
+    console.print(f"evaluation images of {where} at {size}", highlight=False, soft_wrap=True)
+    table = Table("weights", box=None, pad_edge=False)
+    for heading in ("top-1 %", "top-5 %", "loss", "images"):
+        table.add_column(heading, justify="right")
+    for kind, row in rows.items():
+        label = f"best of validation (epoch {row['epoch']}, {row['weights']})" if "epoch" in row else kind
+        label += " (reported)" if kind == reported else ""
+        numbers = (f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['loss']:.4f}", str(row["images"]))
+        table.add_row(label, *numbers)
+    console.print(table)
+    for name, reason in list(broken.items())[:10]:
+        console.print(f"left out: {name} ({reason})", style="yellow", highlight=False, soft_wrap=True)
+    if len(broken) > 10:
+        console.print(f"and {len(broken) - 10} more broken images", style="yellow", highlight=False)
