@@ -246,7 +246,7 @@ def test_a_checkpoint_of_another_name_needs_its_network(folder, released, tmp_pa
         (["train", "ffnet_1", "--set", "recipe.speed=1"], ["no key 'speed'"]),
         (["train", "ffnet_1", "--set", "recipe.micro_batch=100"], ["multiple of micro_batch 100"]),
         (["train", "ffnet_4_384"], ["ffnet_4", "--set initial.source=FILE"]),
-        (["train", "nowhere.json"], ["nowhere.json", "no configuration"]),
+        (["train", "nowhere.json"], ["nowhere.json: no run here"]),
         (["train", "ffnet_1", "--device", "gpu"], ["device 'gpu'"]),
         (["evaluate", "nowhere"], ["neither a run's folder"]),
         (["evaluate", "ffnet_1", "--set", "recipe.epochs=1"], ["keys of data only"]),
