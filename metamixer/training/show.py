@@ -55,7 +55,7 @@ def show_training(
     if result["state"] != "done":
         console.print(f"failed in epoch {result['epoch']}: {result['error']}", style="red", highlight=False)
         return False
-    rows = {kind: result[kind] for kind in ("raw", "ema", "best") if kind in result}
+    rows = {str(kind): result[kind] for kind in ("raw", "ema", "best") if kind in result}
     _print_scores(console, rows, config.data, folder.read("broken.json") or {}, result["weights"])
     return True
 
