@@ -75,10 +75,8 @@ class RunFolder:
         content = self.read(name)
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
             raise ConfigError(f"{self.path / name}: no run here (the file is missing or holds no configuration of a run)")
-        if content.get("schema") != SCHEMA_VERSION:
-            raise ConfigError(
-                f"{self.path / name}: configuration of schema {content.get('schema')}, this version reads {SCHEMA_VERSION}"
-            )
+        if (schema := content.get("schema")) != SCHEMA_VERSION:
+            raise ConfigError(f"{self.path / name}: of schema {schema}, this version reads {SCHEMA_VERSION}")
         for module in content["config"].get("modules", ()):
             plugins.load_copy(self.path / "modules", module["name"], module["digest"])
         return parse(RunConfig, content["config"], str(self.path))
