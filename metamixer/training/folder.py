@@ -74,7 +74,7 @@ class RunFolder:
 
         content = self.read(name)
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-            raise ConfigError(f"{self.path / name}: no run here (the file is missing or holds no configuration of a run)")
+            raise ConfigError(f"{self.path / name}: no run here (no such file, or no run's configuration)")
         if (schema := content.get("schema")) != SCHEMA_VERSION:
             raise ConfigError(f"{self.path / name}: of schema {schema}, this version reads {SCHEMA_VERSION}")
         for module in content["config"].get("modules", ()):
