@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from metamixer.training.folder import RunFolder
+from metamixer.training.run_config import RunConfig
 
 from .grid import PlannedRun, blaming
 from .local import Outcome, places_of, run_all, run_here
@@ -20,6 +21,7 @@ from .plan import Plan
 from .states import State
 from .submissions import launch_lock
 
+LARGE = 2.0  # GiB of one tensor from which a plan warns
 ROWS = 100  # of a plan's table: who has more variants does not read it
 
 
@@ -49,7 +51,7 @@ def print_plan(plan: Plan) -> None:
                 _macs(spent.macs),
                 " ".join(f"{number} {state}" for state, number in states.items()),
             )
-        for warning in [*config.warnings(), *_more_than_declared(runs[0])]:
+        for warning in [*config.warnings(), *_more_than_declared(runs[0]), *_large(config, spent.largest)]:
             warned.setdefault(warning, name)
     console.print(table)
     if len(variants) > ROWS:
@@ -76,6 +78,15 @@ def _more_than_declared(run: PlannedRun) -> list[str]:
     if len(worlds) > 1:
         found.append(f"it changes {' and '.join(sorted(worlds))} at once: the effect of each can't be told apart")
     return found
+
+
+def _large(config: RunConfig, elements: int) -> list[str]:
+    """A warning where a single tensor of a forward pass takes gigabytes; training keeps several of them."""
+    images = config.recipe.micro_batch or config.recipe.batch_size
+    size = elements * images * (4 if config.recipe.precision == "float32" else 2) / 2**30
+    if size < LARGE:
+        return []
+    return [f"its largest tensor takes {size:.1f} GiB in a pass of {images} images: lower recipe.micro_batch"]
 
 
 def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool, debug: bool = False) -> bool:

@@ -69,6 +69,11 @@ def launch(*arguments):
     return done.output
 
 
+def status(root):
+    """What `status` shows, its lines joined."""
+    return " ".join(launch("status", "--runs", root).split())
+
+
 def slurm(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
@@ -156,7 +161,7 @@ def test_a_launch_returns_and_the_grid_is_followed_from_its_folder_alone(grid, r
     if accounting():
         sacct = ("sacct", "-X", "-n", "-P", "-j", submission.job, "-o", "State")
         until(lambda: Counter(slurm(*sacct).split()) == {"COMPLETED": 4, "FAILED": 2})
-    shown = launch("status", "--runs", root)
+    shown = status(root)
     assert "the loss is not a number in epoch 1" in shown and "2 failed, 4 done" in shown
     assert "the loss is not a number" in launch("logs", "diverging", "--runs", root)
     dry = launch("retry", "tiny", "--runs", root, "--dry-run")
@@ -272,7 +277,7 @@ def test_where_nothing_can_be_requeued_it_is_interrupted_and_retried(grid, root,
     slurm("scancel", "--signal=USR2", read_submissions(root)[0].job)
     until(lambda: set(states(root).values()) == {State.INTERRUPTED})
     assert "no requeue here" in history(run_folder(root))[-1]["refused"]
-    assert "no requeue here" in launch("status", "--runs", root)
+    assert "no requeue here" in status(root)
     launch("retry", "gelu", "--runs", root)
     until(all_done(root))
     assert figures(run_folder(root)) == figures(undisturbed)
@@ -334,7 +339,7 @@ def test_an_edited_snapshot_is_refused_and_the_next_launch_takes_a_new_one(grid,
     path.write_text(path.read_text() + "\n")
     slurm("scontrol", "update", f"JobId={submission.job}", "Partition=main")
     until(lambda: set(states(root).values()) == {State.INTERRUPTED})
-    assert "the snapshot was edited" in launch("status", "--runs", root)
+    assert "the snapshot was edited" in status(root)
     launch("retry", "gelu", "--runs", root, "--resource", "partition=main")
     until(all_done(root))
 
@@ -457,7 +462,7 @@ def test_a_job_that_asked_for_gpus_does_not_train_on_a_cpu(grid, root):
     """A node without working GPUs is the surroundings' fault: the run goes on when it is launched again."""
     launch("run", grid, *SHORT, "--runs", root, *PROFILE, "--resource", "gpus_per_node=2")
     until(lambda: set(states(root).values()) == {State.INTERRUPTED})
-    assert "finds no GPU here" in launch("status", "--runs", root)
+    assert "finds no GPU here" in status(root)
     launch("run", grid, *SHORT, "--runs", root, *PROFILE)
     until(all_done(root))
 
@@ -471,7 +476,7 @@ def test_a_full_disk_interrupts_a_run_and_the_same_launch_goes_on(grid, root):
         (root / "filler").write_bytes(bytes(shutil.disk_usage(root).free - 50_000))
         slurm("scontrol", "update", f"JobId={read_submissions(root)[0].job}", "Partition=main")
         until(lambda: set(states(root).values()) == {State.INTERRUPTED})
-        assert "No space left on device" in launch("status", "--runs", root)
+        assert "No space left on device" in status(root)
         (root / "filler").unlink()
         launch("run", grid, *SHORT, "--runs", root, *PROFILE)
         until(all_done(root))
