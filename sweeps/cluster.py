@@ -18,7 +18,7 @@ from . import follow, scheduler, slurm, snapshot
 from .attempts import Attempts
 from .profiles import Profile
 from .states import State, find_standings
-from .submissions import Submission, launch_lock, read_submissions
+from .submissions import Submission, launch_lock
 
 if TYPE_CHECKING:
     from metamixer.training.run_config import RunConfig
@@ -81,8 +81,7 @@ def launch(
             profile can't share a run's passes.
     """
     with launch_lock(root):
-        submissions = slurm.settle(root, read_submissions(root))
-        standings = find_standings(root, configs.keys(), submissions)
+        standings = find_standings(root, configs.keys())
         if standings.problem:
             raise ConfigError(f"{standings.problem}; what is queued can't be told, so nothing was submitted")
         todo = [hash for hash in configs if standings.runs[hash].state in wanted]

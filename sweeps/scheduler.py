@@ -11,20 +11,21 @@ from dataclasses import dataclass
 
 from metamixer.config import ConfigError
 
-TIMEOUT = 15.0  # seconds for each command: a busy controller must not hold up who only looks
+TIMEOUT = 15.0  # seconds for each command: a busy controller must not hold up a reader
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 ALIVE = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job's state in SLURM's words, its node, its time so far, the code and signal that it ended with, its reason."""
+    """A job's number, state in SLURM's words, node, time so far, code and signal that it ended with, reason to wait."""
 
+    number: str  # 123, or 123_4 for a task of an array
     state: str
     node: str = ""
     elapsed: str = ""
     exit_code: str = ""
-    reason: str = ""  # why it waits; squeue alone knows
+    reason: str = ""  # squeue alone knows it
 
     @property
     def waiting(self) -> bool:
@@ -37,9 +38,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """Jobs by number (123 or 123_4); `problem` says why SLURM could not be asked. A job that is not in it is gone."""
+    """Jobs by their name and index; `problem` says why SLURM could not be asked. A job that is not in it is gone."""
 
-    jobs: dict[str, Job]
+    jobs: dict[tuple[str, int], Job]
     problem: str = ""
 
 
@@ -63,54 +64,26 @@ def call(*command: str, timeout: float = TIMEOUT) -> str:
     return done.stdout
 
 
-def ask(numbers: Iterable[str]) -> Answer:
-    """Where jobs stand; a number is 123, or 123_4 for a task of an array."""
-    wanted = set(numbers)
+def ask(names: Iterable[str], since: float) -> Answer:
+    """Where the jobs of these names stand, which were submitted after `since` (seconds since the epoch)."""
+    wanted = ",".join(sorted(set(names)))
     if not wanted:
         return Answer({})
-    listed = ",".join(sorted({number.split("_")[0] for number in wanted}))
+    start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
+    form = "JobName,JobID,State,NodeList,Elapsed,ExitCode"
     try:
-        known = _rows(call("sacct", "-X", "-n", "-P", "-j", listed, "-o", "JobID,State,NodeList,Elapsed,ExitCode"))
+        known = _rows(call("sacct", "-X", "-n", "-P", f"--name={wanted}", "-S", start, "-o", form))
     except ConfigError:
         known = {}  # no accounting here
     try:
-        current = _rows(call("squeue", "-h", "-r", "-t", "all", "-j", listed, "-o", "%i|%T|%N|%M||%r"))
+        current = _rows(call("squeue", "-h", "-r", "-t", "all", f"--name={wanted}", "-o", "%j|%i|%T|%N|%M||%r"))
     except ConfigError as error:
-        # of one job that is gone squeue says this, of several it says nothing
-        if "Invalid job id" not in str(error):
-            return Answer(known, "" if wanted <= known.keys() else str(error))
-        current = {}
+        return Answer(known, str(error))
     # sacct learns of jobs a moment late, calls one cancelled whose processes still write, and one that a controller
-    # lost running for ever: what lives, squeue knows
-    ended = {number: job for number, job in known.items() if not (job.waiting or job.alive)}
-    living = {number: job for number, job in current.items() if job.waiting or job.alive}
+    # lost running for ever: squeue knows what lives
+    ended = {key: job for key, job in known.items() if not (job.waiting or job.alive)}
+    living = {key: job for key, job in current.items() if job.waiting or job.alive}
     return Answer({**current, **ended, **living})
-
-
-def find(name: str, since: float) -> str | None:
-    """Number of the job with this name, which no other has; None if SLURM took none.
-
-    Raises:
-        ConfigError: SLURM can't be asked.
-    """
-    try:
-        rows = call("squeue", "-h", "-t", "all", f"--name={name}", "-o", "%F|%T|%N").splitlines()
-        # what SLURM refuses stays visible for a while, failed and without a node
-        numbers = [number for number, state, node in (row.split("|") for row in rows) if state != "FAILED" or node]
-    except ConfigError as error:
-        problem, numbers = str(error), []
-    else:
-        problem = ""
-    if not numbers:
-        start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
-        try:
-            text = call("sacct", "-X", "-n", "-P", f"--name={name}", "-S", start, "-o", "JobID")
-        except ConfigError:
-            if problem:
-                raise ConfigError(problem) from None
-            return None
-        numbers = [line.split("_")[0] for line in text.split()]
-    return numbers[0] if numbers else None
 
 
 def cancel(numbers: list[str]) -> None:
@@ -133,14 +106,14 @@ def max_array_size() -> int:
     return int(found[1]) if found else 1001
 
 
-def _rows(text: str) -> dict[str, Job]:
+def _rows(text: str) -> dict[tuple[str, int], Job]:
     jobs = {}
     for line in text.splitlines():
-        number, state, node, elapsed, exit_code, reason = (*line.split("|"), "", "", "", "", "")[:6]
+        name, number, state, *rest = line.split("|")
         # CANCELLED by 0
-        job = Job((state.split() or [""])[0].rstrip("+"), node, elapsed, exit_code, reason)
+        state = (state.split() or [""])[0].rstrip("+")
         for each in _expand(number.strip()):
-            jobs[each] = job
+            jobs[name, int(each.partition("_")[2] or 0)] = Job(each, state, *rest)
     return jobs
 
 

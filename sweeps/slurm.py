@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,16 +61,15 @@ def submit(
     snapshot: str,
     array_size: int,
     max_attempts: int = ATTEMPTS,
-    payload: Callable[[str, str, str, str], Any] = Payload,
 ) -> list[Submission]:
     """Submit runs, whose folders exist, `array_size` to an array at most; the launch lock is held.
-
-    Args:
-        payload: what each job does, made from the folder of the runs, the hash, the submission and the snapshot.
 
     Returns:
         The records, one for each call of sbatch. If the last one has an error, SLURM refused it and what
         would have followed was not tried.
+
+    Raises:
+        ConfigError: sbatch failed, and SLURM can't be asked whether it took the jobs all the same.
     """
     submitted = list[Submission]()
     for chunk in chunks(hashes, array_size, profile.parallel):
@@ -81,18 +80,19 @@ def submit(
         record(root, submission)
         after = submitted[chunk.after].job if chunk.after is not None else None
         try:
-            job, error = _sbatch(root, submission, chunk.parallel, after, payload), None
+            changes = {"job": _sbatch(root, submission, chunk.parallel, after)}
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as failure:
-            job, error = None, " ".join(str(failure).split())
-        if error is not None:
-            # a busy controller may have taken the job and not said so; if it can't be asked, the record stays open
-            try:
-                job = scheduler.find(submission.id, submission.time)
-            except ConfigError as unreachable:
-                raise ConfigError(f"sbatch: {_refusal(error)}; and {unreachable}. Launch again later") from None
-            if job is None:
+            error = " ".join(str(failure).split()).split("sbatch: error: ")[-1]  # its own words, without submitit's
+            # a busy controller may have taken the jobs and not said so
+            answer = scheduler.ask([submission.id], submission.time)
+            if answer.problem:
+                raise ConfigError(f"sbatch: {error}; and {answer.problem}. Launch again later") from None
+            # what SLURM refuses stays visible for a while, failed and without a node
+            taken = [job for job in answer.jobs.values() if job.state != "FAILED" or job.node]
+            changes = {"job": taken[0].number.split("_")[0]} if taken else {"error": error}
+            if not taken:
                 _remove_pickles(root, submission)
-        submission = submission.model_copy(update={"job": job, "error": _refusal(error) if error and not job else None})
+        submission = submission.model_copy(update=changes)
         record(root, submission)
         submitted.append(submission)
         if submission.error:
@@ -100,26 +100,7 @@ def submit(
     return submitted
 
 
-def settle(root: Path, submissions: list[Submission]) -> list[Submission]:
-    """Complete the records of launches that died during sbatch; the launch lock is held.
-
-    Raises:
-        ConfigError: SLURM can't be asked whether it took them.
-    """
-    settled = []
-    for submission in submissions:
-        if submission.job is None and submission.error is None:
-            job = scheduler.find(submission.id, submission.time)
-            changes = {"job": job} if job else {"error": "the launch ended before SLURM took it"}
-            submission = submission.model_copy(update=changes)
-            record(root, submission)
-        settled.append(submission)
-    return settled
-
-
-def _sbatch(
-    root: Path, submission: Submission, parallel: int, after: str | None, payload: Callable[[str, str, str, str], Any]
-) -> str:
+def _sbatch(root: Path, submission: Submission, parallel: int, after: str | None) -> str:
     profile, folder = submission.profile, jobs_folder(root) / submission.id
     snapshot = (root / "snapshots" / submission.snapshot).resolve()
     python = " ".join(map(shlex.quote, (sys.executable, "-c", BLOCK)))
@@ -164,7 +145,7 @@ def _sbatch(
         ],
         **optional,
     )
-    payloads = [payload(str(root.resolve()), hash, submission.id, submission.snapshot) for hash in submission.hashes]
+    payloads = [Payload(str(root.resolve()), hash, submission.id, submission.snapshot) for hash in submission.hashes]
     # submitit also prints the error that it raises; what is submitted inside `batch` becomes one array
     with _outside_any_job(), redirect_stderr(io.StringIO()), executor.batch():
         jobs = [executor.submit(payload) for payload in payloads]
@@ -179,11 +160,6 @@ def _outside_any_job() -> Iterator[None]:
         if conf is not None:
             os.environ["SLURM_CONF"] = conf
         yield
-
-
-def _refusal(error: str) -> str:
-    """sbatch's own words out of submitit's report of them."""
-    return error.split("sbatch: error: ")[-1] if "sbatch: error: " in error else error
 
 
 def _remove_pickles(root: Path, submission: Submission) -> None:

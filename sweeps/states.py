@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metamixer.config import ConfigError
 from metamixer.training.folder import RunFolder
 from metamixer.training.state import State, state_of
 
 from . import scheduler
 from .attempts import Attempts
-from .scheduler import Answer, Job
+from .scheduler import Job
 from .submissions import Submission, newest, read_submissions
 
 USUAL = ("", "None", "Priority", "Resources")  # reasons to wait that nobody needs to look into
@@ -25,7 +24,7 @@ class Standing:
 
     state: State
     submission: Submission | None = None
-    number: str | None = None  # SLURM's, of the job that the run was last submitted as
+    number: str | None = None  # SLURM's, of the job that the run was last submitted as; None once it has a result
     job: Job | None = None
     result: dict[str, Any] | None = None
     note: str = ""
@@ -45,39 +44,27 @@ def find_states(root: Path, hashes: Collection[str]) -> dict[str, State]:
 
 def find_standings(root: Path, hashes: Collection[str], submissions: list[Submission] | None = None) -> Standings:
     """Where runs stand; SLURM is asked only about those that it may still hold."""
-    found, problem = _with_jobs(read_submissions(root) if submissions is None else submissions)
-    latest = newest(found)
+    latest = newest(read_submissions(root) if submissions is None else submissions)
     results = {hash: RunFolder(root / hash).result() for hash in hashes}
-    numbers = {
-        hash: latest[hash][0].job_of(latest[hash][1])
-        for hash in hashes
-        if hash in latest and not _settled(results[hash], latest[hash][0])
-    }
-    answer = scheduler.ask(number for number in numbers.values() if number)
+    open_ = {hash: latest[hash] for hash in hashes if hash in latest and not _settled(results[hash], latest[hash][0])}
+    answer = scheduler.ask(
+        (submission.id for submission, _ in open_.values()),
+        min((submission.time for submission, _ in open_.values()), default=0.0),
+    )
     standings = {}
     for hash in hashes:
-        folder, number = RunFolder(root / hash), numbers.get(hash)
-        if hash in numbers:
-            state, note = _of_job(folder, number, answer, problem)
+        folder, result = RunFolder(root / hash), results[hash]
+        submission, index = latest.get(hash, (None, 0))
+        job = answer.jobs.get((submission.id, index)) if submission else None
+        number = None
+        if hash in open_ and submission:
+            number = job.number if job else submission.job_of(index)
+            state, note = _of_job(folder, job, answer.problem)
         else:
-            state = State(results[hash]["state"]) if results[hash] else state_of(folder)  # type: ignore[index]
+            state = State(result["state"]) if result else state_of(folder)
             note = Attempts(folder).last_note() if state == State.INTERRUPTED else ""
-        submission = latest[hash][0] if hash in latest else None
-        standings[hash] = Standing(state, submission, number, answer.jobs.get(number or ""), results[hash], note)
-    return Standings(standings, problem or answer.problem)
-
-
-def _with_jobs(submissions: list[Submission]) -> tuple[list[Submission], str]:
-    """The records, each with its job if SLURM has one: the launch may have died before it could write it down."""
-    found, problem = [], ""
-    for submission in submissions:
-        if submission.job is None and submission.error is None:
-            try:
-                submission = submission.model_copy(update={"job": scheduler.find(submission.id, submission.time)})
-            except ConfigError as error:
-                problem = str(error)
-        found.append(submission)
-    return found, problem
+        standings[hash] = Standing(state, submission, number, job, result, note)
+    return Standings(standings, answer.problem)
 
 
 def _settled(result: dict[str, Any] | None, submission: Submission) -> bool:
@@ -85,18 +72,17 @@ def _settled(result: dict[str, Any] | None, submission: Submission) -> bool:
     return result is not None and (result["state"] == "done" or result.get("time", 0) > submission.time)
 
 
-def _of_job(folder: RunFolder, number: str | None, answer: Answer, problem: str) -> tuple[State, str]:
+def _of_job(folder: RunFolder, job: Job | None, problem: str) -> tuple[State, str]:
     """State of a run that was submitted and has no result since, and what there is to say about it."""
-    job = answer.jobs.get(number or "")
     if job is not None and job.waiting:
         # a job that failed to start on a broken node waits until somebody lets it go
         held = "held" in job.reason.lower()
-        advice = f"; `scontrol release {(number or '').split('_')[0]}` lets it go" if held else ""
+        advice = f"; `scontrol release {job.number.split('_')[0]}` lets it go" if held else ""
         return State.QUEUED, "" if job.reason in USUAL else f"it waits, says SLURM: {job.reason}{advice}"
     if job is not None and job.alive:
         return State.RUNNING, ""
     own = state_of(folder)
-    if job is None and (problem or answer.problem):
+    if job is None and problem:
         # it may well wait there: nothing is known but what its files say
         return (State.QUEUED if own == State.NEW else own), "SLURM does not answer"
     # the process of a job that ended is gone, whatever its last heartbeat said; another launch may train the run here

@@ -1,7 +1,7 @@
 """What was submitted to a cluster: one small file for each job array in `jobs/` of the runs' folder.
 
-A record is written before sbatch is called and completed after it, so that no job can exist unrecorded. A job has its
-record's name, so SLURM can find a job whose number was never written down.
+A record is written before sbatch is called, so that no job can exist unrecorded. A job has its record's name, by which
+SLURM is asked for it, whether or not the launch lived to write down the job's number.
 """
 
 from __future__ import annotations

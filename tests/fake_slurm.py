@@ -69,22 +69,23 @@ def sbatch(state: dict, folder: Path, arguments: list[str]) -> None:
 
 def squeue(state: dict, folder: Path, arguments: list[str]) -> None:
     form = arguments[arguments.index("-o") + 1]
-    name = next((a.partition("=")[2] for a in arguments if a.startswith("--name=")), None)
+    names = next(a.partition("=")[2] for a in arguments if a.startswith("--name=")).split(",")
     for number, array in enumerate(state["arrays"], start=1):
-        if name is not None and array["name"] != name:
+        if array["name"] not in names:
             continue
         for task in range(array["size"]):
             full = f"{number}_{task}" if array["size"] > 1 else str(number)
             now = state.get("jobs", {}).get(str(number), "PENDING")
             if now:
-                print(form.replace("%i", full).replace("%F", str(number)).replace("%T", now)
+                print(form.replace("%j", array["name"]).replace("%i", full).replace("%T", now)
                       .replace("%N", "").replace("%M", "0:00").replace("%r", state.get("reason", "None")))  # fmt: skip
 
 
 def sacct(state: dict, folder: Path, arguments: list[str]) -> None:
     if "ended" not in state:
         sys.exit("Slurm accounting storage is disabled")
-    print("\n".join(state["ended"]))
+    for row in state["ended"]:
+        print(f"{state['arrays'][int(row.split('_')[0]) - 1]['name']}|{row}")
 
 
 def scontrol(state: dict, folder: Path, arguments: list[str]) -> None:
