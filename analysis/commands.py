@@ -2,9 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+
+if TYPE_CHECKING:
+    from metamixer.latency.rows import Row
 
 app = typer.Typer()
 
@@ -107,7 +110,7 @@ def show_search(root: Path, name: str, setting: str | None, export: Path | None 
         print(f"{export}: optuna-dashboard sqlite:///{export}")
 
 
-def show_latencies(rows: list[dict[str, Any]], notes: list[str]) -> None:
+def show_latencies(rows: "list[Row]", notes: list[str]) -> None:
     """The table of what was measured, and a line for each thing that was not."""
     from rich.console import Console
 

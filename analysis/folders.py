@@ -83,11 +83,8 @@ def _validation(folder: str, weights: Any) -> float:
 
 
 def _network(values: Json) -> Json:
-    data = values.get("data")
     try:
-        sizes = data["channels"], data["image_size"], data["num_classes"]  # type: ignore[index]
-        key = network_key(values["model"], *sizes, values.get("modules"))
-        return {"network": key, "resolution": data["image_size"]}  # type: ignore[index]
+        return {"network": network_key(values), "resolution": values["data"]["image_size"]}
     except (KeyError, TypeError):
         return {}
 

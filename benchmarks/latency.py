@@ -22,7 +22,7 @@ from analysis.latency_table import correlation_table, markdown, to_markdown
 from metamixer.latency.bench import time_with_progress
 from metamixer.latency.measure import Subject
 from metamixer.latency.rows import append
-from metamixer.latency.runtimes import BACKENDS, device, system
+from metamixer.latency.runtimes import RUNTIMES, device, system
 from metamixer.networks import Network, find_network
 
 MODELS = (
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=MODELS, help="timm models, separated by commas")
     parser.add_argument("--resolution", type=int, default=256)
-    parser.add_argument("--backends", default="all", help="runtimes, separated by commas")
+    parser.add_argument("--runtimes", default="all", help="runtimes, separated by commas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sessions", type=int, default=5)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
@@ -125,7 +125,7 @@ def main() -> None:
     names = arguments.models.split(",")
     if not arguments.tables:
         for some in (depthwise(), subjects(names, arguments.resolution)):
-            report = time_with_progress(some, arguments.backends.split(","), 1, 1, arguments.rounds, arguments.sessions)
+            report = time_with_progress(some, arguments.runtimes.split(","), 1, 1, arguments.rounds, arguments.sessions)
             append(arguments.runs, report.rows)
             for problem in report.refused:
                 Console().print(problem, style="yellow", soft_wrap=True, highlight=False)
@@ -135,7 +135,7 @@ def main() -> None:
     known |= rows["name"].isin([subject.name for subject in depthwise()]) & (rows["resolution"] == MAP)
     # after an upgrade the newest version's; other precisions are not timed here
     newest = rows[here & known].drop_duplicates(["network", "resolution", "runtime"], keep="last")
-    order = {name: i for i, name in enumerate(BACKENDS)}
+    order = {name: i for i, name in enumerate(RUNTIMES)}
     chosen = newest.sort_values("runtime", key=lambda column: column.map(order), kind="stable")
     arguments.out.write_text(f"{head}{BEGIN}\n{page(chosen)}\n{END}{tail}")
 

@@ -154,8 +154,9 @@ def _plugin(cls: type) -> Plugin | None:
     return getattr(sys.modules.get(cls.__module__), "__plugin__", None)
 
 
-def any_loaded() -> bool:
-    return bool(_loaded)
+def loaded() -> list[Plugin]:
+    """All that were loaded, in order."""
+    return list(_loaded.values())
 
 
 def used(values: Any) -> list[Plugin]:

@@ -278,7 +278,7 @@ def bench(
         Optional[list[str]],
         typer.Argument(help="timm models, recipes, mixers, runs' folders, or grids (then each of its variants)."),
     ] = None,
-    backend: Annotated[
+    runtime: Annotated[
         Optional[list[str]],
         typer.Option(
             help="eager, eager-channels-last, compile, onnxruntime, executorch, coreml, or all that run here."
@@ -310,7 +310,7 @@ def bench(
     if file is not None:
         if models and len(models) > 1:
             raise ValueError(f"--import: one model for a report, not {len(models)}")
-        timing = {"--backend": backend, "--unfolded": unfolded, "--data": data, "--set": set, "--only": only,
+        timing = {"--runtime": runtime, "--unfolded": unfolded, "--data": data, "--set": set, "--only": only,
                   "--match": match, "--module": module, "--threads": threads != 1, "--batch": batch != 1}  # fmt: skip
         if given := [option for option, value in timing.items() if value]:
             raise ValueError(f"--import: {given[0]} is for what is timed here; a file says how it was measured")
@@ -327,7 +327,7 @@ def bench(
 
         networks = [network for name in models for network in networks_of(options_of(name), resolution)]
         subjects = [Subject(network, folded) for network in networks for folded in ([True, False][: 1 + unfolded])]
-        report = time_with_progress(subjects, backend or ["all"], threads, batch, rounds, sessions)
+        report = time_with_progress(subjects, runtime or ["all"], threads, batch, rounds, sessions)
     if report.rows:
         print(f"kept in {rows.append(runs, report.rows)}")
     return report

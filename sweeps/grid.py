@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field
 from rich.progress import track
 
 from metamixer.config import Config, ConfigError, differences, digests_of, override
-from metamixer.plugins import any_loaded, load_module, place
+from metamixer.plugins import load_module, loaded, place
 from metamixer.training.run_config import RunConfig
 
 from .match import check_measure, matched
@@ -221,7 +221,7 @@ def blaming(variant: str) -> Iterator[None]:
     except ValueError as error:
         raise ConfigError(f"variant {variant!r}: {error}") from None
     except Exception as error:
-        if not any_loaded():
+        if not loaded():
             raise
         raise ConfigError(
             f"variant {variant!r}: {place(error)}{type(error).__name__}: {' '.join(str(error).split())}; "

@@ -15,7 +15,7 @@ import numpy as np
 
 from metamixer.config import ConfigError, digest, parse
 from metamixer.cost import Cost, count
-from metamixer.latency.runtimes import BACKENDS
+from metamixer.latency.runtimes import RUNTIMES
 from metamixer.training.run_config import RunConfig
 
 Counted = Literal["macs", "params"]
@@ -43,9 +43,9 @@ def check_measure(measure: str) -> str:
     Raises:
         ConfigError: no such measure.
     """
-    if measure in get_args(Counted) or (measure.removeprefix(LATENCY) in BACKENDS and measure.startswith(LATENCY)):
+    if measure in get_args(Counted) or (measure.removeprefix(LATENCY) in RUNTIMES and measure.startswith(LATENCY)):
         return measure
-    raise ConfigError(f"match {measure!r}: macs, params, or latency:RUNTIME, of the runtimes {', '.join(BACKENDS)}")
+    raise ConfigError(f"match {measure!r}: macs, params, or latency:RUNTIME, of the runtimes {', '.join(RUNTIMES)}")
 
 
 def matched(config: RunConfig, base: RunConfig, measure: str) -> RunConfig:

@@ -14,8 +14,8 @@ from torch import nn
 from metamixer import Backbone, digest
 from metamixer.config import ConfigError
 from metamixer.deploy import coreml, executorch, onnx
-from metamixer.deploy._common import NotConvertible
 from metamixer.deploy.catalogue import BEGIN, END, main, row
+from metamixer.deploy.common import NotConvertible
 from metamixer.deploy.export import SUFFIXES, class_labels, export, read_labels
 from metamixer.networks import Network, find_network
 from metamixer.presets import BASELINES, PRESETS

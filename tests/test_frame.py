@@ -10,7 +10,7 @@ from test_analysis import write_grid
 
 from analysis import cache, frame
 from analysis.published import published
-from metamixer.latency.rows import append, network_key
+from metamixer.latency.rows import Row, append, network_key
 
 LADDER = {"attention": ([96.1, 96.4, None], 100), "gelu": ([95.0, "loss is not finite", 95.2], 100)}
 
@@ -113,17 +113,18 @@ def test_latencies_are_joined_by_network_and_resolution(runs):
     for seed in (0, 1):
         path = runs / f"ffnificationdigitsattention{seed}" / "config.json"
         path.write_text(json.dumps({"schema": 1, "config": {"model": model, "data": data, "seed": seed}}))
-    row = {"network": network_key(model, 1, 12, 10), "resolution": 12, "batch": 1, "device": "a board", "threads": 1}
-    row |= {"runtime": "onnxruntime", "precision": "fp32", "median_ms": 1.5}
-    append(runs, [row, row | {"batch": 8, "median_ms": 9.0}, row | {"threads": 2, "median_ms": 1.0}])
-    append(runs, [row | {"median_ms": 1.25}, row | {"resolution": 24, "median_ms": 5.0}])
+    row = {"network": network_key({"model": model, "data": data}), "name": "n", "resolution": 12, "device": "a board"}
+    row |= {"os": "Linux", "runtime": "onnxruntime", "precision": "fp32", "threads": 1, "compute_units": "CPU"}
+    times = ({"median_ms": 1.5}, {"batch": 8, "median_ms": 9.0}, {"threads": 2, "median_ms": 1.0})
+    append(runs, [Row(**row | time) for time in times])
+    append(runs, [Row(**row | {"median_ms": 1.25}), Row(**row | {"resolution": 24, "median_ms": 5.0})])
     table = frame.load(runs)
     one, two = (f"latency_ms[onnxruntime, {n}, fp32, a board]" for n in ("1 thread", "2 threads"))
     assert [name for name in table if name.startswith("latency")] == [one, two]
     assert table[one].tolist()[:2] == [1.25, 1.25] and table[one][2:].isna().all()
     assert table[two].tolist()[:2] == [1.0, 1.0]
     (runs / "latency.jsonl").write_text("{torn\n")
-    assert any("latency.jsonl: line 1" in line for line in frame.describe(frame.load(runs)).left_out)
+    assert any("latency.jsonl:1: row left out" in line for line in frame.describe(frame.load(runs)).left_out)
 
 
 def test_published_results_have_the_shape_of_runs(runs):

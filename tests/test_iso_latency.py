@@ -130,5 +130,5 @@ def test_measures_that_do_not_exist(tmp_path, match):
 def test_the_command_line_measures_where_it_may(grid, tmp_path):
     options = (grid, "--match", "latency:eager", "--only", "gelu,relu", "--runs", tmp_path / "runs")
     assert "has not been measured: `launch.py run`" in launch("plan", *options, code=2).stderr
-    launch("bench", *options, "--backend", "eager", "--sessions", 1, "--rounds", 1)
+    launch("bench", *options, "--runtime", "eager", "--sessions", 1, "--rounds", 1)
     assert "relu" in launch("plan", *options).stdout

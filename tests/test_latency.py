@@ -1,7 +1,6 @@
 """Latencies: their rows and file, timing, correlations, and refusals."""
 
 import json
-import multiprocessing
 from importlib.util import find_spec
 from shutil import which
 
@@ -14,16 +13,15 @@ from small import RUN
 from test_commands import launch
 from torch import nn
 
-from analysis.latency import load, published, to_frame, ways
-from analysis.latency_ranks import correlations, spearman
-from analysis.latency_table import correlation_table, pivot, ranks, to_markdown
+from analysis.latency import COLUMNS, load, published, to_frame, ways
+from analysis.latency_table import correlation_table, correlations, pivot, ranks, spearman, to_markdown
+from metamixer.config import override
 from metamixer.cost import count
-from metamixer.deploy._common import NotConvertible
-from metamixer.latency import imports
+from metamixer.deploy.common import NotConvertible
 from metamixer.latency import measure as measuring
-from metamixer.latency.measure import Subject, measure
-from metamixer.latency.rows import COLUMNS, FILE, append, network_key
-from metamixer.latency.runtimes import BACKENDS, Backend, Loaded, backend
+from metamixer.latency.measure import COSTS, Subject, measure
+from metamixer.latency.rows import FILE, Row, append, network_key
+from metamixer.latency.runtimes import RUNTIMES, Loaded, Runtime, find_runtime
 from metamixer.latency.session import difference
 from metamixer.latency.session import run as run_session
 from metamixer.networks import Network, find_network, of_run
@@ -35,9 +33,9 @@ ROW = {"network": "ffnet_1", "name": "ffnet_1", "resolution": 256, "batch": 1, "
 
 def test_a_network_is_known_by_what_it_is_built_from():
     values = json.loads(json.dumps(RUN.to_dict()))
-    parts = {"model": values["model"], "channels": 1, "image_size": 12, "num_classes": 10}
-    assert network_key(**parts) != network_key(**{**parts, "image_size": 16})
-    assert network_key(**parts, modules=values["modules"]) == network_key(**parts)
+    assert network_key(values) == network_key(override(RUN, {"recipe.epochs": 9}).to_dict())
+    assert network_key(values) != network_key(values, image_size=16) == network_key(RUN.to_dict(), 16)
+    assert network_key(values) != network_key(override(RUN, {"data.num_classes": 3}).to_dict())
 
 
 def test_published_latencies():
@@ -56,57 +54,42 @@ def test_the_published_networks_costs_are_those_that_are_counted(name, resolutio
     network = find_network(name, resolution)
     counted = count(network.model, network.input_size, inplace=True)
     (row,) = published().query(f"network == '{name}' and resolution == {resolution}").to_dict("records")
-    assert {cost: row[cost] for cost in imports.COSTS} == {cost: getattr(counted, cost) for cost in imports.COSTS}
+    assert {cost: row[cost] for cost in COSTS} == {cost: getattr(counted, cost) for cost in COSTS}
+
+
+def row(**changes):
+    return Row(**ROW | changes)
 
 
 def test_the_last_measurement_of_the_same_thing_counts(tmp_path):
     assert len(load(tmp_path)) == len(published()) and not list(tmp_path.iterdir())
-    append(tmp_path, [ROW, {**ROW, "threads": 2, "median_ms": 20.0}])
-    append(tmp_path, [{**ROW, "median_ms": 33.0}])
+    append(tmp_path, [row(), row(threads=2, median_ms=20.0)])
+    append(tmp_path, [row(median_ms=33.0)])
     found = load(tmp_path, with_published=False)
     assert sorted(found["median_ms"]) == [20.0, 33.0] and found["threads"].dtype == "Int64"
 
 
-def test_a_torn_line_costs_only_itself(tmp_path):
-    path = append(tmp_path, [ROW])
-    path.write_bytes(path.read_bytes() + b'{"schema": 1, "netw')
-    append(tmp_path, [{**ROW, "network": "ffnet_2"}])
-    found = load(tmp_path, with_published=False)
-    assert list(found["network"]) == ["ffnet_1", "ffnet_2"]
-    assert found.attrs["left_out"] == [f"{FILE}: line 2 is torn, or of another version"]
-
-
 @pytest.mark.parametrize(
     "change", [{"resolution": 10**20}, {"resolution": "256"}, {"sessions": 1.5}, {"median_ms": "1 ms"}, {"device": 3},
-               {"quiet": "yes"}, {"median_ms": float("inf")}, {"median_ms": None}]
+               {"quiet": "yes"}, {"median_ms": float("inf")}, {"median_ms": None}, {"schema": 2}]
 )  # fmt: skip
 def test_a_row_that_no_column_holds_costs_only_itself(tmp_path, change):
-    append(tmp_path, [ROW, {**ROW, "network": "odd", **change}, {**ROW, "network": "ffnet_2"}])
+    path = append(tmp_path, [row()])
+    with path.open("a") as file:
+        file.write(json.dumps({"schema": 1, **ROW, **change}) + "\n")
+    append(tmp_path, [row(network="ffnet_2")])
     found = load(tmp_path, with_published=False)
-    assert list(found["network"]) == ["ffnet_1", "ffnet_2"] and len(found.attrs["left_out"]) == 1
-
-
-def _write(root, name):
-    for i in range(50):
-        append(root, [{**ROW, "network": f"{name}-{i}", "version": "x" * 5000}])
-
-
-def test_two_writers_lose_nothing(tmp_path):
-    fork = multiprocessing.get_context("fork")
-    writers = [fork.Process(target=_write, args=(tmp_path, name)) for name in "ab"]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    found = load(tmp_path, with_published=False)
-    assert set(found["network"]) == {f"{name}-{i}" for name in "ab" for i in range(50)} and len(found) == 100
-    assert found.attrs["left_out"] == []
+    assert list(found["network"]) == ["ffnet_1", "ffnet_2"]
+    (said,) = found.attrs["left_out"]
+    assert f"{FILE}:2: row left out (" in said
 
 
 def frame(medians, spreads, **columns):
-    rows = [{**ROW, "network": f"n{i}", "name": f"n{i}", "median_ms": m, "spread_ms": s} | {k: v[i] for k, v in
-            columns.items()} for i, (m, s) in enumerate(zip(medians, spreads, strict=True))]  # fmt: skip
-    return to_frame(rows)
+    pairs = enumerate(zip(medians, spreads, strict=True))
+    return to_frame(
+        row(network=f"n{i}", name=f"n{i}", median_ms=m, spread_ms=s, **{k: v[i] for k, v in columns.items()})
+        for i, (m, s) in pairs
+    )
 
 
 def test_nothing_is_ranked_inside_the_spread():
@@ -116,23 +99,24 @@ def test_nothing_is_ranked_inside_the_spread():
 
 
 def test_the_table_says_all_that_a_row_must():
-    rows = frame([10.0, 40.0], [0.1, 8.0], quiet=[True, False], macs=[3e9, 6e9], parameters=[1e6, 2e6])
+    macs, parameters = [3 * 10**9, 6 * 10**9], [10**6, 2 * 10**6]
+    rows = frame([10.0, 40.0], [0.1, 8.0], quiet=[True, False], macs=macs, parameters=parameters)
     text = to_markdown(rows)
     assert "| n0 | 256 | 1.00 M | 3.00 G | 10.0 (1.0 %) 1 |" in text and "40.0 (20.0 % noisy) 2" in text
     assert "onnxruntime: 1, fp32, CPU, 1 thread, batch 1, a CPU, Linux, 5 sessions." in text and "Noisy:" in text
 
 
 def test_each_way_of_timing_is_ranked_and_correlated_by_itself():
-    phones = [{**ROW, "device": device, "threads": None, "version": "", "runtime": "Core ML"} for device in "AB"]
-    rows = [{**phone, "network": f"n{i}", "name": f"n{i}", "macs": i + 1, "median_ms": time, "spread_ms": 0.1}
-            for phone, times in zip(phones, ([1.0, 2.0, 3.0], [30.0, 20.0, 10.0]), strict=True)
+    rows = [row(device=device, threads=None, version="", runtime="Core ML", network=f"n{i}", name=f"n{i}", macs=i + 1,
+                median_ms=time, spread_ms=0.1)
+            for device, times in (("A", [1.0, 2.0, 3.0]), ("B", [30.0, 20.0, 10.0]))
             for i, time in enumerate(times)]  # fmt: skip
-    heads, body = pivot(to_frame([*rows, ROW]))
+    heads, body = pivot(to_frame([*rows, row()]))
     assert heads[4:] == ["Core ML, A", "Core ML, B", "onnxruntime"]
     assert body[0][4:6] == ["1.00 (10.0 %) 1", "30.0 (0.3 %) 3"] and body[3][4:] == ["–", "–", "34.0 (1.5 %) 1"]
     found = correlations(to_frame(rows)).query("measure == 'multiply-adds'")
     assert list(zip(found["runtime"], found["spearman"], strict=True)) == [("Core ML, A", 1.0), ("Core ML, B", -1.0)]
-    threads = to_frame([ROW, {**ROW, "threads": 2, "batch": 8}, {**ROW, "threads": None}])
+    threads = to_frame([row(), row(threads=2, batch=8), row(threads=None)])
     assert list(ways(threads)) == [
         "onnxruntime, 1 thread, batch 1", "onnxruntime, 2 threads, batch 8", "onnxruntime, threads unknown, batch 1"
     ]  # fmt: skip
@@ -141,7 +125,7 @@ def test_each_way_of_timing_is_ranked_and_correlated_by_itself():
 def test_correlations_are_scipys_over_networks():
     draws = np.random.default_rng(0)
     macs, time = draws.permutation(12) + 1, draws.random(12)
-    rows = frame(time, [0.1] * 12, macs=macs)
+    rows = frame(time, [0.1] * 12, macs=macs.tolist())
     rows = pd.concat([rows, rows.tail(1), rows.head(1).assign(network="n0 unfolded", median_ms=9.0)])
     (row,) = correlations(rows).query("measure == 'multiply-adds'").to_dict("records")
     expected = stats.spearmanr(macs, time).statistic
@@ -161,7 +145,7 @@ def test_the_interval_covers_as_often_as_it_says():
     assert np.isnan(spearman(np.arange(9), np.arange(9))[1])
 
 
-class Fake(Backend):
+class Fake(Runtime):
     """A runtime whose calls take the times that it is told, on a clock of its own."""
 
     name = "fake"
@@ -186,23 +170,16 @@ def fakes(monkeypatch):
     """Sessions in this process, on the fake runtime; returns the drifts of its sessions and the order of its visits."""
     drifts, visits = [], []
 
-    def session(tasks, threads, rounds, seed, progress):
-        def say(line):
-            if "refused" in line:
-                tasks[line["refused"]].refused = line["why"]
-            elif "model" in line:
-                visits.append((seed, line["model"]))
-                samples[line["model"]] += [drifts[seed % len(drifts)] * (1 + line["model"])] * 3
+    def session(job, tasks):
+        lines = list(run_session({**job, "modules": [], "models": [task.files for task in tasks]}))
+        for line in lines:
+            if "model" in line:
+                visits.append((job["seed"], line["model"]))
+                line["samples"] = [drifts[job["seed"] % len(drifts)] * (1 + line["model"])] * 3
+        return lines
 
-        samples = [[] for _ in tasks]
-        job = {"backend": "fake", "threads": threads, "rounds": rounds, "seed": seed, "modules": []}
-        run_session({**job, "models": [task.files for task in tasks]}, say)
-        for task, found in zip(tasks, samples, strict=True):
-            if not task.refused:
-                task.sessions.append(found)
-
-    monkeypatch.setitem(BACKENDS, "fake", Fake)
-    monkeypatch.setattr("metamixer.latency.measure._session", session)
+    monkeypatch.setitem(RUNTIMES, "fake", Fake)
+    monkeypatch.setattr(measuring, "_session", session)
     return drifts, visits
 
 
@@ -215,32 +192,32 @@ def test_networks_take_turns_in_shuffled_rounds(fakes):
     drifts.append(1.0)
     subjects = [subject(nn.Conv2d(3, 3, 1), name=name) for name in "abc"]
     report = measure(subjects, [Fake()], rounds=8, sessions=3)
-    assert [row["median_ms"] for row in report.rows] == [1, 2, 3] and all(row["quiet"] for row in report.rows)
+    assert [row.median_ms for row in report.rows] == [1, 2, 3] and all(row.quiet for row in report.rows)
     assert len(visits) == 3 * 8 * 3
     rounds = [tuple(model for _, model in visits[i : i + 3]) for i in range(0, len(visits), 3)]
     assert all(sorted(order) == [0, 1, 2] for order in rounds) and len(set(rounds)) > 3
-    (row,) = to_frame(report.rows[:1]).to_dict("records")
-    assert (row["macs"], row["parameters"], row["threads"], row["runtime"]) == (3 * 3 * 64, 12, 1, "fake")
+    first = report.rows[0]
+    assert (first.macs, first.parameters, first.threads, first.runtime) == (3 * 3 * 64, 12, 1, "fake")
 
 
 def test_it_is_repeated_until_the_sessions_agree_or_said_that_they_do_not(fakes):
     drifts, _ = fakes
     drifts += [1.0, 1.3, 1.0, 1.0, 1.0, 1.0]  # one session that something disturbed
     (row,) = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], rounds=1, sessions=3).rows
-    assert (row["sessions"], row["quiet"], row["median_ms"]) == (6, False, 1.0)
-    assert row["spread_ms"] == pytest.approx(0.15)  # the 10th and the 90th percentile of the six
+    assert (row.sessions, row.quiet, row.median_ms) == (6, False, 1.0)
+    assert row.spread_ms == pytest.approx(0.15)  # the 10th and the 90th percentile of the six
     drifts[:] = [1.0, 1.01, 1.0, 1.02]
     (row,) = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], rounds=1, sessions=3).rows
-    assert (row["sessions"], row["quiet"]) == (3, True)
+    assert (row.sessions, row.quiet) == (3, True)
     (row,) = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], rounds=1, sessions=1).rows
-    assert row["spread_ms"] is None and row["quiet"] is None and row["sessions"] == 1  # of a spread it says nothing
+    assert row.spread_ms is None and row.quiet is None and row.sessions == 1  # of a spread it says nothing
     assert "noisy" not in to_markdown(to_frame([row])).lower()
 
 
 def test_what_computes_something_else_is_not_timed(fakes):
     fakes[0].append(1.0)
     report = measure([subject(nn.Tanh(), name="off"), subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=1)
-    assert [row["name"] for row in report.rows] == ["net"]
+    assert [row.name for row in report.rows] == ["net"]
     assert "off on fake: its scores differ from eager's by 1" in report.refused[0]
     assert "shape (2,), eager's (3,)" in difference(np.zeros(2), np.zeros(3), 1)
     assert difference(np.array([np.nan, 1]), np.ones(2), 1) and not difference(np.ones(2), np.ones(2) + 1e-6, 1e-5)
@@ -259,7 +236,7 @@ def test_what_nothing_counts_is_named_and_the_others_are_timed(fakes):
     report = measure([fourier, subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=1)
     (said,) = report.refused
     assert said.startswith("fourier: multiply-adds not counted for aten::_fft")
-    assert [row["name"] for row in report.rows] == ["net"]
+    assert [row.name for row in report.rows] == ["net"]
     assert measure([fourier], [Fake()]).rows == []
 
 
@@ -278,34 +255,33 @@ def test_what_was_measured_before_a_process_ended_is_kept(fakes, monkeypatch):
     fakes[0].append(1.0)
     inner = measuring._session
 
-    def third_ends(tasks, threads, rounds, seed, progress):
-        if seed == 2:
-            raise measuring._Ended("its process ended with code -9")
-        inner(tasks, threads, rounds, seed, progress)
+    def third_ends(job, tasks):
+        if job["seed"] == 2:
+            raise RuntimeError("its process ended with code -9")
+        return inner(job, tasks)
 
     monkeypatch.setattr(measuring, "_session", third_ends)
     report = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=5)
-    assert report.refused == ["fake: its process ended with code -9"] and report.rows[0]["sessions"] == 2
+    assert report.refused == ["fake: its process ended with code -9"] and report.rows[0].sessions == 2
 
 
 def test_a_stopped_measurement_keeps_what_it_has(fakes, monkeypatch):
     fakes[0].append(1.0)
     inner = measuring._session
 
-    def stopped(tasks, threads, rounds, seed, progress):
-        if seed == 3:
+    def stopped(job, tasks):
+        if job["seed"] == 3:
             raise KeyboardInterrupt
-        inner(tasks, threads, rounds, seed, progress)
+        return inner(job, tasks)
 
     monkeypatch.setattr(measuring, "_session", stopped)
     report = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=5)
-    assert report.refused[0].startswith("stopped") and report.rows[0]["sessions"] == 3
+    assert report.refused[0].startswith("stopped") and report.rows[0].sessions == 3
 
 
 def test_keys_tell_folded_from_unfolded_and_runs_by_their_configuration():
     network = of_run("a", RUN)
-    data = RUN.data
-    key = network_key(RUN.to_dict()["model"], data.channels, data.image_size, data.num_classes)
+    key = network_key(RUN.to_dict())
     assert Subject(network).key == key and Subject(network, False).key == f"{key} unfolded"
     assert Subject(find_network("xca")).key == "xca"
 
@@ -314,50 +290,35 @@ def test_keys_tell_folded_from_unfolded_and_runs_by_their_configuration():
 def test_a_missing_runtime_names_its_extra(monkeypatch, name, extra):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=rf"is not installed: uv pip install -e '\.\[{extra}\]'"):
-        backend(name)
+        find_runtime(name)
 
 
 def test_core_ml_is_for_macs():
     with pytest.raises(ValueError, match="Core ML runs on macOS only: bench it there, or import an Xcode report"):
-        backend("coreml")
-    with pytest.raises(ValueError, match=r"backend 'tpu': one of eager, .*, or all"):
-        backend("tpu")
+        find_runtime("coreml")
+    with pytest.raises(ValueError, match=r"runtime 'tpu': one of eager, .*, or all"):
+        find_runtime("tpu")
 
 
 @pytest.mark.skipif(find_spec("coremltools") is None, reason="needs the deploy extra")
-def test_core_ml_is_timed_by_coremltools_own_benchmarker(monkeypatch, tmp_path):
+def test_core_ml_is_timed_by_its_own_clock(monkeypatch, tmp_path):
     """All of it but the prediction, which only macOS has."""
     from coremltools.models import MLModel
-    from coremltools.models.ml_program.experimental.async_wrapper import LocalMLModelAsyncWrapper
 
-    class Predicts:
-        last_predict_duration_in_nano_seconds, calls = 0, 0
-
-        def _is_stateful(self):
-            return False
-
-        def predict(self, inputs, state=None):
-            type(self).calls += 1
-            self.last_predict_duration_in_nano_seconds = 1_000_000 * self.calls
-            return {"scores": inputs["images"].mean((2, 3))}
-
-    async def load(self):
-        self._model = Predicts()
-
+    calls = []
     monkeypatch.setattr("sys.platform", "darwin")
-    monkeypatch.setattr(LocalMLModelAsyncWrapper, "load", load)
-    monkeypatch.setattr(MLModel, "predict", lambda self, inputs: Predicts().predict(inputs))
-    runtime = backend("coreml")
+    predict = lambda self, inputs: calls.append(1) or {"scores": inputs["images"].mean((2, 3))}  # noqa: E731
+    monkeypatch.setattr(MLModel, "predict", predict)
+    monkeypatch.setattr(MLModel, "last_predict_duration_in_nano_seconds", property(lambda self: 1e6 * len(calls)))
+    runtime = find_runtime("coreml")
     model, image = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.rand(1, 3, 8, 8)
     runtime.prepare(model, image, tmp_path / "0-coreml")
     loaded = runtime.load(tmp_path / "0-coreml", image.numpy(), 1)
-    assert not difference(loaded.scores(), model(image).numpy(), 1e-6)
-    Predicts.calls = 0
-    assert loaded.time(3) == [2, 3, 4]  # the first is its warm-up
-    assert runtime.precision == "fp16" and not runtime.takes_threads
+    assert not difference(loaded.scores(loaded.call()), model(image).numpy(), 1e-6)
+    assert loaded.time(3) == [3, 4, 5]  # after one for the scores, and one to warm up
 
 
-RUNTIMES = [
+INSTALLED = [
     pytest.param("eager"),
     pytest.param("eager-channels-last"),
     pytest.param("compile", marks=pytest.mark.skipif(which("g++") is None, reason="needs a C++ compiler")),
@@ -366,15 +327,15 @@ RUNTIMES = [
 ]
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("name", INSTALLED)
 def test_runtimes_compute_what_eager_does(tmp_path, name):
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     image = torch.rand(2, 3, 8, 8)
-    runtime = backend(name)
+    runtime = find_runtime(name)
     runtime.prepare(model, image, tmp_path / "net")
     loaded = runtime.load(tmp_path / "net", image.numpy(), 1)
     with torch.no_grad():
-        assert not difference(loaded.scores(), model(image).numpy(), 1e-5)
+        assert not difference(loaded.scores(loaded.call()), model(image).numpy(), 1e-5)
     assert len(loaded.time(3)) == 3 and runtime.version()
 
 
@@ -382,7 +343,7 @@ def test_runtimes_compute_what_eager_does(tmp_path, name):
 def test_the_command_times_a_grid_and_keeps_its_rows(grid, tmp_path, monkeypatch):
     """In a process of its own, which needs no torch."""
     monkeypatch.setattr("metamixer.latency.measure.MOST", 1)
-    options = ("--backend", "onnxruntime", "--rounds", "2", "--sessions", "3", "--runs", tmp_path / "runs")
+    options = ("--runtime", "onnxruntime", "--rounds", "2", "--sessions", "3", "--runs", tmp_path / "runs")
     shown = launch("bench", grid, "--only", "gelu,relu", *options).stdout
     found = load(tmp_path / "runs", with_published=False)
     assert list(found["name"]) == ["gelu", "relu"] and found["network"].nunique() == 2

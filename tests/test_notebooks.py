@@ -176,16 +176,15 @@ def test_slot_interactions_on_a_finished_grid(play, tmp_path):
 
 def test_latencies_beside_the_runs_are_shown_by_backend(play, tmp_path):
     from analysis.frame import load
-    from metamixer.latency.rows import append
+    from metamixer.latency.rows import Row, append
 
     root = tmp_path / "runs"
     write_networks(root)
     runs = load(root, with_config=True).drop_duplicates("variant")
     for runtime, times in (("onnxruntime", (4.0, 2.0)), ("xnnpack", (3.0, 5.0))):
         append(root, [
-            {"network": row.network, "name": row.variant, "resolution": int(row.resolution), "batch": 1,
-             "device": "a board", "os": "Linux", "runtime": runtime, "version": "1",
-             "precision": "fp32", "threads": 1, "median_ms": ms}
+            Row(network=row.network, name=row.variant, resolution=int(row.resolution), device="a board", os="Linux",
+                runtime=runtime, version="1", precision="fp32", threads=1, compute_units="CPU", median_ms=ms)
             for row, ms in zip(runs.itertuples(), times, strict=True)
         ])  # fmt: skip
     said, _ = play("02", DATA="digits")

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..config import ConfigError
-from ._common import NotConvertible, first_line, quiet, require
+from .common import NotConvertible, first_line, quiet, require
 
 # bits of a palette's indices, or 8 for linear quantization, by the name of a compression
 COMPRESSIONS = {"int8": 8, "palette4": 4, "palette6": 6, "palette8": 8}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ConfigError
-from ._common import exported, not_convertible, quiet, require
+from .common import exported, not_convertible, quiet, require
 
 # by name: as people write it, and as ExecuTorch's runtime calls it
 DELEGATES = {"xnnpack": ("XNNPACK", "XnnpackBackend"), "coreml": ("Core ML", "CoreMLBackend")}

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config import ConfigError
 from ..networks import Network
 from . import coreml, executorch, onnx
-from ._common import Deployed
+from .common import Deployed
 
 SUFFIXES = {"coreml": ".mlpackage", "executorch": ".pte", "onnx": ".onnx"}
 IMAGES = 8

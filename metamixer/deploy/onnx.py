@@ -1,11 +1,12 @@
 """ONNX models (.onnx), by torch's exporter, checked by onnx and run by ONNX Runtime."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._common import exported, not_convertible, quiet, require
+from .common import exported, not_convertible, quiet, require
 
 
 def convert(model: nn.Module, image: Tensor) -> bytes:
@@ -31,8 +32,8 @@ def convert(model: nn.Module, image: Tensor) -> bytes:
             raise not_convertible("ONNX", program, error) from None
 
 
-def run(path: Path, image: Tensor) -> Tensor:
-    """The first output of a written model, on ONNX Runtime's CPU kernels.
+def session(path: Path, threads: int = 0) -> Any:
+    """A written model, loaded by ONNX Runtime for its CPU kernels; as many threads as cores if 0.
 
     Raises:
         ConfigError: onnxruntime is missing.
@@ -41,6 +42,12 @@ def run(path: Path, image: Tensor) -> Tensor:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: image.numpy()})[0])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run(path: Path, image: Tensor) -> Tensor:
+    """The first output of a written model."""
+    loaded = session(path)
+    return torch.from_numpy(loaded.run(None, {loaded.get_inputs()[0].name: image.numpy()})[0])

@@ -1,7 +1,7 @@
 """Timing networks on runtimes: in fresh processes, interleaved, until the medians agree or it is said that they don't.
 
 A session is a process of one runtime, in which all networks take turns in shuffled rounds. Sessions of the runtimes
-take turns too. A network's latency is the median of its sessions' medians; its spread is how far those lie apart
+take turns too. A network's latency is the median of its sessions' medians. Its spread is how far those lie apart
 (10th to 90th percentile), for a session's median drifts by more than the times within it vary.
 """
 
@@ -13,8 +13,8 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,17 +22,18 @@ import numpy as np
 import torch
 
 from .. import plugins
-from ..cost import Cost, count
+from ..config import ConfigError
+from ..cost import count
 from ..fold import fold
 from ..networks import Network
-from .rows import network_key
-from .runtimes import Backend, device, system
+from .rows import Row, network_key
+from .runtimes import Runtime, device, system
 
-PROJECT = Path(__file__).resolve().parents[2]
 QUIET = 0.05  # a spread up to this share of the median is small
 MOST = 2  # times as many sessions as asked for, where it isn't
+COSTS = ("parameters", "macs", "activations", "moved")
 
-Json = dict[str, Any]
+Progress = Callable[[str, float], None]  # told what is being done, and the share of the work that is done
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,9 @@ class Subject:
 
     @property
     def key(self) -> str:
-        network = self.network
-        channels, _, size = network.input_size
-        key = network.name
-        if network.run is not None:
-            run = network.run.to_dict()
-            key = network_key(run["model"], channels, size, run["data"]["num_classes"], run["modules"])
+        run, key = self.network.run, self.network.name
+        if run is not None:
+            key = network_key(run.to_dict(), self.network.input_size[2])
         return key if self.folded else f"{key} unfolded"
 
     @property
@@ -60,18 +58,23 @@ class Subject:
         name = Path(self.network.name).name  # of a run's folder
         return name if self.folded else f"{name} (unfolded)"
 
+    def costs(self) -> dict[str, int]:
+        """The costs that a row has.
+
+        Raises:
+            ValueError: an operation that nothing counts.
+        """
+        found = asdict(count(self.network.model, self.network.input_size))
+        return {name: found[name] for name in COSTS}
+
 
 @dataclass
 class Report:
-    """Rows as `rows.append` takes them; a line for each network that a runtime did not take; and other notes."""
+    """Rows; a line for each network that a runtime did not take; other notes."""
 
-    rows: list[Json] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-class _Ended(Exception):
-    """A session ended before its work was done."""
 
 
 @dataclass
@@ -79,226 +82,199 @@ class _Task:
     """A subject on a runtime: what was written for it, and the samples of each session."""
 
     subject: Subject
-    cost: Cost
-    backend: Backend
-    files: Json
+    costs: dict[str, int]
+    runtime: Runtime
+    files: dict[str, str]
     sessions: list[list[float]] = field(default_factory=list)
-    refused: str = ""
 
-    def medians(self) -> list[float]:
-        return [float(np.median(samples)) for samples in self.sessions]
+    def __str__(self) -> str:
+        return f"{self.subject.name} on {self.runtime.name}"
 
-    def spread(self) -> float:
-        """NaN for fewer than three sessions, which say nothing of it."""
-        medians = self.medians()
-        return float(np.subtract(*np.percentile(medians, [90, 10]))) if len(medians) > 2 else float("nan")
+    def medians(self) -> np.ndarray:
+        return np.array([np.median(samples) for samples in self.sessions])
+
+    def spread(self) -> float | None:
+        """None for fewer than three sessions, which say nothing of it."""
+        return float(np.subtract(*np.percentile(self.medians(), [90, 10]))) if len(self.sessions) > 2 else None
 
     def quiet(self) -> bool | None:
-        """None where the spread isn't known."""
         spread = self.spread()
-        return None if np.isnan(spread) else spread <= QUIET * float(np.median(self.medians()))
+        return None if spread is None else spread <= QUIET * float(np.median(self.medians()))
+
+    def row(self, threads: int, batch: int) -> Row:
+        runtime = self.runtime
+        return Row(
+            network=self.subject.key,
+            name=self.subject.name,
+            resolution=self.subject.network.input_size[2],
+            batch=batch,
+            device=device(),
+            os=system(),
+            runtime=runtime.name,
+            version=runtime.version(),
+            precision=runtime.precision,
+            threads=threads if runtime.takes_threads else None,
+            compute_units=runtime.compute_units,
+            median_ms=float(np.median(self.medians())),
+            iqr_ms=float(np.subtract(*np.percentile(np.concatenate(self.sessions), [75, 25]))),
+            sessions=len(self.sessions),
+            spread_ms=self.spread(),
+            quiet=self.quiet(),
+            **self.costs,
+            source="measured",
+            samples_ms=tuple(tuple(float(f"{sample:.4g}") for sample in session) for session in self.sessions),
+        )
 
 
 def measure(
     subjects: Sequence[Subject],
-    backends: Sequence[Backend],
+    runtimes: Sequence[Runtime],
     threads: int = 1,
     batch: int = 1,
     rounds: int = 5,
     sessions: int = 5,
-    progress: Callable[[str, float], None] = lambda doing, share: None,
+    progress: Progress = lambda doing, share: None,
 ) -> Report:
     """Time all subjects on all runtimes.
 
-    Ctrl-C ends it with what the finished sessions have measured; a runtime whose process ended before its work was done
+    Ctrl-C ends it with what the finished sessions have measured. A runtime whose process ended before its work was done
     is left out from there on, and said.
 
     Args:
         rounds: turns that a network has in a session; a turn is some 60 ms of calls, three at least.
         sessions: fresh processes of each runtime; up to twice as many where the spread stays large. Fewer than three
             say nothing of the spread.
-        progress: told what is being done, and the share of the work that is done.
     """
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
-        tasks = _prepare(subjects, backends, batch, Path(folder), progress, report.refused)
+        tasks = _prepare(subjects, runtimes, batch, Path(folder), progress, report.refused)
+        job = {"threads": threads, "rounds": rounds, "folder": folder}
         try:
-            report.refused += _sessions(tasks, threads, rounds, sessions, progress)
+            _sessions(tasks, job, sessions, progress, report.refused)
         except KeyboardInterrupt:
             report.refused.append("stopped: rows are those of the sessions that had ended")
-    for task in tasks:
-        name = f"{task.subject.name} on {task.backend.name}"
-        if task.refused:
-            report.refused.append(f"{name}: {task.refused}")
-        elif task.sessions:
-            report.rows.append(_row(task, threads, batch))
+    report.rows = [task.row(threads, batch) for task in tasks if task.sessions]
     return report
 
 
 def _prepare(
     subjects: Sequence[Subject],
-    backends: Sequence[Backend],
+    runtimes: Sequence[Runtime],
     batch: int,
     folder: Path,
-    progress: Callable[[str, float], None],
+    progress: Progress,
     refused: list[str],
 ) -> list[_Task]:
     """Each subject written for each runtime, with an image and the scores that eager PyTorch gives, not folded.
 
-    A subject with an operation that nothing counts is left out; `refused` gets a line on it.
+    A subject with an operation that nothing counts or that a runtime does not take is left out; `refused` gets a line.
     """
     tasks = []
+    plugins.write_copies(folder, [plugin.digest for plugin in plugins.loaded()])
     for i, subject in enumerate(subjects):
-        network = subject.network
-        model = network.model.eval()
-        image = torch.randn(batch, *network.input_size, generator=torch.Generator().manual_seed(0))
+        model = subject.network.model.eval()
+        image = torch.randn(batch, *subject.network.input_size, generator=torch.Generator().manual_seed(0))
+        try:
+            costs = subject.costs()
+        except ValueError as error:
+            refused.append(f"{subject.name}: {error}")
+            continue
         with torch.no_grad():
             reference = model(image)
         files = {"image": str(folder / f"{i}-image.npy"), "reference": str(folder / f"{i}-reference.npy")}
         np.save(files["image"], image.numpy())
         np.save(files["reference"], reference.numpy())
-        try:
-            cost = count(model, network.input_size)
-        except ValueError as error:  # its operations have no count
-            refused.append(f"{subject.name}: {error}")
-            continue
         timed = (fold(model) if subject.folded else model).requires_grad_(False)
-        for j, backend in enumerate(backends):
-            progress(f"preparing {subject.name} for {backend.name}", (i + j / len(backends)) / len(subjects))
-            path = folder / f"{i}-{backend.name}"
-            task = _Task(subject, cost, backend, {**files, "path": str(path)})
+        for j, runtime in enumerate(runtimes):
+            progress(f"preparing {subject.name} for {runtime.name}", (i + j / len(runtimes)) / len(subjects))
+            path = folder / f"{i}-{runtime.name}"
             try:
-                backend.prepare(timed, image, path)
-            except ValueError as error:
-                task.refused = str(error)
-            tasks.append(task)
+                runtime.prepare(timed, image, path)
+                tasks.append(_Task(subject, costs, runtime, {**files, "path": str(path)}))
+            except ConfigError as error:
+                refused.append(f"{subject.name} on {runtime.name}: {error}")
     return tasks
 
 
-def _sessions(
-    tasks: list[_Task], threads: int, rounds: int, sessions: int, progress: Callable[[str, float], None]
-) -> list[str]:
-    """Sessions of all runtimes in turn, shuffled, until each has its number and its networks are quiet.
-
-    Returns:
-        A line for each runtime that could not go on.
-    """
-    backends = {task.backend.name: task.backend for task in tasks}
-    ended = []
+def _sessions(tasks: list[_Task], job: dict[str, Any], sessions: int, progress: Progress, refused: list[str]) -> None:
+    """Sessions of all runtimes in turn, shuffled, until each has its number and its networks are quiet."""
+    live: dict[str, list[_Task]] = {}
+    for task in tasks:
+        live.setdefault(task.runtime.name, []).append(task)
     draws = random.Random(0)
     for session in range(MOST * sessions):
         waiting = [
             name
-            for name in backends
-            if (live := [task for task in tasks if task.backend.name == name and not task.refused])
-            and (session < sessions or any(task.quiet() is False for task in live))
+            for name, some in live.items()
+            if some and (session < sessions or any(task.quiet() is False for task in some))
         ]
         draws.shuffle(waiting)
         for i, name in enumerate(waiting):
-            live = [task for task in tasks if task.backend.name == name and not task.refused]
             more = "" if session < sessions else ", once more: too noisy"
-            doing = f"{name}, session {session + 1}{more}"
-            done, share = (session + i / len(waiting)) / sessions, 1 / len(waiting) / sessions
-
-            def report(part: float, doing: str = doing, done: float = done, share: float = share) -> None:
-                progress(doing, min(done + part * share, 1))
-
-            report(0)
+            progress(f"{name}, session {session + 1}{more}", min((session + i / len(waiting)) / sessions, 1))
             try:
-                _session(live, threads, rounds, session, report)
-            except _Ended as error:
-                ended.append(f"{name}: {error}")
-                del backends[name]
-    return ended
+                lines = _session({**job, "runtime": name, "seed": session}, live[name])
+            except RuntimeError as error:
+                refused.append(f"{name}: {error}")
+                del live[name]
+                continue
+            for task in _keep(live[name], lines, refused):
+                live[name].remove(task)
 
 
-def _session(tasks: list[_Task], threads: int, rounds: int, seed: int, progress: Callable[[float], None]) -> None:
-    """One process; its samples are kept if it comes to its end."""
-    modules = dict.fromkeys(source for task in tasks for source in _modules(task.subject.network))
-    job = {
-        "backend": tasks[0].backend.name,
-        "threads": threads,
-        "rounds": rounds,
-        "seed": seed,
-        "modules": list(modules),
-        "models": [task.files for task in tasks],
-    }
-    samples: list[list[float]] = [[] for _ in tasks]
-    now = "starting"
-    with tempfile.TemporaryFile("w+") as errors:
-        process = _start(threads, errors)
+def _keep(tasks: Sequence[_Task], lines: list[dict[str, Any]], refused: list[str]) -> list[_Task]:
+    """Add a session's samples to its tasks; returns those that it refused, which have none from now on."""
+    samples: dict[int, list[float]] = {}
+    gone = []
+    for line in lines:
+        if "refused" in line:
+            task = tasks[line["refused"]]
+            refused.append(f"{task}: {line['why']}")
+            task.sessions.clear()
+            gone.append(task)
+        elif "model" in line:
+            samples.setdefault(line["model"], []).extend(line["samples"])
+    for index, found in samples.items():
+        tasks[index].sessions.append(found)
+    return gone
+
+
+def _session(job: dict[str, Any], tasks: Sequence[_Task]) -> list[dict[str, Any]]:
+    """What one process says.
+
+    Raises:
+        RuntimeError: it ended before its work was done.
+    """
+    modules = [(plugin.name, plugin.digest) for plugin in plugins.loaded()]
+    job = {**job, "modules": modules, "models": [task.files for task in tasks]}
+    said: list[dict[str, Any]] = []
+    with tempfile.TemporaryFile("w+") as errors, _process(job["threads"], errors) as process:
         try:
             assert process.stdin and process.stdout
             with process.stdin:
                 json.dump(job, process.stdin)
-            visits = 0
-            for line in process.stdout:
-                said = json.loads(line)
-                if "refused" in said:
-                    tasks[said["refused"]].refused = said["why"]
-                elif "loaded" in said:
-                    now = f"timing, {tasks[said['loaded']].subject.name} loaded last"
-                else:
-                    samples[said["model"]] += said["samples"]
-                    visits += 1
-                    progress(visits / (rounds * len(tasks)))
+            said += map(json.loads, process.stdout)
             code = process.wait()
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            process.kill()
         if code:
+            loaded = [str(tasks[line["loaded"]]) for line in said if "loaded" in line]
+            doing = f"timing, {loaded[-1]} loaded last" if loaded else "starting"
             errors.seek(0)
             last = ([line.strip() for line in errors if line.strip()] or [""])[-1]
-            raise _Ended(f"its process ended with code {code} ({now}): {last[:300]}")
-    for task, found in zip(tasks, samples, strict=True):
-        if not task.refused:
-            task.sessions.append(found)
+            raise RuntimeError(f"its process ended with code {code} ({doing}): {last[:300]}")
+    return said
 
 
-def _start(threads: int, errors: IO[str]) -> subprocess.Popen[str]:
+def _process(threads: int, errors: IO[str]) -> subprocess.Popen[str]:
     numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+    # this package is found where this process found it, also where it is not installed
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, "-m", "metamixer.latency.session"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        # inductor's pool of compilers would live on beside what is timed
-        env={**os.environ, **numbers, "PYTHONPATH": path, "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+        env={**os.environ, **numbers, "PYTHONPATH": path},
     )
-
-
-def _modules(network: Network) -> Iterable[str]:
-    return [] if network.run is None else [str(plugins.path_of(module.digest)) for module in network.run.modules]
-
-
-def _row(task: _Task, threads: int, batch: int) -> Json:
-    backend, network, cost = task.backend, task.subject.network, task.cost
-    samples = np.concatenate(task.sessions)
-    spread = task.spread()
-    return {
-        "network": task.subject.key,
-        "name": task.subject.name,
-        "resolution": network.input_size[2],
-        "batch": batch,
-        "device": device(),
-        "os": system(),
-        "runtime": backend.name,
-        "version": backend.version(),
-        "precision": backend.precision,
-        "threads": threads if backend.takes_threads else None,
-        "compute_units": backend.compute_units,
-        "median_ms": float(np.median(task.medians())),
-        "iqr_ms": float(np.subtract(*np.percentile(samples, [75, 25]))),
-        "sessions": len(task.sessions),
-        "spread_ms": None if np.isnan(spread) else spread,
-        "quiet": task.quiet(),
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "activations": cost.activations,
-        "moved": cost.moved,
-        "source": "measured",
-        "samples_ms": [[float(f"{sample:.4g}") for sample in session] for session in task.sessions],
-    }

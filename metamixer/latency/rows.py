@@ -1,83 +1,109 @@
-"""Rows of latencies: what one says, and the file that they are kept in beside the runs.
+"""Rows of latencies, and the file beside the runs that keeps them.
 
-A row always names its device, system, runtime and version, threads, precision, batch and resolution. The file,
-`latency.jsonl` in the runs' folder, is only ever appended to; of several measurements of one thing the last counts.
+The file, `latency.jsonl` in the runs' folder, is only ever appended to; of several measurements of one thing the last
+counts.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from .. import jsonl
+from ..config import Config, ConfigError, parse
 
 FILE = "latency.jsonl"
-SCHEMA = 1  # of the rows and of the configurations that keys are made from
-COLUMNS = {
-    "network": "str",  # `network_key`
-    "name": "str",  # what it was called: a timm model, a variant
-    "resolution": "Int64",  # pixels
-    "batch": "Int64",
-    "device": "str",
-    "os": "str",
-    "runtime": "str",  # a backend's name, or Core ML
-    "version": "str",
-    "precision": "str",
-    "threads": "Int64",  # <NA> where the runtime decides
-    "compute_units": "str",
-    "median_ms": "float64",  # of the sessions' medians
-    "iqr_ms": "float64",  # interquartile range of all samples
-    "sessions": "Int64",  # fresh processes
-    "spread_ms": "float64",  # between the sessions' medians, 10th to 90th percentile; NaN for fewer than three
-    "quiet": "boolean",  # whether the spread is small; <NA> where it isn't known
-    "parameters": "Int64",  # these four of the folded network, for one image (`metamixer.cost`)
-    "macs": "Int64",
-    "activations": "Int64",
-    "moved": "Int64",
-    "source": "str",  # measured, an imported file's name, or a paper
-}
+SCHEMA = 1  # of the rows, and of the values that keys are made from
 
-Json = dict[str, Any]
+Text = Annotated[str, Field(min_length=1)]
+Whole = Annotated[int, Field(ge=1, lt=2**63)]
+Ms = Annotated[float, Field(ge=0)]
 
 
-def network_key(
-    model: Json, channels: int, image_size: int, num_classes: int, modules: Iterable[Json] | None = None
-) -> str:
-    """What tells networks apart: 16 hexadecimal digits of the values that a network is built from, no weights.
+class Row(Config):
+    """One network on one runtime.
 
-    `model` and `modules` (of the user's own operations, by what they hold) are those of a run's config.json; equal to
-    `metamixer.config.digest_of` the values. A timm model's key is its name instead.
+    Attributes:
+        network: what tells networks apart: a timm model's name, or a run's `network_key`.
+        name: what it was called: a timm model, a variant.
+        resolution: pixels.
+        runtime: one of `runtimes`, or what another program measured on, e.g. Core ML.
+        threads: None where the runtime decides.
+        median_ms: of the sessions' medians; a session is a fresh process.
+        iqr_ms: interquartile range of all samples.
+        spread_ms: of the sessions' medians, 10th to 90th percentile; None for fewer than three.
+        quiet: whether the spread is small; None where it isn't known.
+        parameters, macs, activations, moved: of the folded network, for one image (`metamixer.cost`).
+        source: "measured", an imported file's name, or a paper.
+        samples_ms: the samples of each session.
     """
-    parts = {"model": model, "channels": channels, "image_size": image_size, "num_classes": num_classes}
-    if modules:
-        parts["modules"] = [module["digest"] for module in modules]
+
+    network: Text
+    name: Text
+    resolution: Whole
+    batch: Whole = 1
+    device: Text
+    os: Text
+    runtime: Text
+    version: str = ""
+    precision: str = ""
+    threads: Whole | None = None
+    compute_units: Text
+    median_ms: float = Field(gt=0)
+    iqr_ms: Ms | None = None
+    sessions: Whole | None = None
+    spread_ms: Ms | None = None
+    quiet: bool | None = None
+    parameters: Whole | None = None
+    macs: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    activations: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    moved: Whole | None = None
+    source: str = ""
+    samples_ms: tuple[tuple[float, ...], ...] = ()
+
+
+def network_key(run: dict[str, Any], image_size: int | None = None) -> str:
+    """What tells the networks of runs apart: 16 hexadecimal digits of the values that one is built from, no weights.
+
+    Args:
+        run: a run's configuration, as config.json has it.
+        image_size: width of the images, where it isn't the run's own.
+    """
+    data = run["data"]
+    parts = {"model": run["model"], "channels": data["channels"], "image_size": image_size or data["image_size"]}
+    parts["num_classes"] = data["num_classes"]
+    if run.get("modules"):
+        parts["modules"] = [module["digest"] for module in run["modules"]]
     content = json.dumps({"schema": SCHEMA, "config": parts}, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
-def append(root: str | Path, rows: Iterable[Json]) -> Path:
+def append(root: str | Path, rows: Iterable[Row]) -> Path:
     """Keep rows beside the runs; several processes may do so at once. Returns the file.
 
     Raises:
-        ValueError: the folder can't be written.
+        ConfigError: the folder can't be written.
     """
     path = Path(root) / FILE
-    text = "".join(json.dumps({"schema": SCHEMA, **row}) + "\n" for row in rows)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)  # across the machines of an NFS too; the kernel frees it
-            end = file.seek(0, os.SEEK_END)
-            if end:
-                file.seek(end - 1)
-                if file.read(1) != b"\n":  # a line torn by a kill stays alone
-                    text = "\n" + text
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        jsonl.append(path, *({"schema": SCHEMA, **row.to_dict()} for row in rows))
     except OSError as error:
-        raise ValueError(f"{path}: cannot write here ({error.strerror or error})") from None
+        raise ConfigError(f"{path}: cannot write here ({error.strerror or error})") from None
     return path
+
+
+def read(root: str | Path, report: Callable[[str], object]) -> list[Row]:
+    """The rows beside the runs in `root`; `report` gets a line for each that is torn or of another form."""
+    return jsonl.read(Path(root) / FILE, _row, report)
+
+
+def _row(values: dict[str, Any]) -> Row:
+    if values.pop("schema") != SCHEMA:
+        raise ValueError("of another schema")
+    return parse(Row, values)

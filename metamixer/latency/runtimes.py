@@ -1,34 +1,38 @@
 """The runtimes: each prepares a network once, as a file, and loads that file in every session.
 
-A new one is a class in `BACKENDS`. All run in fp32 but Core ML, whose programs are fp16.
+A new one is a class in `RUNTIMES`. All run in fp32 but Core ML, whose programs are fp16.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
+import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-Call = Callable[[], Any]
+from ..config import ConfigError
 
 
-class Loaded:
-    """A network in a runtime, with its image: `call` runs it once, `output` makes the scores of what that returns."""
+class Loaded(NamedTuple):
+    """A network in a runtime, with its image.
 
-    def __init__(self, call: Call, output: Callable[[Any], np.ndarray]) -> None:
-        self.call, self._output = call, output
+    Attributes:
+        call: runs it once.
+        scores: makes an array of what `call` returns.
+        nanoseconds: what the runtime's own clock says of the last call; else the time around it counts.
+    """
 
-    def scores(self) -> np.ndarray:
-        return self._output(self.call())
+    call: Callable[[], Any]
+    scores: Callable[[Any], np.ndarray]
+    nanoseconds: Callable[[], int] | None = None
 
     def time(self, calls: int) -> list[float]:
         """Milliseconds of so many calls, after one that isn't counted."""
@@ -37,20 +41,22 @@ class Loaded:
         for _ in range(calls):
             begin = time.perf_counter_ns()
             self.call()
-            times.append((time.perf_counter_ns() - begin) / 1e6)
+            around = time.perf_counter_ns() - begin
+            times.append((self.nanoseconds() if self.nanoseconds else around) / 1e6)
         return times
 
 
-class Backend(ABC):
+class Runtime(ABC):
     """A runtime.
 
     Attributes:
-        packages, extra: what it needs, and the extra that installs it.
+        packages: what it needs; the first one's version is the runtime's.
+        extra: what installs them.
         tolerance: how far its scores may be from eager's, as a share of the largest.
     """
 
     name: ClassVar[str]
-    packages: ClassVar[tuple[str, ...]] = ()
+    packages: ClassVar[tuple[str, ...]]
     extra: ClassVar[str] = ""
     precision: ClassVar[str] = "fp32"
     compute_units: ClassVar[str] = "CPU"
@@ -61,34 +67,32 @@ class Backend(ABC):
         """Refuse where it can't run.
 
         Raises:
-            ValueError: a package is missing, or this machine is the wrong one.
+            ConfigError: a package is missing, or this machine is the wrong one.
         """
-        if self.packages:
-            from ..deploy._common import require
+        from ..deploy.common import require
 
-            require(self.packages, self.extra)
+        require(self.packages, self.extra)
 
     @abstractmethod
     def prepare(self, model: Any, image: Any, path: Path) -> None:
         """Write `model` for inputs like the tensor `image` to `path`.
 
         Raises:
-            ValueError: it does not convert; the line names the operation and its layer.
+            ConfigError: it does not convert; the line names the operation and its layer.
         """
 
     @abstractmethod
     def load(self, path: Path, image: np.ndarray, threads: int) -> Loaded:
         """What `prepare` wrote, ready to run."""
 
-    @abstractmethod
     def version(self) -> str:
-        """The runtime's version."""
+        return f"{self.packages[0]} {version(self.packages[0])}"
 
 
-class Eager(Backend):
+class Eager(Runtime):
     """PyTorch, operation by operation, images in NCHW."""
 
-    name = "eager"
+    name, packages = "eager", ("torch",)
 
     def prepare(self, model: Any, image: Any, path: Path) -> None:
         import torch
@@ -96,7 +100,7 @@ class Eager(Backend):
         try:
             torch.save(model, path)
         except Exception as error:  # pickle raises many kinds
-            raise ValueError(f"{self.name} cannot take it: {' '.join(str(error).split())[:200]}") from None
+            raise ConfigError(f"{self.name} cannot take it: {' '.join(str(error).split())[:200]}") from None
 
     def load(self, path: Path, image: np.ndarray, threads: int) -> Loaded:
         import torch
@@ -108,9 +112,6 @@ class Eager(Backend):
 
     def _placed(self, model: Any, x: Any) -> tuple[Any, Any]:
         return model, x
-
-    def version(self) -> str:
-        return f"torch {version('torch')}"
 
 
 class ChannelsLast(Eager):
@@ -133,22 +134,23 @@ class Compiled(Eager):
         from ..training.learner import has_cpp_compiler
 
         if not has_cpp_compiler():
-            raise ValueError("torch.compile needs a C++ compiler on a CPU, e.g. Debian's package g++")
+            raise ConfigError("torch.compile needs a C++ compiler on a CPU, e.g. Debian's package g++")
 
     def _placed(self, model: Any, x: Any) -> tuple[Any, Any]:
         import torch
         import torch._dynamo
+        import torch._inductor.config
 
+        torch._inductor.config.compile_threads = 1  # a pool of compilers would live on beside what is timed
         # networks of one class share their code: beyond this limit the next would run eagerly, without a word
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
         return torch.compile(model), x
 
 
-class OnnxRuntime(Backend):
+class OnnxRuntime(Runtime):
     """ONNX Runtime's CPU kernels."""
 
-    name = "onnxruntime"
-    packages, extra = ("onnxruntime", "onnx", "onnxscript"), "onnx"
+    name, packages, extra = "onnxruntime", ("onnxruntime", "onnx", "onnxscript"), "onnx"
 
     def prepare(self, model: Any, image: Any, path: Path) -> None:
         from ..deploy import onnx
@@ -156,24 +158,17 @@ class OnnxRuntime(Backend):
         path.write_bytes(onnx.convert(model, image))
 
     def load(self, path: Path, image: np.ndarray, threads: int) -> Loaded:
-        import onnxruntime
+        from ..deploy import onnx
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnx.session(path, threads)
         inputs = {session.get_inputs()[0].name: image}
         return Loaded(lambda: session.run(None, inputs), lambda outputs: outputs[0])
 
-    def version(self) -> str:
-        return f"onnxruntime {version('onnxruntime')}"
 
-
-class ExecuTorch(Backend):
+class ExecuTorch(Runtime):
     """ExecuTorch, XNNPACK's kernels for what they cover and portable ones for the rest."""
 
-    name = "executorch"
-    packages, extra = ("executorch",), "executorch"
+    name, packages, extra = "executorch", ("executorch",), "executorch"
 
     def prepare(self, model: Any, image: Any, path: Path) -> None:
         from ..deploy import executorch
@@ -183,27 +178,23 @@ class ExecuTorch(Backend):
     def load(self, path: Path, image: np.ndarray, threads: int) -> Loaded:
         import torch
         from executorch.extension.pybindings import portable_lib
-        from executorch.runtime import Runtime
+        from executorch.runtime import Runtime as Program
 
         portable_lib._unsafe_reset_threadpool(threads)
-        method = Runtime.get().load_program(path).load_method("forward")
+        method = Program.get().load_program(path).load_method("forward")
         inputs = [torch.from_numpy(image)]
         return Loaded(lambda: method.execute(inputs), lambda outputs: outputs[0].clone().numpy())
 
-    def version(self) -> str:
-        return f"executorch {version('executorch')}, XNNPACK"
 
+class CoreML(Runtime):
+    """Core ML on a Mac, fp16, all compute units, timed by Core ML's own clock."""
 
-class CoreML(Backend):
-    """Core ML on a Mac, fp16, all compute units, timed by coremltools' own benchmarker (Core ML's own clock)."""
-
-    name = "coreml"
-    packages, extra = ("coremltools",), "deploy"
+    name, packages, extra = "coreml", ("coremltools",), "deploy"
     precision, compute_units, takes_threads, tolerance = "fp16", "all", False, 0.05
 
     def check(self) -> None:
         if sys.platform != "darwin":
-            raise ValueError(
+            raise ConfigError(
                 "Core ML runs on macOS only: bench it there, or import an Xcode report (launch.py bench --import FILE)"
             )
         super().check()
@@ -211,53 +202,33 @@ class CoreML(Backend):
     def prepare(self, model: Any, image: Any, path: Path) -> None:
         from ..deploy import coreml
 
-        coreml.convert(model, image).save(str(self._package(path)))
+        coreml.convert(model, image).save(str(path.with_suffix(".mlpackage")))  # coremltools insists
 
     def load(self, path: Path, image: np.ndarray, threads: int) -> Loaded:
         import coremltools
-        from coremltools.models.ml_program.experimental.perf_utils import MLModelBenchmarker
 
-        model = coremltools.models.MLModel(str(self._package(path)), compute_units=coremltools.ComputeUnit.ALL)
-        inputs = {"images": image}
-        return _LoadedCoreML(
-            lambda: model.predict(inputs),
+        model = coremltools.models.MLModel(str(path.with_suffix(".mlpackage")))
+        return Loaded(
+            lambda: model.predict({"images": image}),
             lambda outputs: np.asarray(next(iter(outputs.values()))),
-            MLModelBenchmarker(model),
-            inputs,
+            lambda: model.last_predict_duration_in_nano_seconds,
         )
 
-    @staticmethod
-    def _package(path: Path) -> Path:
-        return path.with_suffix(".mlpackage")  # coremltools insists
 
-    def version(self) -> str:
-        return f"coremltools {version('coremltools')}, macOS {platform.mac_ver()[0]}"
-
-
-class _LoadedCoreML(Loaded):
-    def __init__(self, call: Call, output: Callable[[Any], np.ndarray], benchmarker: Any, inputs: Any) -> None:
-        super().__init__(call, output)
-        self.benchmarker, self.inputs = benchmarker, inputs
-
-    def time(self, calls: int) -> list[float]:
-        done = self.benchmarker.benchmark_predict(inputs=self.inputs, iterations=calls, warmup=True)
-        return list(asyncio.run(done).samples)
-
-
-BACKENDS: dict[str, type[Backend]] = {
+RUNTIMES: dict[str, type[Runtime]] = {
     kind.name: kind for kind in (Eager, ChannelsLast, Compiled, OnnxRuntime, ExecuTorch, CoreML)
 }
 
 
-def backend(name: str) -> Backend:
+def find_runtime(name: str) -> Runtime:
     """A runtime by its name.
 
     Raises:
-        ValueError: no such runtime, or one that can't run here; the line says what it takes.
+        ConfigError: no such runtime, or one that can't run here; the line says what it takes.
     """
-    if name not in BACKENDS:
-        raise ValueError(f"backend {name!r}: one of {', '.join(BACKENDS)}, or all")
-    found = BACKENDS[name]()
+    if name not in RUNTIMES:
+        raise ConfigError(f"runtime {name!r}: one of {', '.join(RUNTIMES)}, or all")
+    found = RUNTIMES[name]()
     found.check()
     return found
 
@@ -265,16 +236,11 @@ def backend(name: str) -> Backend:
 def device() -> str:
     """This machine's processor, as its vendor calls it, with the number of its CPUs."""
     name = platform.processor() or platform.machine()
-    try:
-        if sys.platform == "darwin":
-            import subprocess
-
-            name = subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
-        else:
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
-            name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration, ValueError):
-        pass
+    if sys.platform == "darwin":
+        name = subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
+    elif (info := Path("/proc/cpuinfo")).exists():
+        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        name = next(iter(models), name)
     return f"{name}, {os.cpu_count()} CPUs"
 
 

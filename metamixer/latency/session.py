@@ -1,6 +1,6 @@
 """One session: a process that loads a runtime's networks, compares each with eager, and times them in shuffled rounds.
 
-`measure` starts it with a job on its standard input and reads a line of JSON for each thing that it has done.
+`measure` starts it with a job on its standard input, and reads a line of JSON for each thing that it has done.
 """
 
 from __future__ import annotations
@@ -11,37 +11,38 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import plugins
+from .runtimes import RUNTIMES
+
 VISIT_MS = 60.0  # a network is timed about so long before it is the next one's turn
 CALLS = (3, 20)
 
 
-def run(job: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
+def run(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Do a job.
 
     Args:
-        job: `backend`, `threads`, `rounds`, `seed`, `modules` (users' modules), and `models`: for each its `path`,
-            `image` and `reference` (arrays on the disk).
-        say: takes `loaded` (a model's index), `refused` (an index, with `why`), or `model` with `samples` in ms.
+        job: `runtime`, `threads`, `rounds`, `seed`, `folder` with copies of users' `modules` (name and digest of each),
+            and `models`: for each its `path`, `image` and `reference` (arrays on the disk).
+
+    Yields:
+        `loaded` (a model's index), `refused` (an index, with `why`), or `model` (an index) with `samples` in ms.
     """
-    from .runtimes import BACKENDS
-
-    backend = BACKENDS[job["backend"]]()
-    for source in job["modules"]:
-        from ..plugins import load_module
-
-        load_module(source)
+    runtime = RUNTIMES[job["runtime"]]()
+    for name, digest in job["modules"]:
+        plugins.load_copy(Path(job["folder"]), name, digest)
     loaded, calls = {}, {}
     for index, model in enumerate(job["models"]):
         image, reference = np.load(model["image"]), np.load(model["reference"])
-        found = backend.load(Path(model["path"]), image, job["threads"])
-        if why := difference(found.scores(), reference, backend.tolerance):
-            say({"refused": index, "why": why})
+        found = runtime.load(Path(model["path"]), image, job["threads"])
+        if why := difference(found.scores(found.call()), reference, runtime.tolerance):
+            yield {"refused": index, "why": why}
             continue
         found.call()
         begin = time.perf_counter()
@@ -49,13 +50,13 @@ def run(job: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
         each = max(1e3 * (time.perf_counter() - begin), 1e-3)
         loaded[index] = found
         calls[index] = min(max(math.ceil(VISIT_MS / each), CALLS[0]), CALLS[1])
-        say({"loaded": index})
+        yield {"loaded": index}
     order = list(loaded)
     draws = random.Random(job["seed"])
     for _ in range(job["rounds"]):
         draws.shuffle(order)
         for index in order:
-            say({"model": index, "samples": loaded[index].time(calls[index])})
+            yield {"model": index, "samples": loaded[index].time(calls[index])}
 
 
 def difference(scores: np.ndarray, reference: np.ndarray, tolerance: float) -> str:
@@ -69,19 +70,8 @@ def difference(scores: np.ndarray, reference: np.ndarray, tolerance: float) -> s
     return ""
 
 
-def main() -> None:
-    # runtimes print; the lines for `measure` go where standard output was, all else to standard error
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def say(line: dict[str, Any]) -> None:
-        channel.write(json.dumps(line) + "\n")
-        channel.flush()
-
-    run(json.load(sys.stdin), say)
-
-
 if __name__ == "__main__":
-    main()
-    sys.stdout.flush()
-    os._exit(0)  # some runtimes' threads do not end by themselves
+    channel = os.fdopen(os.dup(1), "w")  # runtimes print: what they say goes to standard error
+    os.dup2(2, 1)
+    for line in run(json.load(sys.stdin)):
+        print(json.dumps(line), file=channel, flush=True)

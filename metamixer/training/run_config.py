@@ -38,7 +38,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _find_modules(self) -> "RunConfig":
-        found = plugins.used(self.model.to_dict()) if plugins.any_loaded() else []
+        found = plugins.used(self.model.to_dict()) if plugins.loaded() else []
         modules = tuple(UserModule(name=plugin.name, digest=plugin.digest) for plugin in found)
         object.__setattr__(self, "modules", modules)  # frozen
         return self
