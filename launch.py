@@ -5,6 +5,7 @@ The commands stand in the folder that does the work; here are those that end wit
 """
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -98,6 +99,9 @@ def main() -> None:
     """Run the command line; what a user got wrong is one line on stderr and exit code 2."""
     # OpenMP's threads otherwise spin while another process has the core, at a tenth of the speed and less
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without the character shows a "?"
     try:
         app()
     except ValueError as error:

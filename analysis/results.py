@@ -143,7 +143,7 @@ def write(out: str | Path, packs: Iterable[Pack]) -> list[Path]:
     """
     out = Path(out)
     paths = [_write(out / f"{pack.name}{SUFFIX}", pack.files) for pack in packs]
-    (out / "README.md").write_text(readme(out))
+    (out / "README.md").write_text(readme(out), encoding="utf-8")
     return paths
 
 

@@ -353,7 +353,7 @@ def plan_of(options: GridOptions, measure: bool = True) -> "Plan":
         options.data,
         changes_of(options.set),
         seeds_of(options.seeds),
-        options.only.split(",") if options.only else None,
+        [name.strip() for name in options.only.split(",")] if options.only else None,
         options.match,
         rates_of(options.lrs),
         options.aa,

@@ -320,7 +320,7 @@ def from_file(
 
 def question_of(path: Path) -> str:
     """The first paragraph of a file's docstring, in one line."""
-    docstring = ast.get_docstring(ast.parse(path.read_text())) or "(no docstring)"
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "(no docstring)"
     return " ".join(docstring.split("\n\n")[0].split())
 
 

@@ -86,7 +86,7 @@ def load_profile(name: str, file: Path | None = None, changes: dict[str, Any] | 
     """
     file = file or PROFILES
     try:
-        tables = tomllib.loads(file.read_text())
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot read the profiles ({error.strerror or error})") from None
     except tomllib.TOMLDecodeError as error:

@@ -207,6 +207,8 @@ def test_mixers_alone_are_not_exported():
 
 
 def test_labels(network, tmp_path):
+    (tmp_path / "names.txt").write_bytes("\ufeffash\nbirch\n".encode())  # as Windows' editor saves it
+    assert read_labels(tmp_path / "names.txt") == ["ash", "birch"]
     assert class_labels(network, None) == ["0", "1", "2", "3", "4"]
     with pytest.raises(ConfigError, match="2 labels for 5 classes"):
         class_labels(network, ["a", "b"])

@@ -181,7 +181,7 @@ def test_data_mistakes_are_one_line_each_and_are_mended_by_launching_again(grid,
     assert "no folder train or training in it" in error_line(launch("run", grid, *arguments, code=1))
     images(folder, classes=3)
     line = error_line(launch("run", grid, *arguments, code=1))
-    assert "has 3 classes in its train split, num_classes is 2: set data.num_classes=3" in line
+    assert "has 3 classes, num_classes is 2: set data.num_classes=3" in line
     subprocess.run(["rm", "-r", folder / "train" / "class2", folder / "validation" / "class2"], check=True)
     broken = folder / "train" / "class1" / "03.png"
     whole = broken.read_bytes()
@@ -194,8 +194,14 @@ def test_data_mistakes_are_one_line_each_and_are_mended_by_launching_again(grid,
 
 def test_an_empty_folder_is_named(grid, tmp_path):
     (tmp_path / "images" / "train" / "class0").mkdir(parents=True)
-    line = error_line(launch("run", grid, *on_folder(tmp_path / "images"), code=1))
-    assert "split train" in line and "cannot be opened" in line
+    line = error_line(launch("run", grid, *on_folder(tmp_path / "images"), code=2))
+    assert "images/train: no image in a folder of its class" in line
+
+
+def test_a_terminal_that_knows_ascii_only(grid):
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    shown = launch("plan", "ffnification", "--only", "attention, depthwise", env=ascii_only).stdout
+    assert "attention" in shown and "depthwise" in shown
 
 
 @pytest.mark.parametrize(

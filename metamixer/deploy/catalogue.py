@@ -82,12 +82,12 @@ def table(names: list[str]) -> str:
 
 def main(path: Path) -> None:
     """Write the table into the file, between its marks."""
-    head, _, rest = path.read_text().partition(BEGIN)
+    head, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, mark, tail = rest.partition(END)
     if not mark:
         raise ConfigError(f"{path}: no {BEGIN} and {END} to write between")
     made = table([*PRESETS, *BASELINES])
-    path.write_text(f"{head}{BEGIN}\n{INTRODUCTION}\n{made}\n{END}{tail}")
+    path.write_text(f"{head}{BEGIN}\n{INTRODUCTION}\n{made}\n{END}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def read_labels(path: Path) -> list[str]:
         ConfigError: it can't be read.
     """
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"labels {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
 
