@@ -196,12 +196,11 @@ def export(
     It is folded first, and the written file is checked.
     """
     from metamixer.deploy.export import export as write
-    from metamixer.deploy.export import read_labels
     from metamixer.networks import find_network
 
     load(module)
     network = find_network(name, resolution, trained=True, source=weights)
-    written = write(network, format, out, quantize, read_labels(labels) if labels else None, delegate)
+    written = write(network, format, out, quantize, labels, delegate)
     print(f"{written.path}: {written.size / 1e6:.2f} MB")
     for line in written.checks:
         print(line)

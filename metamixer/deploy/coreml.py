@@ -1,7 +1,7 @@
 """Core ML: ML programs (.mlpackage), by torch.jit.trace and coremltools.
 
 coremltools converts anywhere; only macOS can run what it wrote. Elsewhere a package is checked as far as its program
-goes: input, outputs, classes, operations, and weights read back.
+goes: input, outputs, classes, operations.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -37,8 +36,7 @@ def convert(model: nn.Module, image: Tensor, **options: Any) -> Any:
         NotConvertible: an operation that it does not take; the line names it and its layer.
     """
     require(["coremltools"], "deploy")
-    seen = _Log()
-    with quiet(), seen.attached(), torch.no_grad():
+    with quiet(), _logged() as lines, torch.no_grad():
         import coremltools
 
         options = {"inputs": [coremltools.TensorType(name="images", shape=image.shape)], **options}
@@ -49,8 +47,7 @@ def convert(model: nn.Module, image: Tensor, **options: Any) -> Any:
         try:
             return coremltools.convert(traced, convert_to="mlprogram", skip_model_load=True, **options)
         except Exception as error:  # so does coremltools
-            operation, layer = seen.location()
-            raise NotConvertible("Core ML", operation, layer, first_line(error)) from None
+            raise NotConvertible("Core ML", *_location(lines), first_line(error)) from None
 
 
 def convert_classifier(model: nn.Module, image: Tensor, labels: list[str]) -> Any:
@@ -118,63 +115,27 @@ def operations(program: Any) -> Counter[str]:
     return Counter(op.type for op in block.operations if op.type != "const" and not op.type.startswith("constexpr"))
 
 
-def weights(program: Any) -> dict[str, np.ndarray]:
-    """A program's weights of 16 numbers or more, as it will use them (decompressed), by their names there."""
-    from coremltools.optimize import coreml as optimize
+@contextlib.contextmanager
+def _logged() -> Iterator[list[str]]:
+    """What coremltools logs meanwhile, in place of its showing it: it says only there where it stopped."""
+    lines: list[str] = []
+    logger = logging.getLogger("coremltools")
 
-    with quiet():
-        plain = optimize.decompress_weights(program)
-        return {name: np.asarray(found.val) for name, found in optimize.get_weights_metadata(plain, 16).items()}
+    def keep(record: logging.LogRecord) -> bool:
+        lines.append(record.getMessage())
+        return False
 
-
-def largest_weight_difference(program: Any, model: nn.Module) -> tuple[int, int, float]:
-    """How many parameters of `model` (those of two and more axes) a program holds, of how many, and how near.
-
-    Converters may compute with a weight while they convert; such a one is not found. The difference is the largest
-    of a found weight's entries, as a share of its largest entry.
-    """
-    found = {(_stem(name), weight.size): weight for name, weight in weights(program).items()}
-    wanted = {name: p.detach().numpy() for name, p in model.named_parameters() if p.ndim > 1 and p.numel() >= 16}
-    differences = [0.0]
-    for name, value in wanted.items():
-        own = found.get((name.replace(".", "_"), value.size))
-        if own is not None:
-            off = np.abs(own.astype(np.float32).reshape(value.shape) - value).max()
-            differences.append(float(off / max(np.abs(value).max(), 1e-12)))
-    return len(differences) - 1, len(wanted), max(differences)
+    logger.addFilter(keep)
+    try:
+        yield lines
+    finally:
+        logger.removeFilter(keep)
 
 
-def _stem(name: str) -> str:
-    """A weight's name without what coremltools adds."""
-    return re.sub(r"(_to_fp16|_quantized|_palettized|_decompressed|_promoted)+(_\d+)?$", "", name)
-
-
-class _Log(logging.Handler):
-    """Catches where coremltools stopped, which it only logs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-    @contextlib.contextmanager
-    def attached(self) -> Iterator[None]:
-        logger = logging.getLogger("coremltools")
-        before = logger.handlers, logger.propagate, logger.level
-        logger.handlers, logger.propagate = [self], False
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.handlers, logger.propagate, level = before
-            logger.setLevel(level)
-
-    def location(self) -> tuple[str, str]:
-        """The operation and the layer that the last line names."""
-        for line in reversed(self.lines):
-            if found := _LOCATION.search(line):
-                # behind the layer stands the operation's own number
-                return found[1], ".".join(found[2].split("/")[:-1])
-        return "the network", ""
+def _location(lines: list[str]) -> tuple[str, str]:
+    """The operation and the layer that the last of such lines names."""
+    for line in reversed(lines):
+        if found := _LOCATION.search(line):
+            # behind the layer stands the operation's own number
+            return found[1], ".".join(found[2].split("/")[:-1])
+    return "the network", ""

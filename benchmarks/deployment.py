@@ -1,8 +1,10 @@
-"""A table for docs/deployment.md: every mixer of the catalogue in every format, or what stands in its way.
+"""The table of docs/deployment.md: every mixer of the catalogue in every format, or what stands in its way.
 
-python -m metamixer.deploy.catalogue docs/deployment.md    # writes it between the file's marks
+python benchmarks/deployment.py                  # writes it between the page's marks; 3 minutes on 2 cores
+python benchmarks/deployment.py --out page.md
 """
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -10,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..config import ConfigError
-from ..fold import fold
-from ..mixer import build_mixer, resolve_mixer
-from ..operation import Site
-from ..presets import BASELINES, PRESETS
-from . import coreml, executorch, onnx
+from metamixer.config import ConfigError
+from metamixer.deploy import coreml, executorch, onnx
+from metamixer.fold import fold
+from metamixer.mixer import build_mixer, resolve_mixer
+from metamixer.operation import Site
+from metamixer.presets import BASELINES, PRESETS
 
 DIM, SIZE = 64, 8
 BEGIN, END = "<!-- catalogue -->", "<!-- end -->"
@@ -23,7 +25,7 @@ INTRODUCTION = f"""## The catalogue
 
 Each mixer alone, {DIM} channels on a map of {SIZE}×{SIZE}, folded; ExecuTorch and ONNX Runtime run it, and the
 difference to eager PyTorch is relative (of L2 norms). What XNNPACK does not cover runs on portable kernels, which are
-slow. Made by `python -m metamixer.deploy.catalogue docs/deployment.md`.
+slow. Made by `python benchmarks/deployment.py`.
 """
 
 
@@ -91,4 +93,6 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/deployment.md"))
+    main(parser.parse_args().out)
