@@ -127,6 +127,7 @@ def launch_plan(plan: Plan, profile: Profile, retry: bool, max_attempts: int, ma
     configs = {run.hash: run.config for run in plan.runs}
     with launch_lock(plan.root):  # the manifest of one launch may not drop what another is about to submit
         plan.write_manifest()
+        plan.put_aside()
         launched = launch(plan.root, configs, wanted, plan.loaded.name, plan.setting, profile, max_attempts, size)
     say_left_alone(plan.count(), retry)
     return report(launched)

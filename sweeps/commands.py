@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -98,6 +98,7 @@ def run(
     ] = None,
     device: Device = "auto",
     retry: Annotated[bool, typer.Option("--retry", help="Run failed ones again.")] = False,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train finished runs of other code again.")] = False,
     cluster: Annotated[
         str, typer.Option(help="local: here; debug: here, in one process; slurm: submit job arrays and return.")
     ] = "local",
@@ -113,7 +114,7 @@ def run(
 
     if cluster not in ("local", "debug", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")
-    planned = plan_of(options)
+    planned = replace(plan_of(options), retrain=retrain)
     print_plan(planned)
     if cluster == "slurm":
         from sweeps.cluster import launch_plan

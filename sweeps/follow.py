@@ -112,8 +112,11 @@ def show_status(root: Path, targets: Sequence[str], data: str | None, every: boo
 
 def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -> list[RenderableType]:
     """A table by run, or of many runs by variant; what there is to say about them; and the counts."""
-    table = _by_run(root, entries, now) if every or len(entries) <= ROWS else _by_variant(entries, now)
+    by_run = every or len(entries) <= ROWS
+    table, more = (_by_run(root, entries, now), 0) if by_run else _by_variant(entries, now)
     lines: list[RenderableType] = [table]
+    if more:
+        lines.append(Text(f"and {more} more variants; --all shows every run"))
     notes = dict[str, list[str]]()
     for entry in entries:
         standing = now.runs[entry.hash]
@@ -163,21 +166,20 @@ def _by_run(root: Path, entries: Sequence[Entry], now: Standings) -> Table:
     return table
 
 
-def _by_variant(entries: Sequence[Entry], now: Standings) -> Table:
-    """A row for each variant; of more than `ROWS`, only those with runs that are neither done, new nor queued."""
+def _by_variant(entries: Sequence[Entry], now: Standings) -> tuple[Table, int]:
+    """A row for each variant, of more than `ROWS` for those that need a look first, and how many are left out."""
     groups = dict[tuple[str, str], list[Entry]]()
     for entry in entries:
         groups.setdefault((f"{entry.grid}@{entry.setting}", entry.variant), []).append(entry)
     calm = {State.DONE, State.NEW, State.QUEUED}
     table = _table(entries, "variant", "seeds", "runs")
-    shown = [key for key in groups if len(groups) <= ROWS or {now.runs[e.hash].state for e in groups[key]} - calm]
+    needs_no_look = {key: {now.runs[e.hash].state for e in group} <= calm for key, group in groups.items()}
+    shown = sorted(groups, key=needs_no_look.__getitem__) if len(groups) > ROWS else list(groups)
     for grid, variant in shown[:ROWS]:
         group = groups[grid, variant]
         head = [grid] if table.columns[0].header == "grid" else []
         table.add_row(*head, variant, _ranges({entry.seed for entry in group}), _counts(group, now))
-    if len(groups) > len(shown[:ROWS]):
-        table.caption = f"and {len(groups) - len(shown[:ROWS])} more variants; --all shows every run"
-    return table
+    return table, max(0, len(groups) - ROWS)
 
 
 def _ranges(numbers: set[int]) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from metamixer.config import SCHEMA_VERSION, ConfigError
 from metamixer.training.folder import RunFolder
+from metamixer.training.provenance import changed_code
 
 from .grid import LoadedGrid, PlannedRun, setting_label
 from .latency import Latencies
 from .match import LATENCY, check_measure, matched
-from .states import State, find_states
+from .states import State, find_standings, find_states
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Plan:
     runs: list[PlannedRun]
     states: dict[str, State]  # by hash
     aa: bool = False  # whether its variants are one and the same
+    changed: dict[str, list[str]] = field(default_factory=dict)  # of finished runs of other code, the files that differ
+    retrain: bool = False  # whether a launch trains those again
 
     def count(self) -> Counter[State]:
         return Counter(self.states.values())
@@ -34,8 +38,18 @@ class Plan:
     def missing(self, retry: bool = False) -> list[PlannedRun]:
         """What a launch has to run; failed runs only with `retry`."""
         wanted = {State.NEW, State.INTERRUPTED} | ({State.FAILED} if retry else set())
+        again = self.changed if self.retrain else {}
         # two variants that come to the same configuration are one run
-        return list({run.hash: run for run in self.runs if self.states[run.hash] in wanted}.values())
+        return list(
+            {run.hash: run for run in self.runs if self.states[run.hash] in wanted or run.hash in again}.values()
+        )
+
+    def put_aside(self) -> None:
+        """Move finished runs that a launch trains again to `replaced/`; the launch lock is held."""
+        for hash in self.changed if self.retrain else ():
+            place = self.root / "replaced" / f"{hash}-{time.time_ns()}"
+            place.parent.mkdir(exist_ok=True)
+            (self.root / hash).rename(place)
 
     def folder(self, run: PlannedRun) -> RunFolder:
         return RunFolder(self.root / run.hash)
@@ -116,7 +130,13 @@ def make_plan(
         runs = loaded.grid.runs(data, overrides, seeds, only, match, lrs, scale)
     changed = {**(overrides or {}), **({"match": match} if match and match != (loaded.grid.match or "none") else {})}
     setting = setting_label(data or next(iter(loaded.grid.bases)), changed)
-    return Plan(loaded, setting, root, runs, find_states(root, {run.hash for run in runs}), aa)
+    standings = find_standings(root, {run.hash for run in runs}).runs
+    other_code = {
+        hash: files
+        for hash, each in standings.items()
+        if each.state == State.DONE and each.result and (files := changed_code(each.result.get("code") or {}))
+    }
+    return Plan(loaded, setting, root, runs, {hash: each.state for hash, each in standings.items()}, aa, other_code)
 
 
 def _aa_runs(

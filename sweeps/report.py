@@ -64,6 +64,15 @@ def print_plan(plan: Plan) -> None:
         console.print(f"each variant at the learning rates {', '.join(f'{rate:g}' for rate in rates)}", highlight=False)
     for warning, name in warned.items():
         console.print(f"note: {name}: {warning}", style="yellow", highlight=False)
+    if plan.changed:
+        files = sorted({file for files in plan.changed.values() for file in files})
+        shown = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+        console.print(
+            f"note: {len(plan.changed)} finished runs were trained by other code ({shown}); `run --retrain` trains "
+            "them again",
+            style="yellow",
+            highlight=False,
+        )
     for name, reason in plan.loaded.grid.left_out.items():
         console.print(f"left out: {name}: {reason}", style="yellow", highlight=False)
 
@@ -100,6 +109,7 @@ def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool,
     say_left_alone(counts, retry)
     with launch_lock(plan.root):
         plan.write_manifest()
+        plan.put_aside()
     if not missing:
         console.print("nothing to run")
         return counts[State.DONE] == len(plan.states)

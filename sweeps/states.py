@@ -52,18 +52,21 @@ def find_standings(root: Path, hashes: Collection[str], submissions: list[Submis
         min((submission.time for submission, _ in open_.values()), default=0.0),
     )
     standings = {}
-    for hash in hashes:
-        folder, result = RunFolder(root / hash), results[hash]
+    for hash, result in results.items():
         submission, index = latest.get(hash, (None, 0))
-        job = answer.jobs.get((submission.id, index)) if submission else None
-        number = None
-        if hash in open_ and submission:
-            number = job.number if job else submission.job_of(index)
-            state, note = _of_job(folder, job, answer.problem)
-        else:
-            state = State(result["state"]) if result else state_of(folder)
+        if result and hash not in open_:
+            standings[hash] = Standing(State(result["state"]), submission, result=result)
+            continue
+        folder = RunFolder(root / hash)
+        if submission is None:
+            state = state_of(folder)
             note = Attempts(folder).last_note() if state == State.INTERRUPTED else ""
-        standings[hash] = Standing(state, submission, number, job, result, note)
+            standings[hash] = Standing(state, note=note)
+        else:
+            job = answer.jobs.get((submission.id, index))
+            state, note = _of_job(folder, job, answer.problem)
+            number = job.number if job else submission.job_of(index)
+            standings[hash] = Standing(state, submission, number, job, result, note)
     return Standings(standings, answer.problem)
 
 

@@ -2,13 +2,16 @@
 
 import json
 import textwrap
+from dataclasses import replace
 
 import pytest
 from small import RUN
 
 from metamixer import ConfigError, differences, digest, override
 from metamixer.operation import REGISTRY
+from metamixer.plugins import code_digest
 from metamixer.training.folder import RunFolder
+from metamixer.training.provenance import PACKAGE
 from sweeps import Grid, State, Variant, grid_questions, load_grid, make_plan
 from sweeps.grid import LoadedGrid, setting_label, undeclared
 from sweeps.report import print_plan
@@ -276,6 +279,26 @@ def test_states_follow_the_folders(tmp_path):
     plan = make_plan(LOADED, tmp_path)  # the fourth let go without having begun
     assert [run.hash for run in plan.missing()] == [run.hash for run in plan.runs[2:]]
     assert [run.hash for run in plan.missing(retry=True)] == [run.hash for run in plan.runs[1:]]
+
+
+def test_finished_runs_of_other_code_are_named_and_trained_again_on_demand(tmp_path, capsys):
+    """What they were stays in `replaced/`."""
+    plan = make_plan(LOADED, tmp_path)
+    now = {"backbone.py": code_digest(PACKAGE / "backbone.py"), "rng.py": code_digest(PACKAGE / "rng.py")}
+    for run, code in zip(plan.runs, (now, {**now, "rng.py": "0" * 16}), strict=False):
+        plan.folder(run).create(run.config)
+        plan.folder(run).write("result.json", {"state": "done", "code": code, "top1": 50.0})
+    plan = make_plan(LOADED, tmp_path)
+    old = plan.runs[1]
+    assert plan.changed == {old.hash: ["rng.py"]} and old not in plan.missing()
+    print_plan(plan)
+    assert "1 finished runs were trained by other code (rng.py); `run --retrain`" in capsys.readouterr().out
+    again = replace(plan, retrain=True)
+    assert {run.hash for run in again.missing()} - {run.hash for run in plan.missing()} == {old.hash}
+    again.put_aside()
+    assert make_plan(LOADED, tmp_path).states[old.hash] == State.NEW
+    (kept,) = (tmp_path / "replaced").iterdir()
+    assert kept.name.startswith(old.hash) and RunFolder(kept).result()["top1"] == 50.0
 
 
 def test_two_variants_that_are_the_same_run_are_trained_once(tmp_path):
