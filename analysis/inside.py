@@ -22,7 +22,7 @@ from metamixer.mixer import MetaMixer
 from metamixer.networks import Network, find_network
 from metamixer.operation import Layout
 from metamixer.training.checkpoint import LAST, load_weights
-from metamixer.training.data import Data
+from metamixer.training.samples import open_data
 
 from . import rates
 from .frame import each
@@ -132,14 +132,14 @@ def images(networks: list[Inside], count: int = 64) -> tuple[Tensor, str]:
     assert inside.network.run is not None
     data = inside.network.run.data
     try:
-        batches = Data(data, None).evaluation("test")
+        batches = open_data(data, None, 0, torch.device("cpu")).evaluation("test")
         found: list[Tensor] = []
         while sum(map(len, found)) < count and (batch := next(batches, None)) is not None:
             found.append(batch[0])
         return torch.cat(found)[:count].contiguous(), f"{count} test images"
     except ConfigError:
         noise = torch.randn(count, *inside.network.input_size, generator=torch.Generator().manual_seed(0))
-        return noise, f"{count} images of noise ({data.name} is not on this machine)"
+        return noise, f"{count} images of noise ({data.about} is not on this machine)"
 
 
 def receptive_field(inside: Inside, batch: Tensor, stage: int | None = None) -> np.ndarray:

@@ -112,9 +112,10 @@ def _create(name: str, arguments: dict[str, Any]) -> Any:
 
 def of_run(name: str, run: RunConfig, resolution: int | None = None) -> Network:
     """A run's network, with its initial values."""
-    size = resolution or run.data.image_size
-    model = run.build(img_size=size).eval()
-    return Network(name, model, (run.data.channels, size, size), run.data.mean, run.data.std, run)
+    channels, height, width = run.data.input_size
+    height, width = (resolution, resolution) if resolution else (height, width)
+    model = run.build(img_size=(height, width)).eval()
+    return Network(name, model, (channels, height, width), run.data.mean, run.data.std, run)
 
 
 def _load_reported(model: nn.Module, folder: RunFolder) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .architecture import isotropic
 from .config import ConfigError, digest, override
 from .ffnet import CONFIGS
 from .training.data_config import DataConfig
@@ -78,6 +79,25 @@ SCREENING = {"data.train_samples": 5000, "recipe.epochs": 4, "recipe.ema_decay":
 # a mirrored digit is no digit; with a tenth of the steps the EMA is shorter again, lest the average
 # of BatchNorm's statistics still remember their start
 SMALL_DIGITS = override(SMALL, {"flip_prob": 0.0, "lr": 4e-3, "ema_decay": 0.8})
+
+# Probes: 600 steps of 64 new samples each, learning rates that fall from the second tenth on
+PROBE = Recipe(
+    epochs=12,
+    warmup_epochs=1,
+    cooldown_epochs=0,
+    batch_size=64,
+    lr=3e-3,
+    warmup_lr=1e-5,
+    init="fan_in",
+    crop_scale=(1.0, 1.0),
+    flip_prob=0.0,
+    rand_augment=None,
+    erase_prob=0.0,
+    mixup_alpha=0.0,
+    cutmix_alpha=0.0,
+    label_smoothing=0.0,
+    ema_decay=None,
+)
 
 PAPER = "arXiv 2406.02021"
 BASE = RunConfig(model=CONFIGS["ffnet_1"], data=IMAGENET, recipe=FFNET_1, seed=42)
@@ -214,6 +234,16 @@ RECIPES: dict[str, NamedRun] = {
         "85.3 %",
         _network("ffnet_4", 0.5, 0.8, **FINE_TUNE),
         needs={"initial.source": ("ffnet_4", "last.pt")},
+    ),
+    "recall": NamedRun(
+        "attention in an isotropic network, 8×8 cells: each key is asked for its value",
+        "this project",
+        "100 % measured",
+        {
+            "model": isotropic(2, 32, "attention"),
+            "data": {"task": "recall", "train_samples": 50 * 64, "val_samples": 500, "test_samples": 1000},
+            "recipe": PROBE,
+        },
     ),
     "small": NamedRun(
         "ffnet_1's recipe scaled down to Fashion-MNIST",

@@ -100,9 +100,9 @@ def _network(config: RunConfig) -> dict[str, Any]:
     return {
         "modules": values["modules"],
         "model": values["model"],
-        "channels": data.channels,
-        "image_size": data.image_size,
+        "input_size": data.input_size,
         "num_classes": data.num_classes,
+        "head": data.head,
     }
 
 

@@ -31,9 +31,9 @@ _costs: dict[str, Cost] = {}
 def cost(config: RunConfig) -> Cost:
     """Parameters and multiply-adds of a run's network at its resolution, counted once."""
     data = config.data
-    key = f"{digest(config.model)} {data.channels} {data.image_size} {data.num_classes}"
+    key = f"{digest(config.model)} {data.input_size} {data.num_classes} {data.head}"
     if key not in _costs:
-        _costs[key] = count(config.build(), (data.channels, data.image_size, data.image_size), inplace=True)
+        _costs[key] = count(config.build(), data.input_size, inplace=True)
     return _costs[key]
 
 

@@ -3,11 +3,12 @@
 from . import broadcast, local, recall, relation, shapes, strips
 from .probe import Probe, ProbeConfig
 from .streams import Streams
-from .task import NOT_ASKED, TASKS, Metric, Task, TaskConfig, build_task, fingerprint, register, resolve_task
+from .task import NOT_ASKED, TASKS, Head, Metric, Task, TaskConfig, build_task, fingerprint, register, resolve_task
 
 __all__ = [
     "NOT_ASKED",
     "TASKS",
+    "Head",
     "Metric",
     "Probe",
     "ProbeConfig",

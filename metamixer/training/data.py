@@ -26,7 +26,7 @@ from torch import Tensor
 from ..config import ConfigError
 from ..rng import derive, permutation
 from .augment import BatchAugment, normalise
-from .data_config import DataConfig
+from .data_config import AnyData, DataConfig
 from .datasets import SPLIT_SEED, BrokenImage, Images, class_names, decode, open_split, read_image
 from .folder import RunFolder
 from .image_folder import manifest_of, number_classes, what_changed
@@ -359,7 +359,7 @@ def _eval_transform(config: DataConfig) -> Any:
     )
 
 
-def default_workers(config: DataConfig, device: str, processes: int = 1) -> int:
+def default_workers(config: AnyData, device: str, processes: int = 1) -> int:
     """Data workers for each of `processes` training processes on this machine.
 
     None for small images, which are in memory. A GPU wants all the cores that it can get, up to 16; on a CPU the

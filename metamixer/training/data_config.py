@@ -1,10 +1,12 @@
-"""The configuration of a data set: which images, their splits, size and statistics."""
+"""The configuration of a run's data: which images, their splits, size and statistics, or which task's samples."""
 
-from typing import Annotated, Any, Literal
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from ..config import Config, ConfigError
+from ..tasks import Head, Task, TaskConfig, build_task, resolve_task
 from . import image_folder
 
 Positive = Annotated[float, Field(gt=0)]
@@ -50,6 +52,8 @@ class DataConfig(Config):
     their name identifies.
     """
 
+    head: ClassVar[Head] = "pooled"
+
     name: Annotated[str, AfterValidator(_data_name)]
     root: str | None = None
     manifest: str | None = Field(default_factory=_manifest)
@@ -71,6 +75,71 @@ class DataConfig(Config):
             )
         return self
 
+    @property
+    def about(self) -> str:
+        """The data in a few words."""
+        return f"{self.name} {self.root or ''}".strip() + f" at {self.image_size} px, crop {self.eval_crop:g}"
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the network sees."""
+        return self.channels, self.image_size, self.image_size
+
     def identity(self) -> dict[str, Any]:
         by_root = self.name == "folder" and self.manifest is None
         return {**self.to_dict(), "root": self.root if by_root else None}
+
+
+class TaskData(Config):
+    """Samples of a task, e.g. of a probe, in the place of a data set.
+
+    `train_samples` are those of an epoch; no sample comes twice. `val_samples` and `test_samples` are the same for
+    every seed. What is measured of images is measured of the answers that are asked: top-1 is the accuracy of a probe.
+    """
+
+    task: Annotated[SerializeAsAny[TaskConfig], BeforeValidator(resolve_task)]
+    train_samples: int = Field(gt=0)
+    val_samples: int = Field(default=0, ge=0)
+    test_samples: int = Field(gt=0)
+
+    @cached_property
+    def built(self) -> Task:
+        return build_task(self.task)
+
+    @property
+    def about(self) -> str:
+        parameters = [f"{key} {value}" for key, value in self.task.to_dict().items() if key != "name"]
+        return f"task {self.task.name} ({', '.join(parameters)})"
+
+    @property
+    def head(self) -> Head:
+        return self.built.head
+
+    @property
+    def num_classes(self) -> int:
+        return self.built.num_classes
+
+    @property
+    def channels(self) -> int:
+        return self.built.in_chans
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the network sees."""
+        return self.built.in_chans, *self.built.input_size
+
+    @property
+    def image_size(self) -> int:
+        """The longer side of the input."""
+        return max(self.built.input_size)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return (0.0,) * self.channels
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return (1.0,) * self.channels
+
+
+AnyData = DataConfig | TaskData

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import ConfigError
+from ..tasks import NOT_ASKED
 from .distributed import ALONE, World
 
 
@@ -37,7 +38,7 @@ def evaluate(
     predicted, labels = [np.empty(0, np.int16)], [np.empty(0, np.int16)]  # a process may have no image
     for images, classes in batches:
         images, classes = images.to(device, non_blocking=True), classes.to(device, non_blocking=True)
-        logits = model(images).float()
+        logits, classes = asked(model(images).float(), classes)
         top = logits.topk(min(5, logits.shape[1])).indices  # (B, 5)
         right = top == classes[:, None]
         hits1 += int(right[:, 0].sum())
@@ -58,3 +59,9 @@ def evaluate(
         "images": images_seen,
     }
     return scores, np.concatenate(all_predicted), np.concatenate(all_labels)
+
+
+def asked(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, K, …) and classes (B, …) as (N, K) and (N,): one row for each answer that is asked."""
+    where = classes != NOT_ASKED
+    return logits.movedim(1, -1)[where], classes[where]

@@ -19,6 +19,7 @@ from ..config import ConfigError
 from ..rng import derive
 from . import checkpoint, weights
 from .data import Batch
+from .data_config import TaskData
 from .depthwise import split_depthwise
 from .distill import Teacher, TeacherCache, distillation_loss
 from .distributed import ALONE, World
@@ -93,10 +94,14 @@ class Learner:
             if mixup or cutmix
             else None
         )
-        self.loss: nn.Module = (
-            SoftTargetCrossEntropy() if self.mixup else LabelSmoothingCrossEntropy(recipe.label_smoothing)
-        )
-        self.teacher = Teacher(recipe.distillation, config.data, device, classes) if recipe.distillation else None
+        self.loss: Callable[[Tensor, Tensor], Tensor]
+        self.teacher = None
+        if isinstance(config.data, TaskData):
+            self.loss = config.data.built.loss
+        else:
+            smoothed = LabelSmoothingCrossEntropy(recipe.label_smoothing)
+            self.loss = SoftTargetCrossEntropy() if self.mixup else smoothed
+            self.teacher = Teacher(recipe.distillation, config.data, device, classes) if recipe.distillation else None
         self.cache: TeacherCache | None = None
         if self.teacher is not None and teacher_cache is not None:
             size = TeacherCache.size(config, steps)

@@ -19,6 +19,7 @@ from .data import Batch, Data
 from .distributed import joined
 from .learner import Learner, on_device
 from .run_config import RunConfig
+from .samples import Samples, open_data
 
 WARM_UP = 3
 
@@ -56,7 +57,7 @@ def measure(config: RunConfig, steps: int = 20, device: str = "auto", workers: i
     if steps < 1:
         raise ConfigError(f"steps {steps}: at least one is measured")
     with joined(device, config.threads) as (world, own_device):
-        data = Data(config.data, config.recipe, config.seed, workers)
+        data = open_data(config.data, config.recipe, config.seed, own_device, workers)
         learner = Learner(config, own_device, data.steps, world)
         batches = on_device(_endless(data, world.rank, world.size), own_device)
 
@@ -93,7 +94,7 @@ def measure(config: RunConfig, steps: int = 20, device: str = "auto", workers: i
         return Profile(statistics.median(plain), parts, images, _memory(learner), own_device)
 
 
-def _endless(data: Data, rank: int, processes: int) -> Iterator[Batch]:
+def _endless(data: Data | Samples, rank: int, processes: int) -> Iterator[Batch]:
     for epoch in itertools.count():
         yield from data.batches(epoch, 0, rank, processes)
 

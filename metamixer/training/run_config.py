@@ -1,15 +1,16 @@
 """What a run is: a network, data, a recipe and a seed, all resolved before anything starts."""
 
+import json
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 
 from .. import plugins
 from ..architecture import BackboneConfig
 from ..backbone import Backbone
-from ..config import Config
-from .data_config import DataConfig
+from ..config import Config, ConfigError
+from .data_config import AnyData, DataConfig, TaskData
 from .recipe import Recipe, Weights
 
 
@@ -18,6 +19,27 @@ class UserModule(Config):
 
     name: str
     digest: str
+
+
+def _images_or_task(value: Any) -> AnyData:
+    if isinstance(value, DataConfig | TaskData):
+        return value
+    cls = TaskData if isinstance(value, dict) and "task" in value else DataConfig
+    return cls.model_validate_json(json.dumps(value))
+
+
+# what the recipe does with images and their labels, by the value that turns it off
+_OF_IMAGES = {
+    "crop_scale": (1.0, 1.0),
+    "flip_prob": 0.0,
+    "color_jitter": 0.0,
+    "rand_augment": None,
+    "erase_prob": 0.0,
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+    "label_smoothing": 0.0,
+    "distillation": None,
+}
 
 
 class RunConfig(Config):
@@ -30,7 +52,8 @@ class RunConfig(Config):
 
     modules: tuple[UserModule, ...] = ()
     model: SerializeAsAny[BackboneConfig]
-    data: DataConfig
+    # not by pydantic's union, whose errors would name both
+    data: Annotated[SerializeAsAny[AnyData], PlainValidator(_images_or_task)]
     recipe: Recipe
     seed: int = Field(default=0, ge=0)
     initial: Weights | None = None
@@ -38,9 +61,21 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _find_modules(self) -> "RunConfig":
-        found = plugins.used(self.model.to_dict()) if plugins.loaded() else []
+        task = self.data.task.to_dict() if isinstance(self.data, TaskData) else None
+        found = plugins.used([self.model.to_dict(), task]) if plugins.loaded() else []
         modules = tuple(UserModule(name=plugin.name, digest=plugin.digest) for plugin in found)
         object.__setattr__(self, "modules", modules)  # frozen
+        return self
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> "RunConfig":
+        if isinstance(self.data, TaskData):
+            for key, plain in _OF_IMAGES.items():
+                if getattr(self.recipe, key) != plain:
+                    raise ConfigError(
+                        f"recipe.{key} {getattr(self.recipe, key)!r}: a task's samples are trained on as they are, "
+                        f"set it to {json.dumps(plain)}"
+                    )
         return self
 
     @classmethod
@@ -63,7 +98,8 @@ class RunConfig(Config):
         arguments: dict[str, Any] = {
             "num_classes": self.data.num_classes,
             "in_chans": self.data.channels,
-            "img_size": self.data.image_size,
+            "img_size": self.data.input_size[1:],
+            "global_pool": "avg" if self.data.head == "pooled" else "",
             "drop_path_rate": self.recipe.drop_path_rate,
             "seed": self.seed,
             "init": self.recipe.init,

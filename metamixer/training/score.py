@@ -15,12 +15,13 @@ from ..config import ConfigError, override
 from ..ffnet import default_cfgs
 from . import checkpoint, weights
 from .data import Data
-from .data_config import DataConfig
+from .data_config import AnyData, DataConfig, TaskData
 from .distributed import joined
 from .evaluate import evaluate
 from .folder import RunFolder
 from .recipe import Weights, is_timm_model
 from .run_config import RunConfig
+from .samples import Samples
 
 Rows = dict[str, dict[str, Any]]
 
@@ -32,7 +33,7 @@ def score(
     network: str | None = None,
     device: str = "auto",
     workers: int = 0,
-) -> tuple[Rows, DataConfig, dict[str, str]]:
+) -> tuple[Rows, AnyData, dict[str, str]]:
     """Evaluate all weights that `source` holds; several processes (`distributed`) share the images out.
 
     Args:
@@ -49,13 +50,16 @@ def score(
     """
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     classes = transform = None
-    changes = {"manifest": None, **changes}  # of a training's images, which need not be there
+    tested: AnyData = data
     if Path(source).exists() and (folder / "config.json").is_file():
         if network is not None:
             raise ConfigError(f"--model {network}: {folder} is a run, which has its own network")
-        run = override(RunFolder(folder).config(), {f"data.{key}": value for key, value in changes.items()})
+        run = RunFolder(folder).config()
+        if isinstance(run.data, DataConfig):
+            changes = {"manifest": None, **changes}  # of a training's images, which need not be there
+        run = override(run, {f"data.{key}": value for key, value in changes.items()})
         models, classes = _of_a_run(Path(source), run)
-        data = run.data
+        tested = run.data
     else:
         name = network or _network_of(source)
         if not is_timm_model(name):
@@ -63,16 +67,21 @@ def score(
             raise ConfigError(f"no timm model {name!r}" + (f"; there are {', '.join(near)}, ..." if near else ""))
         states = _states(source, name)
         bias = next(iter(states.values())).get(f"{get_pretrained_cfg(name).classifier}.bias")
-        data, transform = _own_images(name, data, changes if bias is None else {"num_classes": len(bias), **changes})
-        models = _of_timm(source, name, data, states)
+        changes = {"manifest": None, **({} if bias is None else {"num_classes": len(bias)}), **changes}
+        tested, transform = _own_images(name, data, changes)
+        models = _of_timm(source, name, tested, states)
     with joined(device) as (world, own):
-        images = Data(data, None, workers=workers, classes=classes, transform=transform)
+        images: Data | Samples
+        if isinstance(tested, TaskData):
+            images = Samples(tested, None, 0, own)
+        else:
+            images = Data(tested, None, workers=workers, classes=classes, transform=transform)
         rows = {}
         for kind, model in models.items():
             model = model.to(own).eval()
             rows[kind], _, _ = evaluate(model, images.evaluation("test", world.rank, world.size), own, world)
         broken = {name: why for part in world.gather(images.broken) for name, why in part.items()}
-    return rows, data, broken
+    return rows, tested, broken
 
 
 def _of_a_run(source: Path, run: RunConfig) -> tuple[dict[str, nn.Module], list[str] | None]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..config import digest
 from .data import default_workers
-from .data_config import DataConfig
+from .data_config import AnyData, DataConfig
 from .distributed import world_of_environment
 from .folder import RunFolder
 from .profile import measure
@@ -88,7 +88,7 @@ def show_profile(config: RunConfig, device: str, workers: int | None, steps: int
     )
 
 
-def _workers(data: DataConfig, device: str, asked: int | None) -> int:
+def _workers(data: AnyData, device: str, asked: int | None) -> int:
     # torchrun starts several processes on a machine; srun gives each task its own cores
     return default_workers(data, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) if asked is None else asked
 
@@ -101,11 +101,9 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _print_scores(
-    console: Console, rows: dict[str, Any], data: DataConfig, broken: dict[str, str], reported: str | None = None
+    console: Console, rows: dict[str, Any], data: AnyData, broken: dict[str, str], reported: str | None = None
 ) -> None:
-    where = f"{data.name} {data.root or ''}".strip()
-    size = f"{data.image_size} px, crop {data.eval_crop:g}"
-    console.print(f"evaluation images of {where} at {size}", highlight=False, soft_wrap=True)
+    console.print(f"evaluation images of {data.about}", highlight=False, soft_wrap=True)
     table = Table("weights", box=None, pad_edge=False)
     for heading in ("top-1 %", "top-5 %", "loss", "images"):
         table.add_column(heading, justify="right")

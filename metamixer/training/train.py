@@ -31,6 +31,7 @@ from .evaluate import evaluate
 from .folder import RunFolder
 from .learner import Learner, on_device
 from .run_config import RunConfig
+from .samples import Samples, open_data
 from .surroundings import SurroundingsError, surroundings
 
 log = logging.getLogger(__name__)
@@ -86,11 +87,11 @@ def train(
     with joined(device, config.threads) as (world, own_device), ExitStack() as stack:
         try:
             # data that can't be used must not leave a folder behind
-            data = None if (folder.path / "config.json").exists() else _open_data(config, workers)
+            data = None if (folder.path / "config.json").exists() else _open_data(config, own_device, workers)
             done = _take(folder, config, world, stack)
             if done is not None:
                 return done
-            data = data or _open_data(config, workers)
+            data = data or _open_data(config, own_device, workers)
             data.record(folder, world.first)
             return Trainer(config, folder, own_device, data, world, teacher_cache, after_epoch, watch).run()
         except (Interrupted, ConfigError):
@@ -110,8 +111,8 @@ def train(
             raise
 
 
-def _open_data(config: RunConfig, workers: int) -> Data:
-    return Data(config.data, config.recipe, config.seed, workers)
+def _open_data(config: RunConfig, device: torch.device, workers: int) -> Data | Samples:
+    return open_data(config.data, config.recipe, config.seed, device, workers)
 
 
 def _take(folder: RunFolder, config: RunConfig, world: World, stack: ExitStack) -> dict[str, Any] | None:
@@ -138,7 +139,7 @@ class Trainer:
         config: RunConfig,
         folder: RunFolder,
         device: torch.device,
-        data: Data,
+        data: Data | Samples,
         world: World = ALONE,
         teacher_cache: Path | str | None = None,
         after_epoch: Callable[[dict[str, Any]], None] | None = None,
@@ -298,7 +299,7 @@ class Trainer:
             return self.world.broadcast()
         cost = count(
             config.build(),
-            (config.data.channels, config.data.image_size, config.data.image_size),
+            config.data.input_size,
         )
 
         def write(path: Path) -> None:

@@ -1,0 +1,146 @@
+"""A task in the place of a data set: trained, killed and resumed, evaluated, planned like any run."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from test_training import Killed, at_steps, outcome, same
+
+from metamixer import ConfigError, digest, isotropic, override, parse
+from metamixer.plugins import load_module
+from metamixer.recipes import PROBE, RECIPES, named_run
+from metamixer.tasks import NOT_ASKED
+from metamixer.training.data_config import TaskData
+from metamixer.training.evaluate import asked
+from metamixer.training.run_config import RunConfig
+from metamixer.training.samples import Samples, open_data
+from metamixer.training.score import score
+from metamixer.training.train import train
+
+CPU = torch.device("cpu")
+DATA = {"task": {"name": "recall", "pairs": 4}, "train_samples": 35, "val_samples": 12, "test_samples": 13}
+CONFIG = override(
+    RunConfig(model=isotropic(2, 8, "depthwise"), data=parse(TaskData, DATA), recipe=PROBE),
+    {
+        "recipe.epochs": 3,
+        "recipe.batch_size": 8,
+        "recipe.micro_batch": 4,
+        "recipe.drop_path_rate": 0.2,
+        "recipe.ema_decay": 0.9,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / digest(CONFIG)
+    train(CONFIG, path, "cpu")
+    return path, outcome(path)
+
+
+def test_answers_that_are_asked_are_what_is_measured(undisturbed):
+    path, found = undisturbed
+    result, predictions = found["result"], found["predictions"]
+    assert result["state"] == "done" and result["raw"]["images"] == 13 * 4 == len(predictions["label"])
+    assert result["top1"] == pytest.approx(100 * np.mean(predictions["ema"] == predictions["label"]))
+    _, answers = CONFIG.data.built.samples(0, "test", torch.arange(13))
+    assert predictions["label"].tolist() == answers[answers != NOT_ASKED].tolist()
+    rows, data, _ = score(str(path), CONFIG.data, {}, device="cpu")
+    assert data == CONFIG.data and rows["ema"] == result["ema"] and rows["raw"] == result["raw"]
+
+
+def test_killed_and_resumed_it_gives_the_same_bits(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr("metamixer.training.train.CHECKPOINT_SECONDS", -1.0)
+
+    def kill():
+        raise Killed
+
+    at_steps(monkeypatch, [3, 6, 11], kill)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            train(CONFIG, tmp_path / "run", "cpu")
+    train(CONFIG, tmp_path / "run", "cpu")
+    assert same(outcome(tmp_path / "run"), undisturbed[1])
+
+
+def batches(seed=0, epoch=0, **position):
+    return list(Samples(CONFIG.data, CONFIG.recipe, seed, CPU).batches(epoch, **position))
+
+
+def equal(one, two):
+    return len(one) == len(two) and all(map(torch.equal, itertools.chain(*one), itertools.chain(*two)))
+
+
+def test_no_sample_comes_twice_and_processes_share_each_step():
+    epochs = [batches(epoch=epoch) for epoch in range(3)]
+    inputs = torch.cat([x for epoch in epochs for x, _ in epoch])
+    assert len(inputs) == 3 * 4 * 8 == len({x.numpy().tobytes() for x in inputs})
+    assert equal(epochs[1][4:], batches(epoch=1, first_step=2))
+    shared = [batches(rank=rank, processes=2) for rank in (0, 1)]
+    assert equal(list(itertools.chain(*zip(*shared, strict=True))), epochs[0])
+    assert not equal(epochs[0], batches(seed=1))
+
+
+def test_what_is_evaluated_is_the_same_for_every_seed_and_shared_out():
+    data = [open_data(CONFIG.data, CONFIG.recipe, seed, CPU) for seed in (0, 1)]
+    whole = [torch.cat(x) for x in zip(*data[0].evaluation("val"), strict=True)]
+    assert len(whole[0]) == 12 and equal([whole], list(data[1].evaluation("val")))
+    parts = [list(data[0].evaluation("test", rank, 3)) for rank in range(3)]
+    assert [sum(len(x) for x, _ in part) for part in parts] == [4, 4, 5]
+    joined = [torch.cat(x) for x in zip(*itertools.chain(*parts), strict=True)]
+    assert equal([joined], list(data[0].evaluation("test")))
+
+
+def test_one_row_for_each_answer():
+    logits, classes = torch.randn(2, 3, 2, 2), torch.tensor([[[0, -100], [2, 1]], [[-100, -100], [-100, 0]]])
+    rows, answers = asked(logits, classes)
+    places = [(0, 0, 0), (0, 1, 0), (0, 1, 1), (1, 1, 1)]
+    assert answers.tolist() == [0, 2, 1, 0]
+    assert torch.equal(rows, torch.stack([logits[b, :, i, j] for b, i, j in places]))
+    assert asked(logits[..., 0, 0], torch.tensor([1, 2]))[1].tolist() == [1, 2]
+
+
+def test_a_users_own_task_is_part_of_the_run(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from metamixer.tasks import register\nfrom metamixer.tasks.local import Shift\n\n"
+        "@register\nclass Mine(Shift):\n    name = 'mine'\n"
+    )
+    load_module(str(tmp_path / "own.py"))
+    config = override(CONFIG, {"data.task": {"name": "mine", "symbols": 3}})
+    assert [module.name for module in config.modules] == ["own.py"] and not CONFIG.modules
+    assert train(override(config, {"recipe.epochs": 2}), tmp_path / "run", "cpu")["state"] == "done"
+    assert list((tmp_path / "run").rglob("own-*.py"))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data.task": "recal"}, "data.task: no task 'recal'; there are"),
+        ({"data.task.pairs": 17}, "data.task: task recall: 17 pairs need as many keys"),
+        ({"data.test_samples": 0}, "data.test_samples: .*greater than 0"),
+        ({"data.classes": 3}, "data.classes: no key 'classes' here; the keys are task"),
+        ({"recipe.flip_prob": 0.5}, r"recipe.flip_prob 0.5: a task's samples are trained on as they are, set it to 0"),
+        ({"recipe.rand_augment": "rand-m9"}, "recipe.rand_augment 'rand-m9': .*set it to null"),
+        ({"recipe.label_smoothing": 0.1}, "recipe.label_smoothing"),
+    ],
+)
+def test_bad_input_is_one_line(changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        override(CONFIG, changes)
+    assert "\n" not in str(error.value)
+
+
+def test_fewer_samples_than_a_batch_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data.train_samples 7: fewer than one batch of 8"):
+        train(override(CONFIG, {"data.train_samples": 7}), tmp_path / "run", "cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("task", ["strips", {"name": "recall", "picture": True}, "majority", "path"])
+def test_every_kind_of_task_has_its_network(task):
+    run = override(named_run("recall"), {"data.task": task if isinstance(task, dict) else {"name": task}})
+    channels, height, width = run.data.input_size
+    out = run.build()(torch.randn(2, channels, height, width))
+    assert out.shape == (2, run.data.num_classes, *((height, width) if run.data.head == "cells" else ()))
+    assert "recall" in RECIPES
