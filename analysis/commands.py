@@ -26,15 +26,9 @@ def report(
 
     Tables, pictures, configurations, environment and the runs behind them.
     """
-    from analysis.report import report as render_page
+    from analysis.report import write_report
 
-    page, meta = render_page(runs, Path(grid).stem, data, out.parent if out else None)
-    path = out or runs / "grids" / f"{meta.grid}@{meta.data}.html"
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot write here ({error.strerror or error})") from None
-    print(path)
+    print(write_report(runs, Path(grid).stem, data, out))
 
 
 @app.command()
@@ -48,7 +42,7 @@ def ship(
     ] = None,
 ) -> None:
     """Pack finished runs for the notebooks, without checkpoints."""
-    from analysis.frame import load
+    from analysis.frame import settings
     from analysis.results import of_grid, of_search, write
 
     wanted = weights.split(",") if weights else []
@@ -59,8 +53,8 @@ def ship(
         if searches:
             packs += [of_search(runs, grid, folder.name.partition("@")[2]) for folder in searches]
         else:
-            settings = dict.fromkeys(load(runs, grid, data)["data"])
-            packs += [of_grid(runs, grid, setting, wanted) for setting in settings]
+            launched = [setting for _, setting in settings(runs, grid) if data in (None, setting)]
+            packs += [of_grid(runs, grid, setting, wanted) for setting in launched or [data]]
     for variant in wanted:
         if not any(variant in pack.weights for pack in packs):
             there = ", ".join(pack.name for pack in packs)
@@ -71,23 +65,29 @@ def ship(
 
 
 def show_grid(root: Path, grid: str, setting: str | None) -> None:
-    """The tables of a grid's finished runs, kept as CSV, and their picture."""
+    """The tables of a grid's finished runs, kept as CSV, and their picture; of all its settings if none is given."""
     from rich.console import Console
 
-    from analysis.frame import describe, load
+    from analysis.frame import load, settings
     from analysis.plots import picture, save
     from analysis.statistics import declared
     from analysis.tables import render, to_csv
 
-    runs = load(root, grid, setting, remember=True)
-    comparisons, meta = declared(runs), describe(runs)
     console = Console() if sys.stdout.isatty() else Console(width=110)
-    stem = root / "grids" / f"{grid}@{meta.data}"
-    for comparison, path in zip(comparisons, (f"{stem}.csv", f"{stem}-best.csv"), strict=False):
-        console.print(render(comparison, meta))
-        to_csv(comparison, meta, path)
-    save(picture(comparisons[0], meta), f"{stem}.png")
-    console.print(f"picture: {stem}.png   table: {stem}.csv", soft_wrap=True, highlight=False)
+    for data in [setting] if setting else [data for _, data in settings(root, grid)] or [None]:
+        runs, meta = load(root, grid, data)
+        comparisons = declared(runs, meta)
+        for comparison in comparisons:
+            console.print(render(comparison, meta))
+        stem = root / "grids" / f"{grid}@{meta.data}"
+        try:
+            for comparison, path in zip(comparisons, (f"{stem}.csv", f"{stem}-best.csv"), strict=False):
+                to_csv(comparison, meta, path)
+            save(picture(comparisons[0], meta), f"{stem}.png")
+            said = f"picture: {stem}.png   table: {stem}.csv"
+        except OSError as error:
+            said = f"{stem}.csv, .png: not kept, cannot write here ({error.strerror or error})"
+        console.print(said, soft_wrap=True, highlight=False)
 
 
 def show_search(root: Path, name: str, setting: str | None, export: Path | None = None) -> None:

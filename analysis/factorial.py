@@ -9,22 +9,18 @@ and speaks about seeds: the test images are taken as given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy import special
+from scipy import stats
 
 from . import rates
-from .frame import Meta, each
-from .intervals import CONFIDENCE, holm
-from .tables import interval, plural, signed, value
+from .frame import Meta, plural
+from .intervals import CONFIDENCE, holm, verdicts
 
 SLOTS = ("query_key", "activation", "coefficient_value")
-_NAMES = {"query_key": "query-key", "activation": "activation", "coefficient_value": "coefficient-value"}
+NAMES = {"query_key": "query-key", "activation": "activation", "coefficient_value": "coefficient-value"}
 _MIXER = "config.model.stages.0.token_mixer."
 _OF_WIDTH = {"head_dim"}  # what matching a cost changes
 
@@ -38,7 +34,8 @@ class Factorial:
             `additive` (the sum of its slots), `interaction` (what is left) with `low`, `high`, `p`, `p_holm` and
             `verdict`.
         effects: a row a slot's operation: `slot`, `operation`, `effect` on the mean with `low`, `high`, `verdict`.
-        sources: the analysis of variance: `source`, `df`, `share` of the cells' sum of squares, `f`, `p`, `p_holm`.
+        sources: the analysis of variance: `source`, `df`, `share` of the cells' sum of squares, `f`, `p`, `p_holm`,
+            `verdict`.
         levels: the operations of each slot, in declared order.
         seeds: those that every cell has a result for.
         noise: standard deviation of one run, without what cells and seeds explain.
@@ -56,7 +53,7 @@ class Factorial:
     @property
     def whole(self) -> bool:
         """Whether every cell is there, at two seeds or more, so that it could be taken apart."""
-        return len(self.effects) > 0
+        return len(self.sources) > 0
 
 
 def slots_of(runs: pd.DataFrame) -> pd.DataFrame:
@@ -70,17 +67,14 @@ def slots_of(runs: pd.DataFrame) -> pd.DataFrame:
     found = {}
     for slot in SLOTS:
         prefix = f"{_MIXER}{slot}."
-        names = runs.get(f"{prefix}name", pd.Series("", index=runs.index)).fillna("").astype(str)
+        labels = runs.get(f"{prefix}name", pd.Series("", index=runs.index)).fillna("").astype(str)
         keys = [name for name in runs.columns if name.startswith(prefix) and name[len(prefix) :] not in _OF_WIDTH]
-        labels = dict(names)
-        for name in set(names) - {""}:
-            rows = runs.loc[names == name, [key for key in keys if key != f"{prefix}name"]]
-            varying = [key for key in rows.columns if rows[key].nunique(dropna=False) > 1]
-            for index, row in rows[varying].iterrows():
-                labels[index] = " ".join(
-                    [name, *(_parameter(key.rpartition(".")[2], row[key]) for key in varying)]
-                ).strip()
-        found[slot] = pd.Series(labels, index=runs.index, dtype=str)
+        for _, rows in runs[keys].groupby(labels):
+            for key in keys:
+                if rows[key].nunique(dropna=False) > 1:
+                    name = key.rpartition(".")[2]
+                    labels[rows.index] += [_parameter(name, setting) for setting in rows[key]]
+        found[slot] = labels
     return pd.DataFrame(found, index=runs.index)
 
 
@@ -88,15 +82,16 @@ def _parameter(key: str, setting: object) -> str:
     if pd.isna(setting):  # type: ignore[call-overload]
         return ""
     number = f"{setting:g}" if isinstance(setting, float) else str(setting)
-    return f"{number}×{number}" if key == "kernel_size" else f"{key.replace('_', ' ')} {number}"
+    return f" {number}×{number}" if key == "kernel_size" else f" {key.replace('_', ' ')} {number}"
 
 
-def take_apart(runs: pd.DataFrame, metric: str = "top1") -> Factorial:
+def take_apart(runs: pd.DataFrame, meta: Meta) -> Factorial:
     """The cells of a grid, and where they make a full factorial, its main effects and interactions.
 
     Args:
-        runs: one grid on one data set, `frame.load(..., with_config=True)`.
+        runs: `frame.load(..., with_config=True)`.
     """
+    metric = meta.metric.column
     runs = rates.at(runs, "fixed")
     table = pd.concat([runs[["variant", "seed", "state", metric]], slots_of(runs)], axis=1)
     for slot in SLOTS:  # a run that was not started has no configuration, but others of its variant have
@@ -108,130 +103,63 @@ def take_apart(runs: pd.DataFrame, metric: str = "top1") -> Factorial:
     table = table[known]
     levels = {slot: list(dict.fromkeys(table[slot])) for slot in SLOTS}
     done = table[(table["state"] == "done") & table[metric].notna()]
-    grouped = done.groupby(list(SLOTS), sort=False)
-    cells = grouped.agg(
-        variant=("variant", "first"), n=(metric, "size"), mean=(metric, "mean"), sd=(metric, "std")
-    ).reset_index()
-    shape = tuple(len(levels[slot]) for slot in SLOTS)
-    at_seed = {
-        seed: group.drop_duplicates(list(SLOTS)).set_index(list(SLOTS))[metric] for seed, group in done.groupby("seed")
-    }
-    every = pd.MultiIndex.from_product([levels[slot] for slot in SLOTS], names=list(SLOTS))
-    whole = {int(str(seed)): values for seed, values in at_seed.items() if len(values) == len(every)}
-    if len(every) and len(cells) < len(every):
-        left_out.append(f"{len(every) - len(cells)} of {len(every)} cells have no result: interactions need them all")
-    elif len(whole) < max(len(at_seed), 2):
-        partly = [str(seed) for seed in at_seed if seed not in whole]
-        seeds = f" (of seed {', '.join(partly)} some cells are missing)" if partly else ""
-        left_out.append(f"{plural(len(whole), 'seed')} with every cell{seeds}; interactions need two or more")
-    nothing = pd.DataFrame(columns=["slot", "operation", "effect", "low", "high", "p", "p_holm", "verdict"])
-    if len(whole) < 2 or not len(every):
-        sources = pd.DataFrame(columns=["source", "df", "share", "f", "p", "p_holm"])
-        return Factorial(cells, nothing, sources, levels, tuple(whole), float("nan"), tuple(left_out))
-    y = np.stack([values.reindex(every).to_numpy().reshape(shape) for values in whole.values()])
-    return _analysed(y, cells, levels, tuple(whole), tuple(left_out))
+    cells = done.groupby(list(SLOTS), sort=False)
+    cells = cells.agg(variant=("variant", "first"), n=(metric, "size"), mean=(metric, "mean"), sd=(metric, "std"))
+    size = int(np.prod([len(of) for of in levels.values()]))
+    done = done.drop_duplicates([*SLOTS, "seed"])
+    at_seed = done.groupby("seed").size()
+    seeds = tuple(int(seed) for seed in at_seed.index[at_seed == size])
+    if len(cells) < size:
+        left_out.append(f"{size - len(cells)} of {size} cells have no result: interactions need them all")
+    elif len(seeds) < max(len(at_seed), 2):
+        partly = [str(seed) for seed in at_seed.index[at_seed != size]]
+        of = f" (of seed {', '.join(partly)} some cells are missing)" if partly else ""
+        left_out.append(f"{plural(len(seeds), 'seed')} with every cell{of}; interactions need two or more")
+    found = Factorial(cells.reset_index(), pd.DataFrame(), pd.DataFrame(), levels, seeds, float("nan"), tuple(left_out))
+    if len(seeds) < 2 or size < 2:
+        return found
+    return _analysed(done[done["seed"].isin(seeds)].rename(columns={metric: "y"}), found)
 
 
-def _analysed(
-    y: np.ndarray, cells: pd.DataFrame, levels: dict[str, list[str]], seeds: tuple[int, ...], left_out: tuple[str, ...]
-) -> Factorial:
-    """`y` (seeds, *levels), complete."""
-    n, mean = len(y), y.mean(0)
-    axes = tuple(range(1, y.ndim))
-    error = y - mean - y.mean(axes, keepdims=True) + y.mean()
-    df = (n - 1) * (mean.size - 1)
-    ms = (error**2).sum() / df
-    parts = {subset: _effect(mean, subset) for subset in _subsets(mean.ndim)}
-    total = sum((part**2).sum() * mean.size / part.size for part in parts.values())
-    rows = []
-    for subset, part in parts.items():
-        freedom = int(np.prod([mean.shape[axis] - 1 for axis in subset]))
-        squares = (part**2).sum() * mean.size / part.size
-        f = n * squares / freedom / ms if freedom and ms > 0 else np.nan
-        p = special.fdtrc(freedom, df, f) if freedom else np.nan
-        rows.append((" × ".join(_NAMES[SLOTS[axis]] for axis in subset), freedom, squares / total, f, p))
-    sources = pd.DataFrame(rows, columns=["source", "df", "share", "f", "p"])
+def _analysed(done: pd.DataFrame, found: Factorial) -> Factorial:
+    """`done`: a row a cell and seed, complete, with the metric as `y`."""
+    from statsmodels.formula.api import ols  # half a second that only this needs
+    from statsmodels.stats.anova import anova_lm
+
+    slots = [slot for slot in SLOTS if len(found.levels[slot]) > 1]
+    n, size = len(found.seeds), len(found.cells)
+    table = anova_lm(ols(f"y ~ C(seed) + {' * '.join(slots)}", done.astype({"seed": "int64"})).fit())
+    df, ms = table.loc["Residual", ["df", "mean_sq"]]
+    of_cells = table.drop(["C(seed)", "Residual"])
+    sources = pd.DataFrame({
+        "source": [" × ".join(NAMES[slot] for slot in name.split(":")) for name in of_cells.index],
+        "df": of_cells["df"].astype(int).to_numpy(),
+        "share": (of_cells["sum_sq"] / of_cells["sum_sq"].sum()).to_numpy(),
+        "f": of_cells["F"].to_numpy(),
+        "p": of_cells["PR(>F)"].to_numpy(),
+    })  # fmt: skip
     sources["p_holm"] = holm(sources["p"].to_numpy())
+    sources["verdict"] = np.where(sources["p_holm"] < 1 - CONFIDENCE, "beyond noise", "inside noise")
 
-    effects = pd.concat(
-        [
-            pd.DataFrame({"slot": slot, "operation": levels[slot], "effect": parts[(axis,)].ravel()}).assign(
-                error=np.sqrt(ms / n * (mean.shape[axis] - 1) / mean.size)
-            )
-            for axis, slot in enumerate(SLOTS)
-            if mean.shape[axis] > 1
-        ],
-        ignore_index=True,
-    )
-    effects = _judged(effects, "effect", df)
-    additive = mean.mean() + reduce(np.add, (parts[(axis,)] for axis in range(mean.ndim)))
-    free = 1 + sum(size - 1 for size in mean.shape)
-    index = pd.MultiIndex.from_product([levels[slot] for slot in SLOTS], names=list(SLOTS))
-    taken = pd.DataFrame({"additive": additive.ravel(), "interaction": (mean - additive).ravel()}, index=index)
-    taken["error"] = np.sqrt(ms / n * (1 - free / mean.size)) if mean.size > free else np.nan
-    joined = cells.join(_judged(taken, "interaction", df), on=list(SLOTS))
-    return Factorial(joined, effects, sources, levels, seeds, float(np.sqrt(ms)), left_out)
+    mean = done["y"].mean()
+    cell_means = done.groupby(list(SLOTS), sort=False)["y"].mean()
+    parts = {slot: (cell_means.groupby(slot).mean() - mean).reindex(found.levels[slot]) for slot in slots}
+    effects = pd.concat([part.rename("effect").rename_axis("operation").reset_index().assign(
+        slot=slot, error=np.sqrt(ms / n * (len(part) - 1) / size)) for slot, part in parts.items()])  # fmt: skip
+    effects = _judged(effects.reset_index(drop=True), "effect", df)
+    additive = mean + sum(found.cells[slot].map(part) for slot, part in parts.items())
+    interaction = cell_means.reindex(pd.MultiIndex.from_frame(found.cells[list(SLOTS)])).to_numpy() - additive
+    free = 1 + sum(len(part) - 1 for part in parts.values())
+    cells = found.cells.assign(additive=additive, interaction=interaction, error=np.sqrt(ms / n * (1 - free / size)))
+    cells = _judged(cells, "interaction", df)
+    return Factorial(cells, effects, sources, found.levels, found.seeds, float(np.sqrt(ms)), found.left_out)
 
 
-def _subsets(n: int) -> Iterator[tuple[int, ...]]:
-    for size in range(1, n + 1):
-        yield from combinations(range(n), size)
-
-
-def _effect(mean: np.ndarray, subset: tuple[int, ...]) -> np.ndarray:
-    """The effect of these axes together, without those of fewer of them; other axes have size 1."""
-    effect = np.zeros(())
-    for size in range(len(subset) + 1):
-        for kept in combinations(subset, size):
-            others = tuple(axis for axis in range(mean.ndim) if axis not in kept)
-            effect = effect + (-1) ** (len(subset) - size) * mean.mean(others, keepdims=True)
-    return effect
-
-
-def _judged(table: pd.DataFrame, column: str, df: int) -> pd.DataFrame:
-    """With a t interval, p, Holm's p over the rows, and a verdict in the words of a comparison's."""
+def _judged(table: pd.DataFrame, column: str, df: float) -> pd.DataFrame:
+    """With a t interval from the standard `error`, p, Holm's p over the rows, and a verdict."""
     error = table["error"].where(table["error"] > 0)
-    half = error * float(special.stdtrit(df, 0.5 + CONFIDENCE / 2))
-    p = 2 * special.stdtr(df, -(table[column] / error).abs())
+    half = error * float(stats.t.ppf(0.5 + CONFIDENCE / 2, df))
+    p = 2 * stats.t.sf((table[column] / error).abs(), df)
     table = table.assign(low=table[column] - half, high=table[column] + half, p=p).drop(columns="error")
     table["p_holm"] = holm(table["p"].to_numpy())
-    noise = ~((table["low"] > 0) | (table["high"] < 0))
-    clear = table["p_holm"] < 1 - CONFIDENCE
-    table["verdict"] = np.select([noise, ~clear, table[column] > 0], ["inside noise", "hint", "above"], "below")
-    return table
-
-
-def conclusion(factorial: Factorial, meta: Meta) -> str:
-    """What the factorial says, computed from it: a few sentences, one a line; no winner inside the noise."""
-    lines = [f"Left out: {line}." for line in factorial.left_out]
-    if not factorial.whole:
-        return "\n".join([f"No conclusion for {meta.grid} on {meta.data}: no full factorial to take apart.", *lines])
-    sources, cells, effects = factorial.sources, factorial.cells, factorial.effects
-    said = [
-        f"{len(cells)} cells on {meta.data}, {plural(len(factorial.seeds), 'seed')} each; one run scatters by"
-        f" {value(factorial.noise, meta, unit=False)} points around what its cell and its seed explain."
-    ]
-    for row in each(sources):
-        known = row.p_holm < 1 - CONFIDENCE
-        verdict = f"beyond the noise (F {row.f:.1f}, p {row.p_holm:.2g} after Holm)" if known else "inside the noise"
-        said.append(f"{row.source}: {100 * row.share:.0f} % of what cells differ by, {verdict}.")
-    for slot in SLOTS:
-        chosen = effects[(effects["slot"] == slot) & effects["verdict"].isin(["above", "below"])]
-        if len(chosen):
-            named = "; ".join(
-                f"{row.operation} {signed(row.effect, meta, unit=True)} {interval(row.low, row.high, meta)}"
-                for row in each(chosen.sort_values("effect", ascending=False))
-            )
-            said.append(f"On average over the other slots, {_NAMES[slot]}: {named}.")
-    clear = cells[cells["verdict"].isin(["above", "below"])]
-    named = "; ".join(
-        f"{row.variant} {signed(row.interaction, meta, unit=True)} {interval(row.low, row.high, meta)}"
-        for row in each(clear.sort_values("interaction", ascending=False))
-    )
-    if len(clear):
-        said.append(f"Other than the sum of their slots, after correction for {len(cells)} cells: {named}.")
-    else:
-        said.append(f"No cell differs from the sum of its slots after correction for {len(cells)} cells.")
-    hints = int((cells["verdict"] == "hint").sum())
-    said += [f"{plural(hints, 'more cell')} outside their own interval only: hints."] if hints else []
-    return "\n".join([*said, *lines])
+    return table.assign(verdict=verdicts(table, column))

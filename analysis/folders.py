@@ -14,7 +14,7 @@ from metamixer.latency.rows import network_key
 
 SCHEMAS = (1, 2)  # of manifests and of config.json: what is written in another one isn't guessed at
 SILENT_AFTER = 15 * 60  # seconds without a sign of life until a run "running" gets a note
-_KNOWN = re.compile(rb'\s*\{\s*"schema"\s*:\s*[12]\s*[,}]')
+_KNOWN = re.compile(rb'\s*\{\s*"schema"\s*:\s*(\d+)\s*[,}]')
 
 Json = dict[str, Any]
 
@@ -47,7 +47,7 @@ def read_run(folder: str, now: float, with_config: bool, with_network: bool) -> 
         if other:  # the meaning of its figures may be another one
             notes.append("its figures are left out" if foreign else f"result.json {other}, figures left out")
         else:
-            row |= _figures(result)
+            row |= _figures(result) | _made_with(folder)
             row["val_top1"] = _validation(folder, row["weights"])
             if result["state"] == "done" and math.isnan(row["top1"]):
                 notes.append("result.json has no top1")
@@ -106,16 +106,22 @@ def _unfinished(folder: str, now: float, notes: list[str]) -> Json:
     return {"state": state, "epochs": progress.get("epoch")}
 
 
+def _made_with(folder: str) -> Json:
+    """What a finished run's numbers depend on besides its configuration: `threads`, and a digest of the `code`."""
+    environment = read_json(os.path.join(folder, "environment.json"))[0] or {}
+    return {"threads": environment.get("threads"), "code": environment.get("code")}
+
+
 def read_json(path: str | Path, absent_is_fine: bool = False, only_schema: bool = False) -> tuple[Json | None, str]:
     """A file's JSON object, or None and what is wrong with the file.
 
-    With `only_schema`, a file that opens with the known schema isn't parsed: most of the time of reading
+    With `only_schema`, a file that opens with a known schema isn't parsed: most of the time of reading
     thousands of runs would go into configurations that nobody asked for.
     """
     try:
         with open(path, "rb") as file:
-            if only_schema and _KNOWN.match(file.read(64)):
-                return {"schema": SCHEMAS[-1]}, ""
+            if only_schema and (found := _KNOWN.match(file.read(64))) and int(found[1]) in SCHEMAS:
+                return {"schema": int(found[1])}, ""
             file.seek(0)
             content = json.loads(file.read())
     except FileNotFoundError:
@@ -128,9 +134,9 @@ def read_json(path: str | Path, absent_is_fine: bool = False, only_schema: bool 
 
 
 def other_schema(content: Json) -> str:
-    """What is wrong with the schema of a file; "" if it is the one that this code reads."""
+    """What is wrong with the schema of a file; "" if it is one that this code reads."""
     schema = content.get("schema")
-    return "" if schema in SCHEMAS else f"has schema {schema!r}, this code reads {SCHEMAS}"
+    return "" if schema in SCHEMAS else f"has schema {schema!r}, this code reads {' and '.join(map(str, SCHEMAS))}"
 
 
 def number(value: Any) -> float:

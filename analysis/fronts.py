@@ -1,4 +1,4 @@
-"""Which networks no other one beats in accuracy and cost, and what that says about latency."""
+"""Which networks no other one beats in accuracy and cost; latencies beside accuracies."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-
-from .frame import Meta, each
-from .tables import about, interval, plural, signed
 
 LATENCY = "latency_ms["  # in front of a column of latencies: runtime, threads or units, precision, device
 
@@ -39,51 +36,19 @@ def published_name(row: Any) -> str:
     return name + size + (", distilled" if row.distilled else "")
 
 
-def conclusion(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame, published: pd.DataFrame) -> str:
-    """What latencies say, computed: the published front, and which variants are faster without a visible loss.
+def latencies(comparison: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Texts, a row a variant: its verdict in accuracy, and on each backend its median in ms and times the base's.
 
     Args:
         runs: the grid's, with the latencies that `frame.load` joins.
-        published: `published.published`.
     """
-    meta, lines = about(comparison, meta), []
-    for column in backends(published):
-        rows = published.dropna(subset=[column, "top1"]).reset_index(drop=True)
-        on_front = rows.loc[front(rows[column].to_numpy(), rows["top1"].to_numpy())].sort_values(column)
-        named = "; ".join(
-            f"{published_name(row)} {row.top1:.1f} % at {ms:.3g} ms"
-            for row, ms in zip(each(on_front), on_front[column], strict=True)
-        )
-        lines.append(f"Published, {backend(column)}, {plural(len(rows), 'figure')} without seeds; the front: {named}.")
-    measured = backends(runs)
-    if not measured:
-        return "\n".join(
-            [*lines, f"No latency of {meta.grid} on {meta.data} lies beside the runs: nothing to conclude."]
-        )
-    for column in measured:
-        medians = runs.groupby("variant")[column].median()
-        base = medians.get(meta.base, np.nan)
-        if np.isnan(base):
-            lines.append(f"{backend(column)}: the base {meta.base} was not measured, so nothing is compared.")
-            continue
-        rows = comparison[~comparison["base"] & ~(comparison["high"] < 0)]
-        faster = [
-            f"{row.variant} {medians[row.variant] / base:.2f}× its time, {_accuracy(row, meta)}"
-            for row in each(rows)
-            if medians.get(row.variant, np.inf) < base
+    table = comparison[["variant", "verdict"]].copy()
+    base = comparison["base"].to_numpy()
+    for column in backends(runs):
+        medians = comparison["variant"].map(runs.groupby("variant")[column].median())
+        ratios = medians / (medians[base].iloc[0] if base.any() else np.nan)
+        table[backend(column)] = [
+            "–" if np.isnan(ms) else f"{ms:.3g} ms" + ("" if np.isnan(ratio) else f", {ratio:.2f}×")
+            for ms, ratio in zip(medians, ratios, strict=True)
         ]
-        said = "; ".join(faster) or "none"
-        lines.append(
-            f"{backend(column)}: {meta.base} takes {base:.3g} ms. Faster, and not below it in accuracy beyond the noise"
-            f" (which is no proof of equal accuracy): {said}."
-        )
-    if len(measured) > 1:
-        lines.append(f"{len(measured)} ways of running were measured; they need not rank networks alike.")
-    return "\n".join(lines)
-
-
-def _accuracy(row: Any, meta: Meta) -> str:
-    if np.isnan(row.difference):
-        return "no accuracy yet"
-    around = "" if np.isnan(row.low) else f" {interval(row.low, row.high, meta)}"
-    return f"{signed(row.difference, meta, unit=True)}{around}, {row.verdict}"
+    return table

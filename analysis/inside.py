@@ -89,7 +89,7 @@ def rounded_weights(folder: str | Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def networks(root: str | Path, runs: pd.DataFrame, variants: Iterable[str] = ()) -> tuple[list[Inside], list[str]]:
+def networks(runs: pd.DataFrame, variants: Iterable[str] = ()) -> tuple[list[Inside], list[str]]:
     """A network of each variant, or of those named: of a run whose weights are kept, if any, else its first.
 
     Where learning rates were tried, of a run at the recipe's own.
@@ -100,7 +100,7 @@ def networks(root: str | Path, runs: pd.DataFrame, variants: Iterable[str] = ())
     there, runs = list(dict.fromkeys(runs["variant"])), rates.at(runs, "fixed")
     found, left_out = [], []
     for variant in list(variants) or there:
-        folders = [Path(root) / row.hash for row in each(runs[runs["variant"] == variant])]
+        folders = [Path(row.folder) for row in each(runs[runs["variant"] == variant])]
         folders = [folder for folder in folders if (folder / "config.json").is_file()]
         kept = [folder for folder in folders if (folder / WEIGHTS).is_file() or (folder / LAST).is_file()]
         try:
@@ -225,23 +225,6 @@ def all_coefficient_maps(networks: list[Inside], batch: Tensor) -> dict[str, lis
     return {inside.label: coefficient_maps(inside, batch[:1]) for inside in networks}
 
 
-def conclusion(networks: list[Inside], extents: dict[str, int], what: str) -> str:
-    """What the receptive fields say: computed, a line each; of one network a variant, so without noise."""
-    if not extents:
-        return "No conclusion: there is no network to look at."
-    lines = []
-    for trained, words in ((True, "Trained"), (False, "Not trained")):
-        named = [f"{each.name} {extents[each.label]} px" for each in networks if each.trained == trained]
-        lines += (
-            [f"{words}, the side of the square with 90 % of the centre's gradient: {', '.join(named)}."]
-            if named
-            else []
-        )
-    return "\n".join(
-        [*lines, f"Over {what}, one network a variant: no spread over seeds, so small steps mean nothing."]
-    )
-
-
 def _shown(stage: int, mixer: MetaMixer, x: Tensor) -> CoefficientMap:
     found = mixer.trace(x).coefficients[0].float()
     height, width = x.shape[-2:]
@@ -258,25 +241,24 @@ def _shown(stage: int, mixer: MetaMixer, x: Tensor) -> CoefficientMap:
     return CoefficientMap(stage, found.square().mean(0).sqrt().numpy(), "RMS over channels")
 
 
-def slot_costs(root: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
+def slot_costs(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """What each part of each variant's folded network costs: `variant`, `part`, `macs`, `parameters`, a row each.
 
-    Variants in the order of the runs; parts as `metamixer.cost_table.by_slot` names them. What no folder is there for
-    is left out, in `frame.attrs["left_out"]`.
+    Variants in the order of the runs; parts as `metamixer.cost_table.by_slot` names them.
+
+    Returns:
+        The costs, and one line for each variant that has none, with the reason.
     """
     rows, left_out = [], []
     for variant, group in runs.groupby("variant", sort=False):
-        folders = [Path(root) / row.hash for row in each(group)]
-        folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+        folder = next((found for found in group["folder"] if (Path(found) / "config.json").is_file()), None)
         try:
             if folder is None:
                 raise ConfigError("no run of it has a configuration yet")
-            found = find_network(str(folder))
+            found = find_network(folder)
             costs = by_slot(by_layer(found.model, found.input_size, inplace=True))
         except ValueError as error:
             left_out.append(f"{variant}: {error}")
             continue
         rows += [(variant, part, cost.macs, cost.parameters) for part, cost in costs.items()]
-    frame = pd.DataFrame(rows, columns=["variant", "part", "macs", "parameters"])
-    frame.attrs["left_out"] = left_out
-    return frame
+    return pd.DataFrame(rows, columns=["variant", "part", "macs", "parameters"]), left_out

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
+import pandas as pd
+from scipy import special, stats
+from statsmodels.stats.multitest import multipletests
 
 CONFIDENCE = 0.95  # of every interval; 1 minus it is the level of every test
 
@@ -26,27 +28,24 @@ class Paired:
     p: np.ndarray
 
 
-def paired(values: np.ndarray, base: np.ndarray, confidence: float = CONFIDENCE) -> Paired:
+def paired(values: np.ndarray, base: np.ndarray) -> Paired:
     """Mean of `values - base` over the last axis (seeds), its t interval and the paired t test's p.
 
-    Differences that are all the same (up to rounding) have no spread to estimate: a t interval of no width
-    and p = 0 would claim certainty that a few runs on a finite test set can't give, so `low`, `high` and `p`
-    are NaN. They are NaN below two pairs as well.
+    Seeds where either is NaN are left out. Differences that are all the same (up to rounding) have no spread to
+    estimate: a t interval of no width and p = 0 would claim certainty that a few runs on a finite test set can't give,
+    so `low`, `high` and `p` are NaN. They are NaN below two pairs as well.
     """
     values, base = np.asarray(values, float), np.asarray(base, float)
     differences = values - base
-    n = differences.shape[-1]
-    nothing = np.full(differences.shape[:-1], np.nan)
-    if n == 0:
-        return Paired(nothing, nothing, nothing, nothing, nothing)
-    mean = differences.mean(-1)
-    if n == 1:
-        return Paired(mean, nothing, nothing, nothing, nothing)
-    sd = differences.std(-1, ddof=1)
-    scale = np.maximum(np.abs(values), np.abs(base)).max(-1)
-    error = np.where(sd > 1e-12 * scale, sd, np.nan) / np.sqrt(n)
-    half = special.stdtrit(n - 1, 0.5 + confidence / 2) * error
-    p = 2 * special.stdtr(n - 1, -np.abs(mean / error))
+    there = ~np.isnan(differences)
+    n = there.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.nansum(differences, -1) / n
+        sd = np.sqrt(np.nansum((differences - mean[..., None]) ** 2, -1) / np.where(n > 1, n - 1, np.nan))
+        scale = np.where(there, np.maximum(np.abs(values), np.abs(base)), 0).max(-1, initial=0)
+        error = np.where(sd > 1e-12 * scale, sd, np.nan) / np.sqrt(n)
+        half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * error
+        p = 2 * stats.t.sf(np.abs(mean / error), n - 1)
     return Paired(mean, sd, mean - half, mean + half, p)
 
 
@@ -59,15 +58,31 @@ def holm(p: np.ndarray, declared: int | None = None) -> np.ndarray:
             failed doesn't make the others look better.
     """
     p = np.asarray(p, float)
-    m = len(p) if declared is None else declared
-    adjusted = np.full(len(p), np.nan)
+    counted = np.ones(max(len(p) if declared is None else declared, int((~np.isnan(p)).sum())))
     tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * (m - np.arange(len(order)))))
+    counted[: len(tested)] = p[tested]  # what could not be tested stands for a p of 1
+    adjusted = np.full(len(p), np.nan)
+    if len(tested):
+        adjusted[tested] = multipletests(counted, method="holm")[1][: len(tested)]
     return adjusted
 
 
-def crossed(differences: np.ndarray, confidence: float = CONFIDENCE) -> Paired:
+def verdicts(table: pd.DataFrame, estimate: str = "difference", exploratory: bool = False) -> np.ndarray:
+    """What each row's `low`, `high` and `p_holm` say of its estimate, and `pairs` where there are some.
+
+    "above" and "below" stand after Holm's correction. A "hint" is outside its own interval only, or was not declared.
+    """
+    pairs = table["pairs"] if "pairs" in table else pd.Series(2, table.index)
+    clear = (table["p_holm"] < 1 - CONFIDENCE) & (not exploratory)
+    inside = ~((table["low"] > 0) | (table["high"] < 0))
+    return np.select(
+        [pairs < 2, table["low"].isna(), inside, ~clear, table[estimate] > 0],
+        ["too few pairs", "no spread", "inside noise", "hint", "above"],
+        "below",
+    )
+
+
+def crossed(differences: np.ndarray) -> Paired:
     """Mean of differences over seeds and test images, both taken as samples; its interval and p.
 
     `differences`, shape (..., n seeds, m images), holds what variant and base differ by on one image at one seed
@@ -92,8 +107,8 @@ def crossed(differences: np.ndarray, confidence: float = CONFIDENCE) -> Paired:
     error = np.where(variance > 1e-24, np.sqrt(variance), np.nan)
     spread = np.where(seeds > twice, seeds**2 / (n - 1), 0) + images**2 / (m - 1) + twice**2 / ((n - 1) * (m - 1))
     freedom = np.maximum(np.divide(variance**2, spread, out=np.ones_like(variance), where=spread > 0), n - 1)
-    half = special.stdtrit(freedom, 0.5 + confidence / 2) * error
-    p = 2 * special.stdtr(freedom, -np.abs(mean / error))
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * error
+    p = 2 * stats.t.sf(np.abs(mean / error), freedom)
     return Paired(mean, by_seed.std(-1, ddof=1), mean - half, mean + half, p)
 
 
@@ -109,8 +124,7 @@ def false_positives(values: np.ndarray, draws: int = 2000) -> float:
     if n < 2:
         return float("nan")
     shuffled = np.random.default_rng(0).permuted(np.tile(values, (draws, 1)), axis=1)
-    p = paired(shuffled[:, :n], shuffled[:, n : 2 * n]).p
-    return float(np.mean(p < 1 - CONFIDENCE))
+    return float(np.mean(paired(shuffled[:, :n], shuffled[:, n : 2 * n]).p < 1 - CONFIDENCE))
 
 
 def smallest_visible_effect(sd_of_difference: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
@@ -118,26 +132,9 @@ def smallest_visible_effect(sd_of_difference: float, n: int, power: float = 0.8,
 
     In the unit of `sd_of_difference`, the spread of the paired difference over seeds (known from earlier
     runs). From the noncentral t distribution (Cohen, "Statistical Power Analysis", 1988); one comparison, so
-    with Holm over m comparisons the honest `alpha` is between 0.05 / m and 0.05.
-
-    Raises:
-        ValueError: fewer than two seeds, a negative spread, or a probability outside (0, 1).
+    with Holm over m comparisons the honest `alpha` is between 0.05 / m and 0.05. NaN below two seeds.
     """
     if n < 2:
-        raise ValueError(f"{n} seeds show no spread: take at least 2")
-    if not sd_of_difference >= 0:
-        raise ValueError(f"a spread is at least 0, not {sd_of_difference}")
-    if not (0 < alpha < power < 1):
-        raise ValueError(f"power {power} and alpha {alpha}: 0 < alpha < power < 1 is needed")
-    critical = special.stdtrit(n - 1, 1 - alpha / 2)
-
-    def reached(shift: float) -> bool:
-        return bool(1 - special.nctdtr(n - 1, shift, critical) >= power)
-
-    low, high = 0.0, 1.0
-    while not reached(high):
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return float(high * sd_of_difference / np.sqrt(n))
+        return float("nan")
+    critical = stats.t.ppf(1 - alpha / 2, n - 1)
+    return float(special.nctdtrinc(n - 1, 1 - power, critical) * sd_of_difference / np.sqrt(n))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pandas as pd
 
 from metamixer.latency.imports import read_csv
 from metamixer.latency.rows import Row, read
+
+log = logging.getLogger(__name__)
 
 COLUMNS = {
     "network": "str",
@@ -39,17 +42,16 @@ SETTING = ("runtime", "version", "precision", "threads", "compute_units", "batch
 _PUBLISHED = Path(__file__).parent / "published_latency.csv"
 
 
-def load(root: str | Path, with_published: bool = True) -> pd.DataFrame:
+def load(
+    root: str | Path, with_published: bool = True, report: Callable[[str], object] = log.warning
+) -> pd.DataFrame:
     """What is known of latencies beside the runs in `root`, and what was published; columns are `COLUMNS`.
 
-    `frame.attrs["left_out"]` has a line for each row that can't be read.
+    `report` is called with a line for each row that can't be read.
     """
-    left_out: list[str] = []
-    rows = to_frame(read(root, left_out.append))
+    rows = to_frame(read(root, report))
     found = rows.drop_duplicates(["network", "resolution", *SETTING], keep="last")
-    found = pd.concat([published(), found], ignore_index=True) if with_published else found.reset_index(drop=True)
-    found.attrs["left_out"] = left_out
-    return found
+    return pd.concat([published(), found], ignore_index=True) if with_published else found.reset_index(drop=True)
 
 
 def published() -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from .frame import load
+from .frame import load, settings
 from .intervals import CONFIDENCE, smallest_visible_effect
 from .statistics import compare, pooled_sd
 
@@ -39,12 +39,11 @@ def visible_effect(root: str | Path, grid: str, data: str, seeds: int, compariso
 def known_spread(root: str | Path, grid: str, data: str) -> tuple[float, str]:
     """Spread of paired differences in top-1, in points, and the grid it was seen in; NaN where none was."""
     images = data.partition("+")[0]
-    manifests = [path.stem.rpartition("@") for path in sorted((Path(root) / "grids").glob("*.json"))]
-    candidates = [(name, setting) for name, _, setting in manifests if setting.partition("+")[0] == images]
+    candidates = [found for found in settings(root) if found[1].partition("+")[0] == images]
     candidates.sort(key=lambda found: (found != (grid, data), found[0] != grid))
     for name, setting in candidates:
         try:
-            spread = pooled_sd(compare(load(root, name, setting)))
+            spread = pooled_sd(compare(*load(root, name, setting)))
         except ValueError:  # a manifest that can't be read, or of another schema
             continue
         if spread > 0:

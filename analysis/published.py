@@ -18,14 +18,12 @@ from .latency import published as published_latencies
 _TABLE = Path(__file__).parent / "published.csv"
 
 
-def published(latencies: pd.DataFrame | None = None) -> pd.DataFrame:
+def published() -> pd.DataFrame:
     """A row a published result: the columns of `frame.load`, and `family`, `distilled`, `source` and `counted`.
 
     `grid` is "published", `data` "imagenet", `variant` and `network` the model's timm name; there is no seed, hash or
-    loss. `distilled` says whether a teacher was used, which makes a comparison with other rows unequal.
-
-    Args:
-        latencies: what to join by name and resolution, as `latency.load` gives it; the published ones if not given.
+    loss. `distilled` says whether a teacher was used, which makes a comparison with other rows unequal. Published
+    latencies are joined by name and resolution.
     """
     table = pd.read_csv(_TABLE, float_precision="round_trip")
     table = table.assign(
@@ -40,4 +38,4 @@ def published(latencies: pd.DataFrame | None = None) -> pd.DataFrame:
     own = [name for name in table.columns if name not in COLUMNS]
     texts = [name for name, kind in COLUMNS.items() if kind == "str" and name not in table]
     table = table.assign(**dict.fromkeys(texts, "")).reindex(columns=[*COLUMNS, *own]).astype(COLUMNS)
-    return with_latency(table, published_latencies() if latencies is None else latencies)
+    return with_latency(table, published_latencies())[0]

@@ -11,6 +11,8 @@ from typing import Literal
 
 import pandas as pd
 
+from .metrics import VALIDATION
+
 Rate = Literal["fixed", "best"]
 
 
@@ -25,20 +27,22 @@ def at(runs: pd.DataFrame, rate: Rate) -> pd.DataFrame:
     if rate == "fixed" or not tried(runs):
         return runs[runs["fixed"]]
     done = runs[runs["state"] == "done"]
-    if len(done) and done["val_top1"].isna().all():
+    if len(done) and done[VALIDATION].isna().all():
         raise ValueError("no run has a validation split, so no best learning rate: give the data data.val_samples")
-    chosen = runs.assign(ok=runs["val_top1"].notna())
-    figures = chosen.groupby(["variant", "lr"], sort=False).agg(
-        ok=("ok", "sum"), val=("val_top1", "mean"), fixed=("fixed", "any")
-    )
-    order = figures.reset_index().sort_values(["ok", "val", "fixed"], ascending=False, kind="stable")
-    best = order.drop_duplicates("variant").set_index("variant")["lr"]
+    figures = validation(runs).sort_values(["count", "mean", "fixed"], ascending=False, kind="stable")
+    best = figures.drop_duplicates("variant").set_index("variant")["lr"]
     return runs[runs["lr"] == runs["variant"].map(best)]
 
 
 def tried(runs: pd.DataFrame) -> bool:
     """Whether runs were made at a set of learning rates."""
     return not bool(runs["fixed"].all())
+
+
+def validation(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a variant and learning rate: `mean` over seeds on the validation split, `count` of them, `fixed`."""
+    found = runs.groupby(["variant", "lr"], sort=False)
+    return found.agg(mean=(VALIDATION, "mean"), count=(VALIDATION, "count"), fixed=("fixed", "any")).reset_index()
 
 
 def notes(runs: pd.DataFrame, variant: str, lr: float) -> list[str]:

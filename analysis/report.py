@@ -1,257 +1,152 @@
-"""A grid on one page of HTML: its tables, pictures, configurations, environment and the runs behind them.
+"""A grid on one page of HTML: the first notebook, run on the grid and kept with its outputs.
 
 The page needs no network and no other file: pictures, style and the lines that sort its tables lie in it.
 """
 
 from __future__ import annotations
 
-import base64
-import io
+import html
 import json
-import math
 import os
-from dataclasses import replace
+import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import jinja2
 import pandas as pd
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
-from . import ladder, plots, tables
-from .frame import Meta, curves, describe, each, load, plural
-from .fronts import backends
-from .statistics import declared, explore
-from .tables import interval, signed
+from . import rates
+from .folders import Json, read_json
+from .frame import Meta, each, load, plural
+from .statistics import compare, explore
+from .tables import markdown, metric, texts
 
-_TEMPLATE = Path(__file__).parent / "report.html"
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "01_accuracy_vs_flops.ipynb"
 _MOST_PAIRS = 300  # of variants that nobody declared, before a page gets unreadable
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><link rel="icon" href="data:,">
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; margin: .6rem 0; display: block; overflow-x: auto; }}
+th {{ border-bottom: 2px solid #444; text-align: left; cursor: pointer; }} td {{ border-bottom: 1px solid #ddd; }}
+th, td {{ padding: .25rem .7rem; white-space: nowrap; }} img {{ max-width: 100%; height: auto; }}
+pre {{ font-size: .85rem; white-space: pre-wrap; }} .prompt, .anchor-link {{ display: none; }}
+</style></head><body>
+{body}
+<script>
+const size = {{k: 1e3, M: 1e6, G: 1e9}};
+function key(text) {{  // of "3.07 M" or "−0.16 [−1.58, +1.25]" the number, else the text
+  const found = text.replace(/−/g, "-").match(/^([+-]?[0-9.]+)(?: ([kMG])$)?/);
+  return found ? found[1] * (size[found[2]] || 1) : text;
+}}
+for (const head of document.querySelectorAll("th")) head.addEventListener("click", () => {{
+  const body = head.closest("table").tBodies[0], up = head.ariaSort !== "ascending";
+  for (const other of head.parentNode.cells) other.ariaSort = null;
+  head.ariaSort = up ? "ascending" : "descending";
+  const of = row => key(row.cells[head.cellIndex].textContent.trim());
+  const order = (a, b) => typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) : typeof a === "number" ? -1 : 1;
+  body.append(...[...body.rows].sort((a, b) => (up ? 1 : -1) * order(of(a), of(b))));
+}});
+</script></body></html>
+"""
 
 
-class Cell(NamedTuple):
-    """What a table shows, and what it sorts by."""
-
-    text: str
-    key: Any = None
-    link: str = ""
-
-
-class Table(NamedTuple):
-    """A sortable table; `kinds` names each row's look."""
-
-    headers: list[str]
-    rows: list[list[Cell]]
-    kinds: list[str]
-    notes: list[str]
-
-
-def report(root: str | Path, grid: str, data: str | None = None, folder: str | Path | None = None) -> tuple[str, Meta]:
-    """The page of a grid on one data set, and what it is about.
-
-    Args:
-        root: the folder of the runs.
-        folder: where the page will lie, for its links to the runs; beside the grid's other files if None.
+def write_report(root: str | Path, grid: str, data: str | None = None, out: str | Path | None = None) -> Path:
+    """Run the notebook on a grid and write its page; beside the grid's other files if `out` is None.
 
     Raises:
-        ValueError: no such grid, or it ran on several data sets and `data` names none.
+        ValueError: no such grid, or it ran on several data sets and `data` names none; papermill or nbconvert is
+            missing; the page can't be written.
     """
-    runs = load(root, grid, data, remember=True)
-    meta = describe(runs)
-    comparisons = declared(runs)
-    main = comparisons[0]
-    manifest = _read(Path(root) / "grids" / f"{meta.grid}@{meta.data}.json")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        meta=meta,
-        summary=tables.summary(meta).splitlines(),
-        sections=[
-            (
-                tables.title(comparison, meta),
-                tables.conclusion(comparison, meta).splitlines(),
-                _compared(comparison, meta),
-            )
-            for comparison in comparisons
-        ],
-        pictures=[_inline(picture) for picture in _pictures(root, runs, main, meta)],
-        rates=_rates(runs),
-        exploratory=[*_other_metrics(runs, main, meta), *_other_pairs(runs, meta)],
-        changes=_changes(manifest, meta),
-        config=_config(root, runs),
-        environment=_environment(root, runs),
-        runs=_runs(runs, quote(os.path.relpath(root, folder or Path(root) / "grids"))),
-    )
-    return page, meta
+    try:
+        import papermill
+        from nbconvert import HTMLExporter
+    except ImportError as error:
+        raise ValueError(f"a report needs {error.name}: pip install -e '.[notebooks]'") from None
+    _, meta = load(root, grid, data)
+    if out and not Path(out).parent.is_dir():
+        raise ValueError(f"{out}: no such folder")
+    path = Path(out) if out else Path(root) / "grids" / f"{meta.grid}@{meta.data}.html"
+    parameters = {"RUNS": str(Path(root).resolve()), "GRID": meta.grid, "DATA": meta.data}
+    parameters["PAGE"] = str(path.resolve().parent)
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else the kernel warns of frozen modules
+    with tempfile.TemporaryDirectory() as place:
+        ran = Path(place) / NOTEBOOK.name
+        how = {"kernel_name": "python3", "cwd": str(NOTEBOOK.parent), "progress_bar": False}
+        papermill.execute_notebook(NOTEBOOK, ran, parameters, **how)
+        body, _ = HTMLExporter(template_name="basic", exclude_input=True).from_filename(str(ran))
+    try:
+        path.write_text(_PAGE.format(title=html.escape(meta.title), body=body), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write here ({error.strerror or error})") from None
+    return path
 
 
-def _compared(comparison: pd.DataFrame, meta: Meta) -> Table:
-    meta = tables.about(comparison, meta)
-    names, rows = tables.headers(comparison, meta), []
-    for texts, row in zip(tables.cells(comparison, meta), each(comparison), strict=True):
-        keys = [row.variant, row.parameters, row.macs, row.mean, row.difference, row.verdict, row.n]
-        if "lr" in names:
-            keys.insert(3, row.lr)
-        rows.append([Cell(text, _key(key)) for text, key in zip(texts, keys, strict=True)])
-    kinds = [str(verdict) for verdict in comparison["verdict"]]
-    return Table(names, rows, kinds, tables.footnotes(comparison, meta))
-
-
-def _key(value: Any) -> Any:
-    """What a cell sorts by; None, which comes last, where nothing is known."""
-    return None if pd.isna(value) else value.item() if hasattr(value, "item") else value
-
-
-def _pictures(root: str | Path, runs: pd.DataFrame, comparison: pd.DataFrame, meta: Meta) -> list[Axes]:
-    """What was reached, against each cost that tells variants apart; the ladder where there is one; the training."""
-    found = [plots.picture(comparison, meta)]
-    if comparison["parameters"].nunique() > 1 and not plots.same_cost(comparison):
-        found.append(plots.accuracy_vs_parameters(comparison, meta))
-    if backends(runs):
-        found.append(plots.accuracy_vs_latency(comparison, meta, runs)[0])  # of one figure
-    if runs["on"].notna().any():
-        found.append(plots.waterfall(ladder.steps(runs, meta.metric), meta))
-    found.append(plots.learning_curves(runs, curves(root, runs["hash"]), meta))
-    return found
-
-
-def _inline(picture: Axes) -> tuple[str, str]:
-    """A picture as data for an image, and its title for who can't see it."""
-    figure = picture.get_figure(root=True)
-    assert figure is not None
-    words = " ".join(axes.get_title(loc="left") or axes.get_title() for axes in figure.axes)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150, format="png", facecolor="white")
-    plt.close(figure)
-    return base64.b64encode(buffer.getvalue()).decode(), " ".join(words.split())
-
-
-def _rates(runs: pd.DataFrame) -> Table | None:
-    """Validation accuracy of each variant at each learning rate that was tried."""
-    if bool(runs["fixed"].all()):
-        return None
-    rates = sorted(runs["lr"].dropna().unique())
-    own = runs[runs["fixed"]].groupby("variant")["lr"].first()
-    means = runs.groupby(["variant", "lr"])["val_top1"].agg(["mean", "count"])
-    rows = []
-    for variant in dict.fromkeys(runs["variant"]):
-        found = [means.loc[(variant, rate)] if (variant, rate) in means.index else None for rate in rates]
-        texts = [
-            Cell("–")
-            if at is None or not at["count"]
-            else Cell(f"{at['mean']:.2f} ({int(at['count'])})", _key(at["mean"]))
-            for at in found
-        ]
-        rows.append([Cell(variant, variant), Cell(f"{own[variant]:g}", float(own[variant])), *texts])
-    notes = ["Top-1 % on the validation split after the last epoch, mean over seeds (how many)."]
-    return Table(["variant", "recipe's", *(f"lr {rate:g}" for rate in rates)], rows, ["" for _ in rows], notes)
-
-
-def _other_metrics(runs: pd.DataFrame, main: pd.DataFrame, meta: Meta) -> list[tuple[str, Table]]:
-    from .statistics import compare
-
+def exploratory(runs: pd.DataFrame, meta: Meta) -> str:
+    """What nobody declared, in Markdown: variants by other metrics, and pairs of them. Nothing is more than a hint."""
     found = []
-    for metric in ("top1", "top5", "loss", "top1_raw"):
-        same = metric == meta.metric or (metric == "top1_raw" and meta.weights == "raw")
-        if not same and runs[metric].notna().any():
-            comparison = compare(runs, metric)
-            about = replace(tables.about(comparison, meta), left_out=())
-            found.append((f"The same variants by {tables.metric_name(about)}", _compared(comparison, about)))
-    return found
-
-
-def _other_pairs(runs: pd.DataFrame, meta: Meta) -> list[tuple[str, Table]]:
-    pairs = explore(runs, meta.metric)
-    shown = pairs[pairs["pairs"] > 1]
-    notes = ["Not declared and not corrected for their number: of 20 pairs that do not differ one looks as if it did."]
-    if len(shown) > _MOST_PAIRS:
-        notes.append(f"{_MOST_PAIRS} of {len(shown)} pairs, those with the largest differences.")
-        shown = shown.loc[shown["difference"].abs().sort_values(ascending=False).index[:_MOST_PAIRS]]
+    for column in ("top5", "loss", "top1_raw", "top1"):
+        if column != meta.declared and runs[column].notna().any():
+            found += [f"By {metric(column).name}:", markdown(texts(compare(runs, meta.by(column))))]
+    pairs = explore(runs, meta)
+    pairs = pairs[pairs["pairs"] > 1]
+    shown = pairs.loc[pairs["difference"].abs().sort_values(ascending=False).index[:_MOST_PAIRS]]
     rows = [
-        [
-            Cell(row.variant, row.variant),
-            Cell(row.other, row.other),
-            Cell(
-                signed(row.difference, meta) + ("" if math.isnan(row.low) else f" {interval(row.low, row.high, meta)}"),
-                _key(row.difference),
-            ),
-            Cell(row.verdict, row.verdict),
-            Cell(str(row.pairs), row.pairs),
-        ]
+        [row.variant, row.other, f"{meta.metric.signed(row.difference)} {meta.metric.interval(row.low, row.high)}",
+         row.verdict, row.pairs]
         for row in each(shown)
-    ]
-    if not rows:
-        return []
-    headers = ["variant", "against", "difference [95 %]", "verdict", "pairs"]
-    return [("Pairs of variants", Table(headers, rows, list(shown["verdict"]), notes))]
+    ]  # fmt: skip
+    if rows:
+        table = pd.DataFrame(rows, columns=["variant", "against", "difference [95 %]", "verdict", "pairs"])
+        found += [f"{len(rows)} of {plural(len(pairs), 'pair')} of variants, not corrected for their number:"]
+        found += [markdown(table)]
+    return "\n\n".join(found) or "Nothing has finished."
 
 
-def _changes(manifest: dict[str, Any], meta: Meta) -> list[tuple[str, str]]:
-    """What each variant changes, as the manifest declares it."""
-    found: dict[str, str] = {}
+def learning_rates(runs: pd.DataFrame, meta: Meta) -> str:
+    """The validation accuracy of each variant at each learning rate that was tried, mean over seeds; in Markdown."""
+    if not rates.tried(runs):
+        return "One learning rate for each variant, its recipe's."
+    found = rates.validation(runs)
+    found["text"] = [f"{row.mean:.2f} ({row.count})" if row.count else "–" for row in found.itertuples(index=False)]
+    table = found.pivot(index="variant", columns="lr", values="text").fillna("–").rename(columns="lr {:g}".format)
+    return markdown(table.reindex(dict.fromkeys(runs["variant"])).reset_index())
+
+
+def made_from(root: str | Path, runs: pd.DataFrame, meta: Meta) -> str:
+    """What each variant changes, what the runs were made with, and the base's configuration; in Markdown."""
+    manifest = read_json(Path(root) / "grids" / f"{meta.grid}@{meta.data}.json")[0] or {}
+    changes: dict[str, str] = {}
     for entry in manifest.get("runs", []):
-        if isinstance(entry, dict) and isinstance(entry.get("variant"), str):
-            on = f"on {entry['on']}: " if entry.get("on") else ""
-            lines = [f"{key} = {json.dumps(value)}" for key, value in (entry.get("changes") or {}).items()]
-            base = "base" if entry["variant"] == meta.base else "nothing"
-            found.setdefault(entry["variant"], on + ("\n".join(lines) or base))
-    return list(found.items())
-
-
-def _config(root: str | Path, runs: pd.DataFrame) -> str:
-    """The base's configuration, of its first run that has one."""
-    for key in [*runs.loc[runs["base"], "hash"], *runs["hash"]]:
-        config = _read(Path(root) / key / "config.json").get("config")
-        if config:
-            return json.dumps(config, indent=1)
-    return ""
-
-
-def _environment(root: str | Path, runs: pd.DataFrame) -> list[tuple[str, str, bool]]:
-    """What the runs were made with: a key, its values with how many runs had each, and whether they differ."""
-    found: dict[str, dict[str, int]] = {}
-    for key in dict.fromkeys(runs.loc[runs["state"].isin(["done", "failed"]), "hash"]):
-        for name, value in _read(Path(root) / key / "environment.json").items():
-            if name != "started":
-                counts = found.setdefault(name, {})
-                counts[str(value)] = counts.get(str(value), 0) + 1
-    return [
-        (
-            name,
-            ", ".join(v if len(counts) == 1 else f"{v} ({plural(n, 'run')})" for v, n in counts.items()),
-            len(counts) > 1,
-        )
-        for name, counts in found.items()
+        said = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in (entry.get("changes") or {}).items())
+        changes.setdefault(str(entry.get("variant")), said or "nothing")
+    ended = runs[runs["state"].isin(["done", "failed"])].drop_duplicates("hash")
+    made = pd.DataFrame([_flat(Path(folder) / "environment.json") for folder in ended["folder"]])
+    environment = [
+        [name, ", ".join(f"{value} ({plural(n, 'run')})" for value, n in made[name].value_counts().items())]
+        for name in made.columns.drop("started", errors="ignore")
     ]
+    configs = (read_json(f"{folder}/config.json")[0] for folder in runs.loc[runs["base"], "folder"])
+    config = next((found["config"] for found in configs if found and "config" in found), {})
+    return "\n\n".join([
+        markdown(pd.DataFrame(changes.items(), columns=["variant", "changes"])),
+        markdown(pd.DataFrame(environment, columns=["made with", "by how many runs"])),
+        f"<details><summary>Configuration of the base</summary><pre>{html.escape(json.dumps(config, indent=1))}</pre>"
+        "</details>",
+    ])  # fmt: skip
 
 
-def _runs(runs: pd.DataFrame, root: str) -> Table:
-    """Every run, with a link to its folder; `root` is the way to that of the runs from the page's."""
-    rates = not bool(runs["fixed"].all())
-    headers = ["variant", "seed", *(["lr"] if rates else []), "state", "top-1 %", "epochs", "seconds", "folder", "note"]
+def _flat(path: Path) -> Json:
+    return {name: str(value) for name, value in (read_json(path)[0] or {}).items()}
+
+
+def all_runs(runs: pd.DataFrame, page: str | Path = ".") -> str:
+    """Every run with a link to its folder, in Markdown; `page` is the folder that the links start from."""
     rows = []
     for row in each(runs):
-        note = "; ".join(filter(None, (row.error, row.note)))
-        cells = [Cell(row.variant, row.variant), Cell(str(row.seed), _key(row.seed))]
-        cells += [Cell(f"{row.lr:g}", _key(row.lr))] if rates else []
-        cells += [
-            Cell(row.state, row.state),
-            Cell("–" if math.isnan(row.top1) else f"{row.top1:.2f}", _key(row.top1)),
-            Cell("–" if pd.isna(row.epochs) else str(row.epochs), _key(row.epochs)),
-            Cell("–" if math.isnan(row.seconds) else f"{row.seconds:.0f}", _key(row.seconds)),
-            Cell(row.hash, row.hash, f"{root}/{row.hash}/"),
-            Cell(note, note),
-        ]
-        rows.append(cells)
-    return Table(headers, rows, [str(state) for state in runs["state"]], [])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none to read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        link = quote(os.path.relpath(row.folder, page))
+        rows.append([row.variant, row.seed, "" if pd.isna(row.lr) else f"{row.lr:g}", row.state,
+                     "–" if pd.isna(row.top1) else f"{row.top1:.2f}", "–" if pd.isna(row.epochs) else row.epochs,
+                     f"[{row.hash}]({link}/)", "; ".join(filter(None, (row.error, row.note)))])  # fmt: skip
+    heads = ["variant", "seed", "lr", "state", "top-1 %", "epochs", "folder", "note"]
+    return markdown(pd.DataFrame(rows, columns=heads))

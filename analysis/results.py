@@ -13,6 +13,7 @@ import atexit
 import io
 import json
 import lzma
+import re
 import shutil
 import tarfile
 import tempfile
@@ -26,13 +27,14 @@ import numpy as np
 from sweeps.trials import FILE, ended, find_search, read_trials
 
 from . import rates
-from .examples import UNREADABLE
-from .frame import each, load
-from .tables import plural
+from .folders import read_json
+from .frame import load, plural
+from .predictions import UNREADABLE
 
 SUFFIX = ".tar.xz"
 _PREDICTIONS = "predictions.npz"
 _LATENCIES = "latency.jsonl"
+_RUN = re.compile(r"[0-9a-f]{16}")  # a run's folder: nothing else that a pack names may become a path
 # of environment.json: what a figure may depend on, but nothing of whose machine it was
 _VERSIONS = ("python", "torch", "timm", "numpy", "pillow", "cpu", "threads", "device", "gpu", "commit", "dirty")
 
@@ -77,7 +79,9 @@ def _hand_out(packed: Path, root: Path) -> None:
             runs: dict[str, dict[str, np.ndarray]] = {}
             off = arrays[f"off.{which}"]
             for column, name in enumerate(arrays[f"columns.{which}"]):
-                key, kind = str(name).rsplit(".", 1)
+                key, _, kind = str(name).partition(".")
+                if not _RUN.fullmatch(key):
+                    raise ValueError(f"predictions of {key!r}, which is no run")
                 runs.setdefault(key, {})[kind] = label + off[:, column].astype(label.dtype)
             for key, predictions in runs.items():
                 np.savez(root / key / _PREDICTIONS, label=label, **predictions)  # type: ignore[arg-type]
@@ -114,7 +118,7 @@ def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = ())
         ValueError: no such grid, no finished run, or weights that are not kept.
     """
     root = Path(root)
-    runs = load(root, grid, data)
+    runs, _ = load(root, grid, data, with_config=True)
     ended = runs[runs["state"].isin(["done", "failed"])]
     if not len(ended):
         raise ValueError(f"grid {grid} on {data} in {root}: no run has finished, so there is nothing to ship")
@@ -123,7 +127,7 @@ def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = ())
     for key in keys:
         files |= dict(_text_files(root / key))
     files |= dict(_predictions(root, keys))
-    if rows := _latencies(root, set(load(root, grid, data, with_config=True)["network"])):
+    if rows := _latencies(root, set(runs["network"])):
         files[f"{grid}@{data}.{_LATENCIES}"] = rows
     finished = rates.at(ended[ended["state"] == "done"], "fixed")
     known = [variant for variant in weights if variant in set(finished["variant"])]
@@ -142,12 +146,12 @@ def write(out: str | Path, packs: Iterable[Pack]) -> list[Path]:
         ValueError: the folder can't be written.
     """
     out = Path(out)
-    paths = [_write(out / f"{pack.name}{SUFFIX}", pack.files) for pack in packs]
+    paths = [write_pack(out / f"{pack.name}{SUFFIX}", pack.files) for pack in packs]
     (out / "README.md").write_text(readme(out), encoding="utf-8")
     return paths
 
 
-def _write(path: Path, files: dict[str, bytes]) -> Path:
+def write_pack(path: Path, files: dict[str, bytes]) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(path, "w:xz", preset=9) as tar:
@@ -252,11 +256,9 @@ def readme(folder: str | Path) -> str:
             lines.append(_of_search(root, path))
             continue
         manifest: dict[str, Any] = json.loads(described.read_text())
-        runs = load(root, manifest["grid"], manifest["data"])
-        environments = [
-            json.loads(found.read_text()) if (found := root / row.hash / "environment.json").exists() else {}
-            for row in each(runs[runs["state"].isin(["done", "failed"])])
-        ]
+        runs, _ = load(root, manifest["grid"], manifest["data"])
+        ended = runs[runs["state"].isin(["done", "failed"])]
+        environments = [read_json(f"{folder}/environment.json")[0] or {} for folder in ended["folder"]]
         count = [f"{int((runs['state'] == 'done').sum())} of {len(runs)} finished"]
         failed = int((runs["state"] == "failed").sum())
         count += [f"{failed} failed"] if failed else []

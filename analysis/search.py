@@ -23,8 +23,9 @@ from rich.table import Table
 from metamixer.training.folder import RunFolder
 from sweeps.trials import COSTS, best_trials, find_search, make_study
 
-from .plots._common import BASE, INK, PALE, VARIANT, new, nothing, plain
-from .tables import count, plural
+from .frame import plural
+from .plots.theme import BASE, INK, PALE, VARIANT, new, nothing
+from .tables import count
 
 UNITS = {"top1": "validation top-1 (%)", "macs": "multiply-adds per image", "params": "parameters", "latency": "ms"}
 ENOUGH = 8  # trials, for importances to mean anything
@@ -147,7 +148,7 @@ def front_picture(study: optuna.Study, axes: Axes | None = None) -> Axes:
     The line is the front. Marks at the foot are too costly trials, which were not trained, and those far below all
     others, which would otherwise squeeze the rest into a line.
     """
-    axes = plain(axes or new()[1])
+    axes = axes or new()[1]
     about, objectives = study.user_attrs, study.user_attrs["objectives"]
     cost = objectives[1] if len(objectives) > 1 else "macs"
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -193,7 +194,7 @@ def _foot(top1: Any) -> float:
 
 def importances_picture(shares: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """What fANOVA says, a bar a parameter; hollow ones are conditional, measured among the trials that have them."""
-    axes = plain(axes or new(height=1.6 + 0.3 * max(len(shares), 4))[1], grid=None)
+    axes = axes or new(height=1.6 + 0.3 * max(len(shares), 4))[1]
     axes.set_title("what explains the objective (fANOVA)", loc="left", fontsize=10)
     if not len(shares):
         return nothing(axes, f"fewer than {ENOUGH} trials are done")

@@ -11,125 +11,20 @@ exploratory, and is at most a hint.
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from . import rates
-from .examples import right
-from .frame import one_grid
-from .intervals import (
-    CONFIDENCE,
-    Paired,
-    crossed,
-    false_positives,
-    holm,
-    paired,
-    smallest_visible_effect,
-)
+from .frame import Meta, plural
+from .intervals import crossed, false_positives, holm, paired, verdicts
+from .metrics import VALIDATION
+from .predictions import right
 from .rates import Rate
 
-__all__ = [
-    "CONFIDENCE",
-    "VERDICTS",
-    "Paired",
-    "Rate",
-    "compare",
-    "crossed",
-    "declared",
-    "explore",
-    "false_positive_rate",
-    "false_positives",
-    "holm",
-    "paired",
-    "pooled_sd",
-    "smallest_visible_effect",
-]
-
-# What a row of a comparison says, from clear to unknown; a "hint" is outside its own intervals, but doesn't
-# stand after Holm's correction, or wasn't declared. Only "above" and "below" name a direction.
-VERDICTS = ("base", "above", "below", "hint", "inside noise", "no spread", "too few pairs")
-
-
-def compare(runs: pd.DataFrame, metric: str = "top1", rate: Rate = "fixed") -> pd.DataFrame:
-    """The variants of one grid against its base: a row a variant, in declared order.
-
-    Columns: `variant`; `base` (is it?); `metric`; `exploratory` (not the grid's own metric: nothing is more than a
-    hint); `n` (seeds with a result), `failed` and `missing` (running, interrupted, not started or unreadable) runs;
-    `mean` and `sd` (sample spread over seeds) of the metric; over the seeds that variant and base both have: `pairs`,
-    `unpaired` (results on one side only, dropped), `difference` to the base with `sd_difference`; Student's interval
-    over seeds `low_seeds` to `high_seeds` with `p_seeds`; where predictions were kept, the one over seeds and test
-    images together, `low_both` to `high_both` with `p_both`; `low` to `high`, all that the two span, and `p`, the
-    larger one: what verdicts rest on; `p_holm`, p corrected for all declared comparisons; `inside_noise` (the interval
-    contains 0, or there is none: fewer than two pairs, or pairs without spread); `verdict`, one of `VERDICTS`;
-    `parameters` and `macs` (folded), `epochs`; where learning rates were tried, which `rate` was asked for, the
-    variant's `lr` and how many `rates` ended; `note`. Accuracies are in percent and their differences in points.
-
-    Args:
-        runs: as `frame.load` gives them.
-        metric: a column of figures.
-        rate: where a set of learning rates was tried, the recipe's own or each variant's best on validation data.
-
-    Raises:
-        ValueError: several grids or data sets in one frame, or no such metric.
-    """
-    numeric = [name for name in runs.columns if pd.api.types.is_float_dtype(runs[name])]
-    if metric not in numeric:
-        raise ValueError(f"no metric {metric!r}; the runs have {', '.join(numeric)}")
-    one_grid(runs)
-    chosen = rates.at(runs, rate)
-    groups = _by_variant(runs, chosen, metric)
-    correct = _correct(runs, chosen, metric)
-    base = next((_by_pair(group) for group in groups.values() if any(run.base for run in group)), None)
-    rows = [_row(variant, group, base, correct) | {"metric": metric} for variant, group in groups.items()]
-    if rates.tried(runs):
-        tested = runs[runs["state"].isin(["done", "failed"])].groupby("variant")["lr"].nunique()
-        for row in rows:
-            row["rate"] = rate
-            row["rates"] = int(tested.get(row["variant"], 0))
-            if rate == "best" and not np.isnan(row["lr"]):
-                row["note"] = "; ".join([*filter(None, [row["note"]]), *rates.notes(runs, row["variant"], row["lr"])])
-    if _about(runs).get("aa"):
-        share, number = false_positive_rate(runs, metric)
-        said = (
-            f"A/A: of random splits of its {number} runs into two, {share:.1%} are called different, 5 % are expected"
-        )
-        rows[-1]["note"] = "; ".join(filter(None, [rows[-1]["note"], said if number > 3 else ""]))
-    table = pd.DataFrame([{"rate": "", **row} for row in rows], columns=list(_COLUMNS)).astype(_COLUMNS)
-    table["exploratory"] = metric != (_about(runs).get("metric") or "top1")
-    return _judged(table)
-
-
-def declared(runs: pd.DataFrame) -> list[pd.DataFrame]:
-    """The comparisons that a grid declared: at the recipe's learning rate, then, where a set of them was tried and
-    there is validation data to choose by, at each variant's best."""
-    both = rates.tried(runs) and bool(runs["val_top1"].notna().any())
-    return [compare(runs), *([compare(runs, rate="best")] if both else [])]
-
-
-def _judged(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with what follows from its intervals: Holm's p, what is inside the noise, and the verdicts."""
-    table["p_holm"] = holm(table["p"].to_numpy(), int((~table["base"]).sum()))
-    table["inside_noise"] = ~table["base"] & ~((table["low"] > 0) | (table["high"] < 0))
-    clear = (table["p_holm"] < 1 - CONFIDENCE).to_numpy() & ~table["exploratory"].to_numpy()
-    table["verdict"] = np.select(
-        [
-            table["base"].to_numpy(),
-            table["pairs"].to_numpy() < 2,
-            table["low"].isna().to_numpy(),
-            table["inside_noise"].to_numpy(),
-            ~clear,
-            table["difference"].to_numpy() > 0,
-        ],
-        ["base", "too few pairs", "no spread", "inside noise", "hint", "above"],
-        "below",
-    )
-    return table
-
-
 _COUNTS = ("parameters", "macs", "epochs")
-_COLUMNS = {
+COLUMNS = {
     "variant": "str",
     "base": "bool",
     "metric": "str",
@@ -165,144 +60,176 @@ _COLUMNS = {
 }
 
 
-def _about(runs: pd.DataFrame) -> dict[str, Any]:
-    """What the manifest says of the grid besides its runs."""
-    return (runs.attrs.get("grids") or [{}])[0]
+@dataclass(frozen=True)
+class Scores:
+    """What the chosen runs of a grid reached.
+
+    Attributes:
+        runs: a run of each variant and pair at most, done or not.
+        values: the metric of the done ones, a row a variant, a column a pair (seed); NaN where there is none.
+        right: which test images each run has right, by its hash, for accuracies whose predictions were kept.
+    """
+
+    runs: pd.DataFrame
+    values: pd.DataFrame
+    right: dict[str, np.ndarray]
 
 
-class _Run(NamedTuple):
-    """What a comparison looks at in a run; a missing number is NaN."""
+def scores(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> Scores:
+    """The results of a grid in `meta.metric`, at one learning rate a variant.
 
-    base: bool
-    pair: int
-    hash: str
-    state: str
-    value: float  # of the metric
-    lr: float
-    parameters: float
-    macs: float
-    epochs: float
-
-
-Values = dict[int, tuple[float, str]]  # by pair: the metric, and the run's hash
-
-
-def _by_variant(runs: pd.DataFrame, chosen: pd.DataFrame, metric: str) -> dict[str, list[_Run]]:
-    """The chosen runs by variant, in declared order; plain tuples, as pandas takes seconds for thousands of groups."""
-    columns = [chosen[name].tolist() for name in ("base", "pair", "hash", "state")]
-    columns += [chosen[name].astype("float64").tolist() for name in (metric, "lr", *_COUNTS)]
-    groups: dict[str, list[_Run]] = {str(variant): [] for variant in runs["variant"].unique()}
-    for variant, *values in zip(chosen["variant"], *columns, strict=True):
-        groups[str(variant)].append(_Run(*values))
-    return groups
+    Raises:
+        ValueError: no such metric.
+    """
+    column = meta.metric.column
+    numeric = [name for name in runs.columns if pd.api.types.is_float_dtype(runs[name])]
+    if column not in numeric:
+        raise ValueError(f"no metric {column!r}; the runs have {', '.join(numeric)}")
+    chosen = rates.at(runs, rate)
+    done = chosen[(chosen["state"] == "done") & chosen[column].notna()]
+    values = done.pivot(index="variant", columns="pair", values=column).reindex(runs["variant"].unique())
+    kinds = {"top1": "", "top1_raw": "raw", "top1_ema": "ema"}
+    found: dict[str, np.ndarray] = {}
+    if column in kinds:
+        found = right(zip(done["folder"], [kinds[column] or kind for kind in done["weights"]], strict=True))
+    return Scores(chosen, values, found)
 
 
-def _by_pair(group: list[_Run]) -> Values:
-    return {int(run.pair): (run.value, run.hash) for run in group if run.state == "done" and run.value == run.value}
+def differences(of: Scores, pairs: list[tuple[str, str]], images: bool = True) -> pd.DataFrame:
+    """A row for each pair (variant, other): the mean of variant − other over the seeds that both have.
+
+    Columns: `pairs`, how many seeds; `difference` with `sd_difference`; Student's interval `low_seeds` to `high_seeds`
+    with `p_seeds`; where predictions were kept, and `images` asks for it, the one over seeds and test images together,
+    `low_both` to `high_both` with `p_both`; `low` to `high`, all that the two span, and `p`, the larger one.
+    """
+    ours, theirs = (of.values.reindex([pair[side] for pair in pairs]).to_numpy(float) for side in (0, 1))
+    found = paired(ours, theirs)
+    table = pd.DataFrame({"pairs": (~np.isnan(ours - theirs)).sum(1), "difference": found.difference})
+    table = table.assign(sd_difference=found.sd, low_seeds=found.low, high_seeds=found.high, p_seeds=found.p)
+    both = np.full((len(pairs), 3), np.nan)
+    if images and of.right:
+        kept = of.runs[of.runs["hash"].isin(of.right)].set_index(["variant", "pair"])["hash"].to_dict()
+        for row, (variant, other) in enumerate(pairs):
+            shared = of.values.columns[~np.isnan(ours[row] - theirs[row])]
+            keys = [(kept.get((variant, seed)), kept.get((other, seed))) for seed in shared]
+            if not np.isnan(found.p[row]) and all(a and b for a, b in keys):
+                both_right = crossed(100 * np.stack([of.right[a].astype(float) - of.right[b] for a, b in keys]))
+                both[row] = both_right.low, both_right.high, both_right.p
+    table[["low_both", "high_both", "p_both"]] = both
+    table["low"] = table[["low_seeds", "low_both"]].min(axis=1)
+    table["high"] = table[["high_seeds", "high_both"]].max(axis=1)
+    table["p"] = table[["p_seeds", "p_both"]].max(axis=1)
+    return table
 
 
-def _correct(runs: pd.DataFrame, chosen: pd.DataFrame, metric: str) -> dict[str, np.ndarray]:
-    """Which test images each run has right, by hash, for accuracies whose predictions were kept."""
-    kinds = {"top1": None, "top1_raw": "raw", "top1_ema": "ema"}
-    if metric not in kinds or "root" not in runs.attrs:
-        return {}
-    done = chosen[chosen["state"] == "done"]
-    weights = [kinds[metric] or str(kind) for kind in done["weights"]]
-    return right(runs.attrs["root"], zip(done["hash"], weights, strict=True))[0]
+def compare(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> pd.DataFrame:
+    """The variants of one grid against its base: a row a variant, in declared order.
 
+    Columns: `variant`; `base` (is it?); `metric`; `exploratory` (not the grid's own metric: nothing is more than a
+    hint); `n` (seeds with a result), `failed` and `missing` (running, interrupted, not started or unreadable) runs;
+    `mean` and `sd` (sample spread over seeds) of the metric; what `differences` says of the variant and the base;
+    `unpaired` (results on one side only, dropped); `p_holm`, p corrected for all declared comparisons; `inside_noise`
+    (the interval contains 0, or there is none: fewer than two pairs, or pairs without spread); `verdict`, that of
+    `intervals.verdicts`, or "base"; `parameters` and `macs` (folded), `epochs`; where learning rates were tried, which
+    `rate` was asked for, the variant's `lr` and how many `rates` ended; `note`. Accuracies are in percent and their
+    differences in points.
 
-def _row(variant: str, group: list[_Run], base: Values | None, correct: dict[str, np.ndarray]) -> dict[str, Any]:
-    own = _by_pair(group)
-    values = np.array([value for value, _ in own.values()])
-    failed = sum(run.state == "failed" for run in group)
-    row: dict[str, Any] = {
-        "variant": variant,
-        "base": any(run.base for run in group),
-        "exploratory": False,
-        "n": len(values),
-        "failed": failed,
-        "missing": len(group) - len(values) - failed,
-        "mean": values.mean() if len(values) else np.nan,
-        "sd": values.std(ddof=1) if len(values) > 1 else np.nan,
-        "pairs": 0,
-        "unpaired": 0,
-        "lr": group[0].lr if group else np.nan,
-    }
-    notes: list[str] = []
-    if not row["base"] and base is not None:
-        both = [pair for pair in own if pair in base]
-        row |= _difference([own[pair] for pair in both], [base[pair] for pair in both], correct, notes)
-        row["unpaired"] = len(own) + len(base) - 2 * len(both)
-        if row["unpaired"] and len(own):
-            notes.append(f"unpaired results dropped: {row['unpaired']}")
-    finished = [run for run in group if run.state == "done"]
+    Args:
+        runs: as `frame.load` gives them, with their `meta`; `meta.by(COLUMN)` compares by another metric.
+        rate: where a set of learning rates was tried, the recipe's own or each variant's best on validation data.
+
+    Raises:
+        ValueError: no such metric.
+    """
+    of = scores(runs, meta, rate)
+    variants = [str(name) for name in of.values.index]
+    table = pd.DataFrame({"variant": variants, "metric": meta.metric.column}, index=variants)
+    table["base"] = table["variant"] == meta.base
+    table["exploratory"] = exploratory = meta.metric.column != meta.declared
+    table["n"], table["mean"], table["sd"] = of.values.count(axis=1), of.values.mean(axis=1), of.values.std(axis=1)
+    by_variant = of.runs.groupby("variant")
+    table["failed"] = (of.runs["state"] == "failed").groupby(of.runs["variant"]).sum().reindex(variants, fill_value=0)
+    table["missing"] = by_variant.size().reindex(variants, fill_value=0) - table["n"] - table["failed"]
+    table["lr"] = by_variant["lr"].first().reindex(variants)
+    compared = differences(of, [(name, meta.base) for name in variants]).set_axis(variants)
+    compared.loc[table["base"]] = np.nan
+    table = table.join(compared)
+    table["pairs"] = table["pairs"].fillna(0)
+    base_n = table.loc[table["base"], "n"].sum()
+    table["unpaired"] = (table["n"] + base_n - 2 * table["pairs"]).where(~table["base"] & (base_n > 0), 0)
+    table["note"] = _notes(table, of)
     for name in _COUNTS:
-        found = [getattr(run, name) for run in finished]
-        counts = list(dict.fromkeys(int(count) for count in found if count == count))
-        row[name] = counts[0] if counts else pd.NA
-        if len(counts) > 1:
-            notes.append(f"its runs differ in {name}: not one variant")
-    row |= {"inside_noise": False, "verdict": "", "note": "; ".join(notes)}
-    return row
+        table[name] = of.runs[of.runs["state"] == "done"].groupby("variant")[name].first().reindex(variants)
+    table["rate"] = ""
+    if rates.tried(runs):
+        ended = runs[runs["state"].isin(["done", "failed"])].groupby("variant")["lr"].nunique()
+        table["rate"], table["rates"] = rate, ended.reindex(variants, fill_value=0)
+        if rate == "best":
+            table["note"] = [
+                _joined(row.note, *rates.notes(runs, row.variant, row.lr)) for row in table.itertuples(index=False)
+            ]
+    if meta.aa and len(table):
+        table.loc[variants[-1], "note"] = _joined(str(table["note"].iloc[-1]), false_alarms(runs, meta))
+    others = ~table["base"]
+    table["p_holm"] = np.nan
+    table.loc[others, "p_holm"] = holm(table.loc[others, "p"].to_numpy(float))
+    table["inside_noise"] = others & ~((table["low"] > 0) | (table["high"] < 0))
+    table["verdict"] = np.where(others, verdicts(table, exploratory=exploratory), "base")
+    return table.reset_index(drop=True).reindex(columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def _difference(
-    ours: list[tuple[float, str]], theirs: list[tuple[float, str]], correct: dict[str, np.ndarray], notes: list[str]
-) -> dict[str, Any]:
-    a, b = (np.array([value for value, _ in side]) for side in (ours, theirs))
-    found = paired(a, b)
-    low, high, p = float(found.low), float(found.high), float(found.p)
-    row: dict[str, Any] = {"pairs": len(a), "difference": float(found.difference), "sd_difference": float(found.sd)}
-    row |= {"low_seeds": low, "high_seeds": high, "p_seeds": p, "low": low, "high": high, "p": p}
-    if len(a) < 2:
-        return row
-    if np.isnan(p):
-        notes.append("the same difference at every seed: its spread can't be estimated")
-        return row
-    keys = [(x, y) for (_, x), (_, y) in zip(ours, theirs, strict=True)]
-    if all(x in correct and y in correct for x, y in keys):
-        images = np.stack([correct[x].astype(np.int8) - correct[y] for x, y in keys])
-        both = crossed(100 * images.astype(float))
-        row |= {"low_both": float(both.low), "high_both": float(both.high), "p_both": float(both.p)}
-        row |= {"low": min(low, row["low_both"]), "high": max(high, row["high_both"]), "p": max(p, row["p_both"])}
-    return row
+def _notes(table: pd.DataFrame, of: Scores) -> list[str]:
+    """What a reader must know of each variant's row."""
+    done = of.runs[of.runs["state"] == "done"]
+    several = {name: done.groupby("variant")[name].nunique() > 1 for name in _COUNTS}
+    notes = []
+    for row in table.itertuples(index=False):
+        found = []
+        if row.pairs > 1 and np.isnan(row.p):
+            found.append("the same difference at every seed: its spread can't be estimated")
+        if row.unpaired and row.n:
+            found.append(f"unpaired results dropped: {row.unpaired:.0f}")
+        found += [f"its runs differ in {name}: not one variant" for name in _COUNTS if several[name].get(row.variant)]
+        notes.append(_joined(*found))
+    return notes
 
 
-def explore(runs: pd.DataFrame, metric: str = "top1", rate: Rate = "fixed") -> pd.DataFrame:
+def _joined(*texts: str) -> str:
+    return "; ".join(text for text in texts if text)
+
+
+def declared(runs: pd.DataFrame, meta: Meta) -> list[pd.DataFrame]:
+    """The comparisons that a grid declared: at the recipe's learning rate, then, where a set of them was tried and
+    there is validation data to choose by, at each variant's best."""
+    both = rates.tried(runs) and bool(runs[VALIDATION].notna().any())
+    return [compare(runs, meta), *([compare(runs, meta, "best")] if both else [])]
+
+
+def explore(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     """Every pair of variants that the grid did not declare, the base left out: exploratory, not corrected, no winner.
 
     Columns: `variant`, `other`, `pairs`, `difference` (variant − other) with the interval `low` to `high` over seeds,
     and `verdict`: "hint" where it excludes 0, else "inside noise", "no spread" or "too few pairs".
-
-    Raises:
-        ValueError: as `compare`.
     """
-    one_grid(runs)
-    chosen = rates.at(runs, rate)
-    groups = {
-        variant: _by_pair(group)
-        for variant, group in _by_variant(runs, chosen, metric).items()
-        if group and not any(run.base for run in group)
-    }
-    rows = []
-    for (name, own), (other, theirs) in itertools.combinations(groups.items(), 2):
-        both = [pair for pair in own if pair in theirs]
-        found = paired(np.array([own[p][0] for p in both]), np.array([theirs[p][0] for p in both]))
-        low, high = float(found.low), float(found.high)
-        unknown = "too few pairs" if len(both) < 2 else "no spread"
-        verdict = unknown if np.isnan(low) else "hint" if low > 0 or high < 0 else "inside noise"
-        rows.append((name, other, len(both), float(found.difference), low, high, verdict))
-    return pd.DataFrame(rows, columns=["variant", "other", "pairs", "difference", "low", "high", "verdict"])
+    of = scores(runs, meta)
+    names = [name for name in of.values.index if name != meta.base and name in set(of.runs["variant"])]
+    pairs = list(itertools.combinations(names, 2))
+    table = differences(of, pairs, images=False).assign(p_holm=np.nan)
+    table["verdict"] = verdicts(table, exploratory=True)
+    table = table.assign(variant=[a for a, _ in pairs], other=[b for _, b in pairs])
+    return table[["variant", "other", "pairs", "difference", "low", "high", "verdict"]]
 
 
-def false_positive_rate(runs: pd.DataFrame, metric: str = "top1") -> tuple[float, int]:
-    """Of an A/A grid: the share of random splits of its runs that is called different, and the number of runs."""
-    one_grid(runs)
-    values = runs.loc[(runs["state"] == "done"), metric].dropna().to_numpy()
-    return false_positives(values), len(values)
+def false_alarms(runs: pd.DataFrame, meta: Meta) -> str:
+    """Of an A/A grid: the share of random splits of its runs that is called different; "" below four runs."""
+    values = runs.loc[runs["state"] == "done", meta.metric.column].dropna().to_numpy()
+    if len(values) < 4:
+        return ""
+    share = false_positives(values)
+    splits = f"of random splits of its {plural(len(values), 'run')} into two"
+    return f"A/A: {splits}, {share:.1%} are called different, 5 % are expected"
 
 
 def pooled_sd(comparison: pd.DataFrame) -> float:
     """The root mean square of the spreads of the paired differences; NaN where there are none."""
-    spreads = comparison["sd_difference"].dropna()
-    return float(np.sqrt((spreads**2).mean())) if len(spreads) else float("nan")
+    return float(np.sqrt((comparison["sd_difference"] ** 2).mean()))

@@ -1,4 +1,4 @@
-"""A comparison as a table: for the terminal, for documents, for other programs; and what it says, in words.
+"""A comparison as a table: for the terminal, for documents, for other programs.
 
 Every form carries the same: what the base, the data, the seeds and the weights are, which runs are in no
 mean, and that a variant inside the noise names no winner.
@@ -7,68 +7,23 @@ mean, and that a variant inside the noise names no winner.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from .factorial import NAMES, Factorial
 from .frame import Meta, each, plural
-from .statistics import pooled_sd, smallest_visible_effect
+from .intervals import smallest_visible_effect
+from .metrics import metric
+from .statistics import pooled_sd
 
-ROWS = 60  # of a table or picture: more variants than that nobody reads, and names would lie on names
-
-
-class _Metric(NamedTuple):
-    name: str
-    unit: str = ""
-    points: str = ""  # unit of a difference
-    digits: int = 3
-
-
-_METRICS = {
-    "top1": _Metric("top-1", " %", " points", 2),
-    "top5": _Metric("top-5", " %", " points", 2),
-    "top1_raw": _Metric("top-1 (raw weights)", " %", " points", 2),
-    "top1_ema": _Metric("top-1 (EMA weights)", " %", " points", 2),
-    "loss": _Metric("test loss", digits=4),
-}
+ROWS = 60  # of a table or picture: nobody reads more variants than that, and their names would cover one another
 SAME_COST = 0.05  # costs that differ by no more than this count as equal
 _STYLES = {"base": "bold", "above": "cyan", "below": "cyan", "inside noise": "dim", "no spread": "dim"}
-
-
-def about(comparison: pd.DataFrame, meta: Meta) -> Meta:
-    """`meta` with the metric that was compared, where that isn't the grid's own."""
-    return replace(meta, metric=comparison["metric"].iloc[0]) if len(comparison) else meta
-
-
-def _metric(meta: Meta) -> _Metric:
-    return _METRICS.get(meta.metric, _Metric(meta.metric))
-
-
-def metric_name(meta: Meta) -> str:
-    """The metric in words, without its unit."""
-    return _metric(meta).name
-
-
-def value(number: float, meta: Meta, unit: bool = True) -> str:
-    """A value of the metric: `97.12 %`."""
-    metric = _metric(meta)
-    return f"{number:.{metric.digits}f}" + (metric.unit if unit else "")
-
-
-def signed(number: float, meta: Meta, unit: bool = False) -> str:
-    """A difference in the metric, with its sign: `+0.31 points`."""
-    metric = _metric(meta)
-    return f"{number:+.{metric.digits}f}".replace("-", "−") + (metric.points if unit else "")
-
-
-def interval(low: float, high: float, meta: Meta) -> str:
-    """An interval of differences: `[−0.10, +0.72]`."""
-    return f"[{signed(low, meta)}, {signed(high, meta)}]"
 
 
 def count(number: float | None) -> str:
@@ -91,67 +46,59 @@ def extremes(comparison: pd.DataFrame) -> pd.DataFrame:
     return ranked[ranked["base"] | ranked.index.isin(ends.index)]
 
 
-def left_between(comparison: pd.DataFrame) -> str:
-    """How many variants `extremes` leaves out, in words; nothing where it leaves out none."""
-    left = len(comparison) - len(extremes(comparison))
-    return f"{left} of {len(comparison)} variants, neither the best nor the worst, are not shown" if left else ""
-
-
-def cells(comparison: pd.DataFrame, meta: Meta) -> list[list[str]]:
-    """The table's rows, as texts under `headers`."""
-    rows, with_rate = [], (comparison["rate"] != "").any()
+def texts(comparison: pd.DataFrame) -> pd.DataFrame:
+    """The comparison in words, a row a variant; `lr` only where learning rates were tried."""
+    about = metric(comparison["metric"].iloc[0] if len(comparison) else "top1")
+    rows = []
     for row in each(comparison):
-        mean = "–" if math.isnan(row.mean) else value(row.mean, meta, unit=False)
-        spread = "" if math.isnan(row.sd) else f" ± {value(row.sd, meta, unit=False)}"
-        difference = "–" if math.isnan(row.difference) else signed(row.difference, meta)
-        around = " n/a" if math.isnan(row.low) else " " + interval(row.low, row.high, meta)
+        difference = ""
+        if not row.base:
+            around = "n/a" if math.isnan(row.low) else about.interval(row.low, row.high)
+            difference = "–" if math.isnan(row.difference) else f"{about.signed(row.difference)} {around}"
         runs = [f"{row.n}/{row.n + row.failed + row.missing}"]
         runs += [f"{number} {word}" for number, word in ((row.failed, "failed"), (row.missing, "missing")) if number]
-        verdict = row.verdict if row.n else "no result"
-        rows.append(
-            [
-                row.variant,
-                count(row.parameters),
-                count(row.macs),
-                *([f"{row.lr:g}"] if with_rate else []),
-                mean + spread,
-                "" if row.base else difference + (around if difference != "–" else ""),
-                verdict,
-                ", ".join(runs),
-            ]
-        )
-    return rows
-
-
-def headers(comparison: pd.DataFrame, meta: Meta) -> list[str]:
-    """The table's columns; `lr` only where learning rates were tried."""
-    unit = _metric(meta).unit
-    what = metric_name(meta) + (f",{unit}" if unit else "")
-    rate = ["lr"] if (comparison["rate"] != "").any() else []
-    return ["variant", "params", "MACs", *rate, f"{what} ± sd", "difference [95 %]", "verdict", "runs"]
+        spread = "" if math.isnan(row.sd) else f" ± {about.value(row.sd, unit=False)}"
+        rows.append({
+            "variant": row.variant,
+            "params": count(row.parameters),
+            "MACs": count(row.macs),
+            "lr": f"{row.lr:g}" if row.rate else "",
+            f"{about.heading} ± sd": "–" if math.isnan(row.mean) else about.value(row.mean, unit=False) + spread,
+            "difference [95 %]": difference,
+            "verdict": row.verdict if row.n else "no result",
+            "runs": ", ".join(runs),
+        })  # fmt: skip
+    names = ["variant", "params", "MACs", "lr", f"{about.heading} ± sd", "difference [95 %]", "verdict", "runs"]
+    table = pd.DataFrame(rows, columns=names)
+    return table if (comparison["rate"] != "").any() else table.drop(columns="lr")
 
 
 def title(comparison: pd.DataFrame, meta: Meta) -> str:
     """Grid, data and question in a line."""
     best = ", each variant at its best learning rate on validation data" if (comparison["rate"] == "best").any() else ""
-    return f"{meta.grid} on {meta.data}{best}: " + (meta.question or f"{metric_name(meta)} of its variants")
+    return f"{meta.title}{best}: " + (meta.question or f"{meta.metric.name} of its variants")
 
 
 def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
     """What a reader must know to read the table, a line each."""
-    points = _metric(meta).points
+    about = metric(comparison["metric"].iloc[0]) if len(comparison) else meta.metric
     seeds = ", ".join(map(str, meta.seeds))
     parts = [f"Base {meta.base}", f"data {meta.data}"]
-    if meta.images and points:
-        parts[1] += f" ({meta.images} test images, one is {100 / meta.images:.2g}{points})"
+    if meta.images and about.points:
+        parts[1] += f" ({meta.images} test images, one is {100 / meta.images:.2g}{about.points})"
     parts += [f"{plural(len(meta.seeds), 'seed')} ({seeds})" if meta.seeds else "no seeds"]
     parts += [f"{meta.weights or 'unknown'} weights"]
     lines = [", ".join(parts) + "."]
-    if left := left_between(comparison):
-        lines += [f"{left}; the CSV has all."]
+    if left := len(comparison) - len(extremes(comparison)):
+        lines += [f"{left} of {len(comparison)} variants, neither the best nor the worst, are only in the CSV."]
     verdicts = set(comparison["verdict"])
-    if not verdicts - {"base"}:
-        return [*lines, *_left_out(meta)]
+    if verdicts - {"base"}:
+        lines += _how_to_read(comparison, verdicts, meta)
+    lines += [f"{row.variant}: {row.note}." for row in each(extremes(comparison)) if row.note]
+    return [*lines, *(f"Mixed: {line}." for line in meta.mixed), *_left_out(meta)]
+
+
+def _how_to_read(comparison: pd.DataFrame, verdicts: set[str], meta: Meta) -> list[str]:
     both = comparison["low_both"].notna()
     others = int((~comparison["base"]).sum())
     reach = (
@@ -159,32 +106,24 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
         if both.any()
         else "over seeds (t): it does not speak about other test images"
     )
-    lines += [f"Difference: mean over seeds of (variant − base at the same seed) with its 95 % interval, {reach}."]
+    lines = [f"Difference: mean over seeds of (variant − base at the same seed) with its 95 % interval, {reach}."]
     if both.any() and (comparison.loc[~comparison["base"] & (comparison["pairs"] > 1), "low_both"].isna()).any():
         lines += ["Not every variant kept its predictions: where none are kept, the interval is over seeds alone."]
     if comparison["exploratory"].any():
-        what = f"the grid declared another metric than {metric_name(meta)}"
-        lines += [f"Exploratory: {what}; nothing here is more than a hint."]
+        lines += ["Exploratory: the grid declared another metric; nothing here is more than a hint."]
+    elif "hint" in verdicts:
+        lines += [f"Hint: outside its own interval, but not after Holm's correction for {others} comparisons."]
     if comparison["inside_noise"].any():
         lines += ["Inside the noise (the interval contains 0, or there is none): no winner is named there."]
-    if "hint" in verdicts and not comparison["exploratory"].any():
-        lines += [f"Hint: outside its own interval, but not after Holm's correction for {others} comparisons."]
-    lines += [*_visible(comparison, meta), *unequal(comparison)]
-    lines += [f"{row.variant}: {row.note}." for row in each(extremes(comparison)) if row.note]
-    return lines + _left_out(meta)
-
-
-def _visible(comparison: pd.DataFrame, meta: Meta) -> list[str]:
-    """How small a difference the seeds find, in a line; none where their spread isn't known."""
     spread, pairs = pooled_sd(comparison), int(comparison["pairs"].max())
-    if not (spread > 0 and pairs > 1):
-        return []
-    effect = signed(smallest_visible_effect(spread, pairs), meta, unit=True)[1:]
-    images = "; verdicts allow for that of the test images too" if comparison["low_both"].notna().any() else ""
-    return [
-        f"By the noise over seeds alone, a single comparison over {plural(pairs, 'seed')} finds a true difference of"
-        f" {effect} in 8 cases of 10 (paired spread {value(spread, meta, unit=False)}){images}."
-    ]
+    if spread > 0 and pairs > 1:
+        effect = metric(comparison["metric"].iloc[0]).signed(smallest_visible_effect(spread, pairs), unit=True)[1:]
+        images = "; verdicts allow for that of the test images too" if both.any() else ""
+        lines += [
+            f"By the noise over seeds alone, a single comparison over {plural(pairs, 'seed')} finds a true difference"
+            f" of {effect} in 8 cases of 10{images}."
+        ]
+    return lines + unequal(comparison)
 
 
 def unequal(comparison: pd.DataFrame) -> list[str]:
@@ -222,7 +161,6 @@ def summary(meta: Meta) -> str:
 
 def render(comparison: pd.DataFrame, meta: Meta) -> Table:
     """The comparison for a terminal of 100 columns."""
-    meta = about(comparison, meta)
     table = Table(
         title=Text(title(comparison, meta), style="bold"),
         caption=Text("\n".join(footnotes(comparison, meta)), style="dim"),
@@ -233,34 +171,63 @@ def render(comparison: pd.DataFrame, meta: Meta) -> Table:
         pad_edge=False,
         show_edge=False,
     )
-    names = headers(comparison, meta)
-    for index, header in enumerate(names):
-        side: Literal["left", "right"] = "right" if 0 < index < len(names) - 2 else "left"
-        table.add_column(header, justify=side, no_wrap=0 < index < len(names) - 1, overflow="fold")
-    table.columns[-1].max_width = 9  # with the names the only column that may break
     shown = extremes(comparison)
-    for texts, verdict in zip(cells(shown, meta), shown["verdict"], strict=True):
-        table.add_row(*map(Text, texts), style=_STYLES.get(verdict, ""))
+    rows = texts(shown)
+    for index, header in enumerate(rows.columns):
+        side: Literal["left", "right"] = "right" if 0 < index < len(rows.columns) - 2 else "left"
+        table.add_column(header, justify=side, no_wrap=0 < index < len(rows.columns) - 1, overflow="fold")
+    table.columns[-1].max_width = 9  # with the names the only column that may break
+    for row, verdict in zip(rows.to_numpy(), shown["verdict"], strict=True):
+        table.add_row(*map(Text, row), style=_STYLES.get(verdict, ""))
     return table
 
 
 def to_markdown(comparison: pd.DataFrame, meta: Meta) -> str:
     """The same for documents: a heading line, the table, the footnotes."""
-    meta = about(comparison, meta)
-    names = headers(comparison, meta)
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in cells(extremes(comparison), meta)]
-    lines = [
-        f"**{title(comparison, meta)}**",
-        "",
-        _pipes(names),
-        _pipes(["---", *["---:"] * (len(names) - 3), "---", "---"]),
-        *map(_pipes, rows),
-    ]
-    return "\n".join([*lines, "", *(f"{line}  " for line in footnotes(comparison, meta))]).rstrip() + "\n"
+    lines = [f"**{title(comparison, meta)}**", "", markdown(texts(extremes(comparison))), ""]
+    return "\n".join([*lines, *(f"{line}  " for line in footnotes(comparison, meta))]).rstrip() + "\n"
 
 
-def _pipes(texts: list[str]) -> str:
-    return "| " + " | ".join(texts) + " |"
+def markdown(table: pd.DataFrame) -> str:
+    """A table of texts in Markdown, its first column left, the others right."""
+    lines = [list(table.columns), ["---", *["---:"] * (len(table.columns) - 1)], *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def of_steps(steps: pd.DataFrame, meta: Meta) -> str:
+    """The steps of a ladder (`ladder.steps`) in Markdown."""
+    rows = [[f"{row.on} → {row.variant}", *_judged(row, row.difference, meta), row.pairs] for row in each(steps)]
+    return markdown(pd.DataFrame(rows, columns=["step", "difference [95 %]", "verdict", "pairs"]))
+
+
+def of_factorial(found: Factorial, meta: Meta) -> str:
+    """A factorial (`factorial.take_apart`) in Markdown: its sources, the operations, the cells that are no sum."""
+    if not found.whole:
+        return "There is no full factorial to take apart: " + "; ".join(found.left_out) + ".\n"
+    sources = [[row.source, f"{100 * row.share:.0f} %", f"{row.f:.1f}", f"{row.p_holm:.2g}", row.verdict]
+               for row in each(found.sources)]  # fmt: skip
+    effects = [[NAMES[row.slot], row.operation, *_judged(row, row.effect, meta)] for row in each(found.effects)]
+    odd = found.cells[found.cells["verdict"].isin(["above", "below", "hint"])]
+    cells = [[row.variant, *_judged(row, row.interaction, meta)] for row in each(odd)]
+    heads = ["effect on the mean [95 %]", "verdict"]
+    of_sources = ["source", "share of the cells' differences", "F", "p, Holm", "verdict"]
+    return "\n\n".join([
+        markdown(pd.DataFrame(sources, columns=of_sources)),
+        markdown(pd.DataFrame(effects, columns=["slot", "operation", *heads])),
+        markdown(pd.DataFrame(cells, columns=["cell", "beyond the sum of its slots [95 %]", "verdict"])),
+        f"{plural(len(found.cells), 'cell')}, {plural(len(found.seeds), 'seed')} each; one run scatters by "
+        f"{meta.metric.value(found.noise, unit=False)}{meta.metric.points} around what its cell and its seed explain. "
+        "Holm's correction is over sources, over operations and over cells, each a family of its own.",
+        *(f"Left out: {line}." for line in found.left_out),
+    ])  # fmt: skip
+
+
+def _judged(row: object, estimate: float, meta: Meta) -> list[str]:
+    low, high, verdict = (getattr(row, name) for name in ("low", "high", "verdict"))
+    if math.isnan(estimate):
+        return ["–", "no pair"]
+    around = "" if math.isnan(low) else f" {meta.metric.interval(low, high)}"
+    return [meta.metric.signed(estimate) + around, verdict]
 
 
 def to_csv(comparison: pd.DataFrame, meta: Meta, path: str | Path | None = None) -> str:
@@ -273,71 +240,3 @@ def to_csv(comparison: pd.DataFrame, meta: Meta, path: str | Path | None = None)
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
     return text
-
-
-def conclusion(comparison: pd.DataFrame, meta: Meta) -> str:
-    """What the comparison says, computed from it: a few sentences, one a line.
-
-    A direction is given only to differences that stand after Holm's correction; the order of those among
-    themselves was not tested, and the text says so.
-    """
-    meta, lines = about(comparison, meta), absent(comparison)
-    base = comparison[comparison["base"] & (comparison["n"] > 0)]
-    if not len(base):
-        why = "no run of its base has finished" if len(comparison) else "there are no runs"
-        return "\n".join([f"No conclusion for {meta.grid} on {meta.data}: {why}.", *lines])
-    (head,) = each(base)
-    others = comparison[~comparison["base"]]
-    said = [
-        f"On {meta.data}, {meta.base} (the base) reaches {value(head.mean, meta)} {metric_name(meta)} at"
-        f" {count(head.macs)} multiply-adds (MACs), mean of {plural(head.n, 'seed')}."
-    ]
-    if (comparison["rate"] == "best").any():
-        said.append("Each variant is at its best learning rate, chosen on validation data.")
-    clear = others[others["verdict"].isin(["above", "below"])]
-    for verdict in ("above", "below"):
-        chosen = clear[clear["verdict"] == verdict]
-        if len(chosen):
-            said.append(f"{verdict.capitalize()} it beyond the noise: {_listed(chosen, head.macs, meta)}.")
-    if not len(clear) and len(others):
-        said.append(f"None of {plural(len(others), 'variant')} stands apart from it beyond the noise: no winner.")
-    if len(clear) > 1:
-        said.append("These were compared with the base, not with one another.")
-    exploratory = bool(comparison["exploratory"].any())
-    uncorrected = f"Hints, but not after correction for {len(others)} comparisons"
-    for verdict, words in (
-        ("hint", "Hints only, this metric was not declared" if exploratory else uncorrected),
-        ("inside noise", "Inside the noise"),
-        ("no spread", "The same difference at every seed, so without an interval"),
-        ("too few pairs", "Not to be judged, fewer than two pairs"),
-    ):
-        chosen = others[others["verdict"] == verdict]
-        if len(chosen):
-            said.append(f"{words}: {_listed(chosen, head.macs, meta)}.")
-    if others["inside_noise"].any():
-        said += _visible(comparison, meta)
-    return "\n".join([*lines, *said] if comparison["missing"].any() else [*said, *lines])
-
-
-def absent(comparison: pd.DataFrame) -> list[str]:
-    """A line on the runs that are in no mean; none where all are in one."""
-    failed, missing = int(comparison["failed"].sum()), int(comparison["missing"].sum())
-    total = failed + missing + int(comparison["n"].sum())
-    if missing:  # what is read off a grid on its way may turn with the next run
-        return [f"Preliminary: of {total} runs, {failed} failed and {missing} have no result."]
-    return [f"Of {total} runs, {failed} failed: in no mean."] if failed else []
-
-
-def _listed(chosen: pd.DataFrame, base_macs: float, meta: Meta) -> str:
-    items = [_item(row, base_macs, meta) for row in each(chosen.head(ROWS))]
-    return "; ".join([*items, *([f"and {len(chosen) - ROWS} more"] if len(chosen) > ROWS else [])])
-
-
-def _item(row: Any, base_macs: float, meta: Meta) -> str:
-    if math.isnan(row.difference):
-        return f"{row.variant} (no result)" if row.n == 0 else f"{row.variant} (no pair)"
-    around = "" if math.isnan(row.low) else f" {interval(row.low, row.high, meta)}"
-    cost = ""
-    if not (pd.isna(row.macs) or pd.isna(base_macs)) and base_macs > 0:
-        cost = f" at {row.macs / base_macs:.2f}× MACs"
-    return f"{row.variant} {signed(row.difference, meta, unit=True)}{around}{cost}"

@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom, headless, whatever the result folder holds; kept without outputs."""
 
+import ast
 import json
 import os
 import shutil
@@ -11,8 +12,9 @@ import numpy as np
 import papermill
 import pytest
 from factorials import write_factorial
+from grids import LADDER, key, write_grid
+from IPython.display import Markdown
 from small import RUN
-from test_analysis import LADDER, write_grid
 from test_factorial import noisy
 
 matplotlib.use("Agg")
@@ -76,11 +78,17 @@ def play(tmp_path, monkeypatch, capsys):
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "code":
                 capsys.readouterr()
-                exec(compile(cell.source, f"{path.name}:{cell.id}", "exec"), variables)
+                *lines, last = ast.parse(cell.source).body
+                shown = None
+                if isinstance(last, ast.Expr):  # what a notebook shows
+                    exec(compile(ast.Module(lines, []), f"{path.name}:{cell.id}", "exec"), variables)
+                    shown = eval(compile(ast.Expression(last.value), f"{path.name}:{cell.id}", "eval"), variables)
+                else:
+                    exec(compile(cell.source, f"{path.name}:{cell.id}", "exec"), variables)
                 if cell.id == "parameters":
                     assert parameters.keys() <= variables.keys()
                     variables |= {"RUNS": str(tmp_path / "runs"), **parameters}
-                said[cell.id] = capsys.readouterr().out
+                said[cell.id] = capsys.readouterr().out + (shown.data if isinstance(shown, Markdown) else "")
         for number in plots.plt.get_fignums():
             plots.plt.figure(number).canvas.draw()
         plots.plt.close("all")
@@ -91,87 +99,74 @@ def play(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_notebook_runs_on_the_shipped_results(execute, path):
-    """In a kernel, from top to bottom, with pictures and a conclusion; of what is shipped, one that concludes."""
+    """In a kernel, from top to bottom, with pictures and tables of what is shipped."""
     notebook = execute(path)
     assert pictures(notebook)
-    conclusion = text(notebook, "conclusion")
-    parameters = next(cell.source for cell in notebook.cells if cell.id == "parameters")
-    shipped = [pack.name.partition("@")[0] for pack in (ROOT / "notebooks" / "results").glob("*.tar.xz")]
-    if any(f'GRID = "{name}"' in parameters for name in shipped):
-        assert "No conclusion" not in conclusion.splitlines()[0]
-    assert conclusion.strip()
+    if not path.stem.startswith("06"):
+        assert "Nothing is left out." in text(notebook, "runs")
 
 
 EMPTY = {
-    "01": "No conclusion for ffnification on digits: there are no runs.",
-    "02": "No latency of ffnification on digits lies beside the runs",
-    "03": "No conclusion for ffnification on digits: no step has finished runs",
-    "04": "No conclusion for slot_interactions on digits: no full factorial",
-    "05": "No conclusion for recipe_ingredients on digits: there are no runs.",
-    "06": "No conclusion for the search: no trial is done.",
-    "07": "No conclusion: there is no network to look at.",
+    "01": ("exploratory", "Nothing has finished."),
+    "02": ("comparison", "no seeds, unknown weights"),
+    "03": ("steps", "| step | difference [95 %] | verdict | pairs |"),
+    "04": ("verdicts", "There is no full factorial to take apart"),
+    "05": ("comparison", "no seeds, unknown weights"),
+    "07": ("networks", "no variant of these runs"),
 }
 
 
 @pytest.mark.parametrize("name", EMPTY)
 def test_on_nothing_it_says_so(play, name):
     said, _ = play(name, DATA="digits")
-    assert EMPTY[name] in said["conclusion"]
-    if name != "06":
-        assert "everything: no grid" in said["runs"] and "no grid was launched there yet" in said["runs"]
-
-
-def partly_finished_and_mixed(root, grid):
-    """Half of the runs not started, one torn, one of another schema."""
-    part = {name: ([*results[:2], None], macs) for name, (results, macs) in LADDER.items()}
-    write_grid(root, part, grid=grid)
-    (root / f"{grid}digitsgelu0" / "result.json").write_text('{"state": "do')
-    (root / f"{grid}digitsidentity0" / "config.json").write_text('{"schema": 2}')
+    cell, words = EMPTY[name]
+    assert words in said[cell]
+    assert "Left out, no grid" in said["runs"] and "no grid was launched there yet" in said["runs"]
 
 
 @pytest.mark.parametrize("name, grid", [("01", "ffnification"), ("02", "ffnification"), ("03", "ffnification"),
                                         ("05", "recipe_ingredients"), ("07", "ffnification")])  # fmt: skip
 def test_on_what_is_not_finished_it_says_what_was_left_out(play, tmp_path, name, grid):
-    partly_finished_and_mixed(tmp_path / "runs", grid)
+    """A third of the runs not started, one torn, one of another schema."""
+    part = {variant: ([*results[:2], None], macs) for variant, (results, macs) in LADDER.items()}
+    write_grid(tmp_path / "runs", part, grid=grid)
+    of = {run["variant"]: tmp_path / "runs" / run["hash"] for run in reversed(
+        json.loads((tmp_path / "runs" / "grids" / f"{grid}@digits.json").read_text())["runs"])}  # fmt: skip
+    (of["gelu"] / "result.json").write_text('{"state": "do')
+    (of["identity"] / "config.json").write_text('{"schema": 9}')
     said, _ = play(name, DATA="digits")
-    for part in ("not started: 9 of 27 runs", "gelu seed 0: result.json is half-written", "has schema 2"):
-        assert part in said["runs"]
+    for words in ("not started: 9 of 27 runs", "gelu seed 0: result.json is half-written", "has schema 9"):
+        assert words in said["runs"]
     if name == "03":
-        assert "fewer than two pairs: attention → gelu" in said["conclusion"]
+        assert "| attention → gelu | −0.02 | too few pairs | 1 |" in said["steps"]
     if name in ("01", "05"):
-        assert "fewer than two pairs: gelu" in said["conclusion"]
-        assert "Preliminary: of 27 runs, 1 failed and" in said["conclusion"]
+        assert "1/3, 2 missing" in said["comparison"]
 
 
 def test_slot_interactions_on_what_is_not_finished(play, tmp_path):
     y = noisy(0)
     y[1:, 0, 0, 0] = np.nan
     root = write_factorial(tmp_path / "runs", y)
-    next(root.glob("digitsdepthwise3*0")).joinpath("config.json").write_text('{"schema": 2}')
+    next(root.glob("digitsdepthwise3*0")).joinpath("config.json").write_text('{"schema": 9}')
     said, variables = play("04", DATA="digits")
-    assert "not started: 2 of 54 runs" in said["runs"] and "has schema 2" in said["runs"]
-    assert not variables["slots"].whole and "interactions need" in said["conclusion"]
+    assert "not started: 2 of 54 runs" in said["runs"] and "has schema 9" in said["runs"]
+    assert not variables["slots"].whole and "interactions need" in said["verdicts"]
 
 
 def test_accuracy_vs_flops_on_a_finished_grid(play, tmp_path):
     write_grid(tmp_path / "runs")
     said, variables = play("01", DATA="digits")
-    conclusion = said["conclusion"]
-    assert "attention (the base) reaches 96.11 % top-1 at 4.02 M multiply-adds" in conclusion
-    assert "Below it beyond the noise: identity −7.50 points" in conclusion
-    assert "Inside the noise: gelu +0.07 points" in conclusion
-    assert "Of 27 runs, 1 failed" in conclusion
+    assert "| identity | 285 k | 2.10 M | 88.61 ± 0.56 | −7.50 [" in said["comparison"]
     assert "pooling seed 1: loss is not finite" in said["runs"]
+    assert "By test loss:" in said["exploratory"] and "pairs of variants" in said["exploratory"]
+    assert f"[{key('gelu', 0)}](" in said["all-runs"]
     assert list(variables["comparison"]["variant"]) == list(LADDER)
 
 
 def test_slot_interactions_on_a_finished_grid(play, tmp_path):
     write_factorial(tmp_path / "runs", noisy(2, corner=3.0))
     said, _ = play("04", DATA="digits")
-    assert (
-        "Other than the sum of their slots, after correction for 18 cells: linear-identity-linear +"
-        in said["conclusion"]
-    )
+    assert "| linear-identity-linear | +" in said["verdicts"]
 
 
 def test_latencies_beside_the_runs_are_shown_by_backend(play, tmp_path):
@@ -180,7 +175,7 @@ def test_latencies_beside_the_runs_are_shown_by_backend(play, tmp_path):
 
     root = tmp_path / "runs"
     write_networks(root)
-    runs = load(root, with_config=True).drop_duplicates("variant")
+    runs = load(root, "ffnification", with_config=True)[0].drop_duplicates("variant")
     for runtime, times in (("onnxruntime", (4.0, 2.0)), ("xnnpack", (3.0, 5.0))):
         append(root, [
             Row(network=row.network, name=row.variant, resolution=int(row.resolution), device="a board", os="Linux",
@@ -188,12 +183,10 @@ def test_latencies_beside_the_runs_are_shown_by_backend(play, tmp_path):
             for row, ms in zip(runs.itertuples(), times, strict=True)
         ])  # fmt: skip
     said, _ = play("02", DATA="digits")
-    fast, slow = (line for line in said["conclusion"].splitlines() if "a board" in line)
-    assert "onnxruntime" in fast and "gelu takes 4 ms" in fast and "relu 0.50× its time" in fast
-    assert "xnnpack" in slow and slow.endswith("none.")
+    assert "| relu | inside noise | 2 ms, 0.50× | 5 ms, 1.67× |" in said["table"]
     write(tmp_path / "packs", [of_grid(root, "ffnification", "digits")])
     from_pack, _ = play("02", DATA="digits", RUNS=str(tmp_path / "packs"))
-    assert from_pack["conclusion"] == said["conclusion"]
+    assert from_pack["table"] == said["table"]
 
 
 def write_networks(root):
@@ -201,17 +194,17 @@ def write_networks(root):
     runs = []
     for variant, scores in {"gelu": (90.0, 91.0, 92.5), "relu": (90.2, 90.9, 92.6)}.items():
         for seed, top1 in enumerate(scores):
-            key = f"{variant}{seed}"
+            name = f"{variant}{seed}"
             config = override(RUN, {"model.stages.*.token_mixer.activation": variant, "seed": seed})
-            folder = root / key
+            folder = root / name
             folder.mkdir(parents=True)
-            (folder / "config.json").write_text(json.dumps({"schema": 1, "config": config.to_dict()}))
+            (folder / "config.json").write_text(json.dumps({"schema": 2, "config": config.to_dict()}))
             both = {"top1": top1, "top5": 99.0, "loss": 0.3, "images": 300}
             result = {"state": "done", "epochs": 3, "weights": "raw", "raw": both, "parameters": 9000, "macs": 900_000}
             (folder / "result.json").write_text(json.dumps(result | both | {"seconds": 1.0}))
-            runs.append({"hash": key, "variant": variant, "seed": seed, "on": None, "changes": {}})
+            runs.append({"hash": name, "variant": variant, "seed": seed, "on": None, "changes": {}})
     manifest = {
-        "schema": 1,
+        "schema": 2,
         "grid": "ffnification",
         "data": "digits",
         "question": "?",
@@ -227,7 +220,5 @@ def test_inside_a_mixer_looks_at_networks_and_says_that_they_are_not_trained(pla
     shutil.rmtree(tmp_path / "runs" / "relu0")
     said, variables = play("07", DATA="digits", VARIANTS=["gelu", "relu", "nobody"])
     assert "gelu: not trained" in said["networks"] and "nobody: no variant of these runs" in said["networks"]
-    assert (
-        set(variables["extents"]) == {"gelu (not trained)", "relu (not trained)"}
-        and "64 test images" in said["conclusion"]
-    )
+    assert set(variables["extents"]) == {"gelu (not trained)", "relu (not trained)"}
+    assert variables["what"] == "64 test images"

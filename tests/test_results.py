@@ -1,13 +1,14 @@
 """Shipped results: what comes out of a pack is what went in, without what nobody reads."""
 
+import io
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from grids import LADDER, key, write_grid
 from small import RUN
-from test_analysis import LADDER, write_grid
 
 from analysis import frame, inside, results
 from launch import app
@@ -24,7 +25,7 @@ def predict(root, classes=10, images=300):
     rng = np.random.default_rng(0)
     label = rng.integers(classes, size=images).astype(np.uint8)
     hard = rng.random(images) < 0.3
-    for folder in root.glob("ffnification*"):
+    for folder in root.glob("?" * 16):
         if json.loads((folder / "result.json").read_text())["state"] == "done":
             wrong = hard & (rng.random(images) < 0.5)
             predicted = np.where(wrong, rng.integers(classes, size=images), label).astype(np.uint8)
@@ -44,19 +45,16 @@ def root(tmp_path):
 def test_a_pack_reads_like_the_runs_that_it_was_made_of(root, tmp_path):
     path = pack(root, "ffnification", "digits", tmp_path / "packs")
     opened = results.open_runs(tmp_path / "packs")
-    loaded, original = frame.load(opened, with_config=True), frame.load(root, with_config=True)
-    pd.testing.assert_frame_equal(loaded, original)
-    pd.testing.assert_frame_equal(
-        frame.curves(opened, loaded["hash"]).drop(columns="hash"),
-        frame.curves(root, original["hash"]).drop(columns="hash"),
-    )
+    loaded, original = (frame.load(place, "ffnification", with_config=True)[0] for place in (opened, root))
+    pd.testing.assert_frame_equal(loaded.drop(columns="folder"), original.drop(columns="folder"))
+    pd.testing.assert_frame_equal(frame.curves(loaded)[0], frame.curves(original)[0])
     done = original.loc[original["state"] == "done", "hash"]
     assert len(done) == 26
-    for key in done:
-        with np.load(root / key / "predictions.npz") as before, np.load(opened / key / "predictions.npz") as after:
+    for name in done:
+        with np.load(root / name / "predictions.npz") as before, np.load(opened / name / "predictions.npz") as after:
             assert set(before) == set(after)
-            for name in before:
-                np.testing.assert_array_equal(before[name], after[name])
+            for kind in before:
+                np.testing.assert_array_equal(before[kind], after[kind])
     assert not list(opened.rglob("last.pt"))
     assert "a-name" not in " ".join(found.read_text() for found in opened.rglob("*.json"))
     assert path.stat().st_size < sum(file.stat().st_size for file in root.rglob("*.npz"))
@@ -87,11 +85,11 @@ def test_the_readme_says_what_made_them(root, tmp_path):
 
 
 def test_runs_of_other_test_images_are_kept_apart(root, tmp_path):
-    key = frame.load(root)["hash"].iloc[0]
+    name = key("attention", 0)
     other = {"label": np.arange(500, dtype=np.uint16), "raw": np.arange(500, dtype=np.uint16)[::-1]}
-    np.savez_compressed(root / key / "predictions.npz", **other)
+    np.savez_compressed(root / name / "predictions.npz", **other)
     pack(root, "ffnification", "digits", tmp_path / "packs")
-    with np.load(results.open_runs(tmp_path / "packs") / key / "predictions.npz") as after:
+    with np.load(results.open_runs(tmp_path / "packs") / name / "predictions.npz") as after:
         np.testing.assert_array_equal(after["raw"], other["raw"])
 
 
@@ -112,8 +110,22 @@ def test_what_can_not_be_shipped_is_one_line(root, tmp_path):
         pack(root, "ffnification", "digits", root / "grids" / "ffnification@digits.json")
 
 
+@pytest.mark.parametrize("name", ["../../elsewhere", "/tmp/elsewhere", "0123456789abcde/", "0123456789ABCDEF"])
+def test_a_pack_writes_nothing_outside_its_folder(tmp_path, name):
+    """The names of runs inside a pack become paths: a made-up pack once wrote where it liked."""
+    label = np.zeros(4, np.uint8)
+    npz = io.BytesIO()
+    np.savez(npz, **{"label.0": label, "columns.0": np.array([f"{name}.raw"]), "off.0": label[:, None]})
+    (tmp_path / "elsewhere").mkdir()
+    results.write_pack(tmp_path / "packs" / "g@d.tar.xz", {"predictions.npz": npz.getvalue()})
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"g@d.tar.xz: no pack of results, or a damaged one .*which is no run"):
+        results.open_runs(tmp_path / "packs")
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_torn_files_of_a_run_do_not_keep_the_others_from_being_shipped(root, tmp_path):
-    first, second = frame.load(root)["hash"][:2]
+    first, second = key("attention", 0), key("attention", 1)
     torn = root / first / "predictions.npz"
     torn.write_bytes(torn.read_bytes()[:200])
     (root / second / "environment.json").write_text('{"torch": "2.1')
@@ -138,8 +150,8 @@ def test_several_grids_are_shipped_together_or_not_at_all(root, tmp_path, monkey
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("weights of attention") and second.endswith("weights of attention, k7")
     kept = results.open_runs(tmp_path / "packs").rglob("weights.npz")
-    names = ["ffnificationdigitsattention0", "kernel_sizedigitsattention0", "kernel_sizedigitsk70"]
-    assert sorted(path.parent.name for path in kept) == names
+    names = [key("attention", 0), *(key(variant, 0, "kernel_size", "digits") for variant in ("attention", "k7"))]
+    assert {path.parent.name for path in kept} == set(names)
 
 
 @pytest.mark.parametrize("command", ["ship", "collect", "report"])
@@ -159,13 +171,13 @@ def test_weights_that_go_along_compute_nearly_the_same(tmp_path):
     """Rounding moves a weight by at most a 32nd of the spread of its matrix, and few predictions."""
     root = tmp_path / "runs"
     run = RUN.model_copy(update={"modules": ()})
-    train(run, root / "abc", device="cpu")
+    train(run, root / key("v", 0), device="cpu")
     manifest = {"schema": 1, "grid": "g", "data": "digits", "question": "?", "base": "v", "metric": "top1"}
     (root / "grids").mkdir()
-    runs = [{"hash": "abc", "variant": "v", "seed": 0, "on": None, "changes": {}}]
+    runs = [{"hash": key("v", 0), "variant": "v", "seed": 0, "on": None, "changes": {}}]
     (root / "grids" / "g@digits.json").write_text(json.dumps(manifest | {"runs": runs}))
     pack(root, "g", "digits", tmp_path / "packs", ["v"])
-    whole, rounded = inside.network(root / "abc"), inside.network(results.open_runs(tmp_path / "packs") / "abc")
+    whole, rounded = (inside.network(place / key("v", 0)) for place in (root, results.open_runs(tmp_path / "packs")))
     assert whole.trained and rounded.trained
     for name, value in whole.model.state_dict().items():
         off = (value - rounded.model.state_dict()[name]).abs().max()

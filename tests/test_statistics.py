@@ -4,13 +4,12 @@ import json
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
+from grids import key, rewrite, write_grid
 from scipy import stats
-from test_analysis import write_grid
 
 from analysis import frame, intervals, power, rates, statistics, tables
-from analysis.examples import right
+from analysis.predictions import right
 
 # --- intervals
 
@@ -91,7 +90,7 @@ def write_predictions(root, variant, seed, wrong, images=400, labels=None):
     predicted = np.zeros(images, np.int16)
     predicted[list(wrong)] = 1
     labels = np.zeros(images, np.int16) if labels is None else labels
-    folder = root / f"ffnificationdigits{variant}{seed}"
+    folder = root / key(variant, seed)
     np.savez_compressed(folder / "predictions.npz", label=labels, ema=predicted, raw=predicted)
 
 
@@ -102,42 +101,41 @@ def predicted_grid(root, gain):
     for seed in range(3):
         write_predictions(root, "attention", seed, range(60))
         write_predictions(root, "up", seed, range(gain, 60))
-    return frame.load(root)
+    return frame.load(root, "ffnification")
 
 
 def test_a_verdict_needs_seeds_and_images(tmp_path):
-    few = statistics.compare(predicted_grid(tmp_path / "few", 2)).set_index("variant").loc["up"]
+    few = statistics.compare(*predicted_grid(tmp_path / "few", 2)).set_index("variant").loc["up"]
     assert few["low_seeds"] > 0 > few["low_both"] and few["inside_noise"] and few["verdict"] == "inside noise"
     assert (few["low"], few["p"]) == (few["low_both"], few["p_both"])
-    many = statistics.compare(predicted_grid(tmp_path / "many", 40)).set_index("variant").loc["up"]
+    many = statistics.compare(*predicted_grid(tmp_path / "many", 40)).set_index("variant").loc["up"]
     assert many["verdict"] == "above" and many["low"] <= many["low_seeds"] and many["low"] <= many["low_both"]
 
 
 def test_what_seeds_find_is_called_noise_over_seeds_alone(tmp_path):
     images = predicted_grid(tmp_path / "images", 2)
     write_grid(tmp_path / "none", {"attention": ([90.0, 90.5], 1), "up": ([90.1, 90.4], 1)})
-    for runs, kept in ((images, True), (frame.load(tmp_path / "none"), False)):
-        comparison, meta = statistics.compare(runs), frame.describe(runs)
-        for text in (tables.conclusion(comparison, meta), "\n".join(tables.footnotes(comparison, meta))):
-            (line,) = [line for line in text.splitlines() if "in 8 cases of 10" in line]
-            assert "noise over seeds alone" in line and ("that of the test images too" in line) == kept
+    for (runs, meta), kept in ((images, True), (frame.load(tmp_path / "none", "ffnification"), False)):
+        notes = tables.footnotes(statistics.compare(runs, meta), meta)
+        (line,) = [line for line in notes if "in 8 cases of 10" in line]
+        assert "noise over seeds alone" in line and ("that of the test images too" in line) == kept
 
 
 def test_images_are_compared_with_themselves_only(tmp_path):
-    runs = predicted_grid(tmp_path, 2)
+    runs, meta = predicted_grid(tmp_path, 2)
     write_predictions(tmp_path, "up", 1, [0], labels=np.ones(400, np.int16))
-    row = statistics.compare(runs).set_index("variant").loc["up"]
+    row = statistics.compare(runs, meta).set_index("variant").loc["up"]
     assert math.isnan(row["low_both"]) and row["low"] == row["low_seeds"]
-    text = tables.to_markdown(statistics.compare(runs), frame.describe(runs))
+    text = tables.to_markdown(statistics.compare(runs, meta), meta)
     assert "it does not speak about other test images" in text
-    torn = tmp_path / "ffnificationdigitsup1" / "predictions.npz"
+    torn = tmp_path / key("up", 1) / "predictions.npz"
     whole = torn.read_bytes()
-    keys = [(f"ffnificationdigitsup{seed}", "ema") for seed in range(3)] + [("nowhere", "ema")]
+    folders = [(str(tmp_path / key("up", seed)), "ema") for seed in range(3)] + [("nowhere", "ema")]
     middle = whole.index(b"label.npy") + len("label.npy") + 20  # of a compressed array
     for left in (whole[: len(whole) // 2], whole[:middle] + b"\xff" * 8 + whole[middle + 8 :], b"PK torn", b""):
         torn.write_bytes(left)
-        assert list(right(tmp_path, keys)[0]) == ["ffnificationdigitsup0", "ffnificationdigitsup2"]
-    assert right(tmp_path, []) == ({}, None)
+        assert list(right(folders)) == [key("up", 0), key("up", 2)]
+    assert right([]) == {}
 
 
 def test_what_was_not_declared_is_a_hint_at_most(tmp_path):
@@ -145,13 +143,12 @@ def test_what_was_not_declared_is_a_hint_at_most(tmp_path):
     base = rng.normal(90, 0.1, 5)
     write_grid(tmp_path, {"attention": (list(base), 1), "up": (list(base + 2 + rng.normal(0, 0.01, 5)), 1),
                           "far": (list(base + 4 + rng.normal(0, 0.01, 5)), 1)})  # fmt: skip
-    runs = frame.load(tmp_path)
-    assert set(statistics.compare(runs)["verdict"]) == {"base", "above"}
-    raw = statistics.compare(runs, "top1_raw")
+    runs, meta = frame.load(tmp_path, "ffnification")
+    assert set(statistics.compare(runs, meta)["verdict"]) == {"base", "above"}
+    raw = statistics.compare(runs, meta.by("top1_raw"))
     assert raw["exploratory"].all() and set(raw["verdict"]) == {"base", "hint"}
-    said = tables.conclusion(raw, frame.describe(runs)) + tables.to_markdown(raw, frame.describe(runs))
-    assert "this metric was not declared" in said and "beyond the noise: up" not in said and "Exploratory" in said
-    (pair,) = statistics.explore(runs).to_dict("records")
+    assert "Exploratory" in tables.to_markdown(raw, meta)
+    (pair,) = statistics.explore(runs, meta).to_dict("records")
     reference = stats.ttest_rel(runs.loc[runs.variant == "up", "top1"], runs.loc[runs.variant == "far", "top1"])
     assert (pair["variant"], pair["other"], pair["verdict"]) == ("up", "far", "hint")
     assert [pair["low"], pair["high"]] == pytest.approx(list(reference.confidence_interval(0.95)))
@@ -160,14 +157,13 @@ def test_what_was_not_declared_is_a_hint_at_most(tmp_path):
 def test_unequal_cost_epochs_and_effort_are_said(tmp_path):
     write_grid(tmp_path, {"attention": ([90.0, 90.2], 100), "same": ([90.1, 90.2], 103), "big": ([91.0, 91.1], 180)})
     for seed in (0, 1):
-        path = tmp_path / f"ffnificationdigitsbig{seed}" / "result.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"epochs": 6}))
-    runs = frame.load(tmp_path)
-    text = tables.to_markdown(statistics.compare(runs), frame.describe(runs))
+        rewrite(tmp_path / key("big", seed) / "result.json", epochs=6)
+    runs, meta = frame.load(tmp_path, "ffnification")
+    text = tables.to_markdown(statistics.compare(runs, meta), meta)
     assert "Unequal cost: multiply-adds 1.00 to 1.80 times the base's; a difference" in text
     assert "Unequal effort, epochs: the base 3, big 6." in text
     equal = runs[runs["variant"] != "big"]
-    assert "Unequal" not in tables.to_markdown(statistics.compare(equal), frame.describe(equal))
+    assert "Unequal" not in tables.to_markdown(statistics.compare(equal, meta), meta)
 
 
 # --- learning rates
@@ -181,8 +177,8 @@ def rates_grid(root, figures):
     for variant, at in figures.items():
         for lr, results in at.items():
             for seed, found in enumerate(results):
-                key = f"{variant}{lr}{seed}"
-                entries.append({"hash": key, "variant": variant, "seed": seed, "lr": lr, "fixed": lr == 0.004})
+                name = key(variant, seed, lr)
+                entries.append({"hash": name, "variant": variant, "seed": seed, "lr": lr, "fixed": lr == 0.004})
                 if found is None:
                     continue
                 result, row = {"state": "failed", "error": found, "epoch": 1}, {"epoch": 3}
@@ -190,13 +186,12 @@ def rates_grid(root, figures):
                     both = {"top1": found[1], "top5": 99.0, "loss": 0.1, "images": 360}
                     result = {"state": "done", "weights": "raw", **both, "raw": both, "parameters": 1, "macs": 100}
                     row |= {"val_top1": found[0]}
-                (root / key).mkdir()
-                (root / key / "config.json").write_text('{"schema": 1}')
-                (root / key / "result.json").write_text(json.dumps(result | {"epochs": 3}))
-                (root / key / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    manifest = json.loads(path.read_text()) | {"runs": entries}
-    path.write_text(json.dumps(manifest))
-    return frame.load(root)
+                (root / name).mkdir()
+                (root / name / "config.json").write_text('{"schema": 1}')
+                (root / name / "result.json").write_text(json.dumps(result | {"epochs": 3}))
+                (root / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    rewrite(path, runs=entries)
+    return frame.load(root, "ffnification")
 
 
 def test_the_best_rate_is_chosen_on_validation_data_alone(tmp_path):
@@ -205,25 +200,25 @@ def test_the_best_rate_is_chosen_on_validation_data_alone(tmp_path):
         "gelu": {0.004: [(90, 80), (91, 82)], 0.001: [(95, 70), (95, 71)], 0.01: ["diverged", (99, 99)]},
         "tie": {0.004: [(90, 80), (90, 80)], 0.001: [(90, 70), (90, 70)], 0.01: [None, None]},
     }
-    runs = rates_grid(tmp_path, figures)
-    fixed, best = statistics.declared(runs)
+    runs, meta = rates_grid(tmp_path, figures)
+    fixed, best = statistics.declared(runs, meta)
     assert fixed["mean"].tolist() == [80.5, 81.0, 80.0] and set(fixed["lr"]) == {0.004}
     assert best["lr"].tolist() == [0.004, 0.001, 0.004] and best["mean"].tolist() == [80.5, 70.5, 80.0]
     assert best["rates"].tolist() == [3, 3, 2]
     notes = best.set_index("variant")["note"]
     assert "0.001 is the lowest of its set: try beyond" in notes["gelu"] and "lowest" not in notes["attention"]
     assert "2 runs of its set of learning rates have no result yet" in notes["tie"]
-    text = tables.to_markdown(best, frame.describe(runs))
+    text = tables.to_markdown(best, meta)
     assert "| lr |" in text and "best learning rate on validation data" in text
     assert "Unequal effort, learning rates tried: the base 3, tie 2." in text
     assert "gelu seed 0 at 0.01: diverged" in text  # a diverged run stays, and is said
     with pytest.raises(ValueError, match="rate 'lucky': fixed or best"):
-        statistics.compare(runs, rate="lucky")
+        statistics.compare(runs, meta, rate="lucky")
 
 
 def test_without_validation_data_there_is_no_best_rate(tmp_path):
-    runs = rates_grid(tmp_path, {"attention": {0.004: [(None, 80)], 0.001: [(None, 81)]}})
-    assert len(statistics.declared(runs)) == 1
+    runs, meta = rates_grid(tmp_path, {"attention": {0.004: [(None, 80)], 0.001: [(None, 81)]}})
+    assert len(statistics.declared(runs, meta)) == 1
     with pytest.raises(ValueError, match=r"no run has a validation split.*data\.val_samples"):
         rates.at(runs, "best")
 
@@ -237,12 +232,12 @@ def test_an_aa_grid_says_what_it_calls_different(tmp_path):
     for number, entry in enumerate(manifest["runs"][3:]):
         entry |= {"seed": 3 + number, "pair": number}
     path.write_text(json.dumps(manifest))
-    runs = frame.load(tmp_path)
-    row = statistics.compare(runs).set_index("variant").loc["again"]
+    runs, meta = frame.load(tmp_path, "ffnification")
+    row = statistics.compare(runs, meta).set_index("variant").loc["again"]
     reference = stats.ttest_rel([90.2, 89.9, 90.1], [90.0, 90.3, 90.1])
     assert (row["pairs"], row["p"]) == (3, pytest.approx(reference.pvalue))
-    share, number = statistics.false_positive_rate(runs)
-    assert number == 6 and f"6 runs into two, {share:.1%} are called different, 5 % are expected" in row["note"]
+    share = intervals.false_positives(runs["top1"].to_numpy())
+    assert f"6 runs into two, {share:.1%} are called different, 5 % are expected" in row["note"]
 
 
 def test_what_seeds_can_see_before_a_launch(tmp_path):
@@ -261,12 +256,3 @@ def test_what_seeds_can_see_before_a_launch(tmp_path):
     assert "unknown" in power.visible_effect(tmp_path, "other", "fashion-mnist", 5, 4)[0]
     (tmp_path / "grids" / "ffnification@digits.json").write_text('{"schema": 9}')
     assert "in kernel_size on digits" in power.visible_effect(tmp_path, "other", "digits", 5, 4)[0]
-
-
-def test_frames_put_together_are_still_compared(tmp_path):
-    """pandas drops what a frame carries beside its columns: then there is less to say, and no crash."""
-    runs = predicted_grid(tmp_path, 40)
-    joined = pd.concat([runs[runs["base"]], runs[~runs["base"]]])
-    joined.attrs = {}
-    row = statistics.compare(joined).set_index("variant").loc["up"]
-    assert math.isnan(row["low_both"]) and row["pairs"] == 3

@@ -46,12 +46,12 @@ def test_the_grid_plans_and_trains(folder, monkeypatch):
     again = make_plan(loaded, folder / "runs", overrides=TINY, seeds=[0], only=["dilated"])
     assert again.count() == {State.DONE: 1}
     plan.write_manifest()
-    from analysis.frame import describe, load
+    from analysis.frame import load
     from analysis.statistics import compare
     from analysis.tables import render
 
-    runs = load(folder / "runs", "my_grid", plan.setting)
-    assert list(compare(runs)["variant"]) == ["dilated"] and render(compare(runs), describe(runs)) is not None
+    comparison = compare(*(found := load(folder / "runs", "my_grid", plan.setting)))
+    assert list(comparison["variant"]) == ["dilated"] and render(comparison, found[1]) is not None
 
 
 def test_every_row_and_command_is_described():

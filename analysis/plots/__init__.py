@@ -1,18 +1,13 @@
 """Pictures of finished runs, by question; functions take frames and give matplotlib axes.
 
-`variants`: accuracy against what it costs. `ladder`: what each step changed, and a response to kernel size. `slots`:
+`accuracy`: accuracy against what it costs. `ladder`: what each step changed, and a response to kernel size. `slots`:
 main effects and interactions of a factorial, and what slots cost. `curves`: how training went. `inside`: what a
 network looks at. The only modules of the package that load matplotlib, which `plt` is.
 """
 
 from matplotlib import pyplot as plt
 
-from ._common import save
-from .curves import learning_curves
-from .inside import coefficient_maps, receptive_fields
-from .ladder import kernel_response, waterfall
-from .slots import cell_means, interactions, main_effects, slot_costs
-from .variants import (
+from .accuracy import (
     accuracy_by_variant,
     accuracy_vs,
     accuracy_vs_latency,
@@ -22,6 +17,11 @@ from .variants import (
     published_front,
     same_cost,
 )
+from .curves import learning_curves
+from .inside import coefficient_maps, receptive_fields
+from .ladder import kernel_response, waterfall
+from .slots import cell_means, interactions, main_effects, slot_costs
+from .theme import save
 
 __all__ = [
     "accuracy_by_variant",

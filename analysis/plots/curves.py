@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from .. import rates
 from ..frame import Meta
-from ..tables import plural
-from ._common import BASE, INK, QUIET, colours, new, nothing, plain, title
+from .theme import BASE, COLOURS, QUIET, new, nothing, title
 
 _COLUMNS = {
     "train_loss": "training loss, mean of an epoch",
@@ -29,49 +29,30 @@ def learning_curves(
     at the recipe's own are shown.
 
     Args:
-        runs: of one grid.
         curves: `frame.curves` of these runs.
         column: of `curves`, e.g. `val_top1` or `train_loss`.
     """
-    if axes is None:
-        axes = new(8.5, 5)[1]
+    axes = new(8.5, 5)[1] if axes is None else axes
     label = _COLUMNS.get(column, column)
-    axes.set(xlabel="epoch", ylabel=label)
-    plain(axes)
+    title(axes, f"{meta.title}: means over seeds, in bands from the lowest to the highest seed")
     if column not in curves or not curves[column].notna().any():
-        title(axes, f"{meta.grid} on {meta.data}: no {label} was written")
-        return nothing(axes)
-    runs = rates.at(runs, "fixed")
-    table = curves.merge(runs[["hash", "variant", "seed"]], on="hash").dropna(subset=[column])
+        axes.set(xlabel="epoch", ylabel=label)
+        return nothing(axes, f"no {label} was written")
+    table = curves.merge(rates.at(runs, "fixed")[["hash", "variant"]], on="hash").dropna(subset=[column])
     variants = [name for name in dict.fromkeys(runs["variant"]) if name in set(table["variant"])]
     few = len(variants) <= NAMED
-    looks = colours([name for name in variants if name != meta.base])
-    last, spreads = {}, []
-    for name in variants:
-        over = table[table["variant"] == name].groupby("epoch")[column].agg(["mean", "min", "max"])
-        base = name == meta.base
-        look = {"color": BASE, "linewidth": 2.2, "zorder": 4} if base else {"linewidth": 1.5, **looks[name]}
-        if not few and not base:
-            look = {"color": QUIET, "linewidth": 0.7, "alpha": 0.8}
-        label_of = f"{name} (base)" if base else name
-        axes.plot(over.index, over["mean"], label=label_of if few or base else None, **look)
-        if few or base:
-            axes.fill_between(over.index, over["min"], over["max"], color=look["color"], alpha=0.13, linewidth=0)
-        last[name] = over["mean"].iloc[-1]
-        spreads.append(over["max"].iloc[-1] - over["min"].iloc[-1])
-    if not few:
-        axes.plot(
-            [], [], color=QUIET, linewidth=0.7, label=plural(len(variants) - (meta.base in variants), "other variant")
-        )
+    colours = iter(COLOURS * 2 if few else [QUIET] * len(variants))
+    dashes = iter([""] * (len(COLOURS) if few else len(variants)) + [(4, 2)] * NAMED)
+    looks = {name: (BASE, "") if name == meta.base else (next(colours), next(dashes)) for name in variants}
+    sns.lineplot(
+        table, x="epoch", y=column, hue="variant", style="variant", hue_order=variants, style_order=variants,
+        palette={name: colour for name, (colour, _) in looks.items()},
+        dashes={name: dash for name, (_, dash) in looks.items()},
+        errorbar=(lambda values: (values.min(), values.max())) if few else None,
+        err_kws={"linewidth": 0, "alpha": 0.13}, linewidth=1.6 if few else 0.7, legend=few, ax=axes,
+    )  # fmt: skip
+    axes.set(xlabel="epoch", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5), labelcolor=INK)
-    seeds = table.groupby("variant")["seed"].nunique()
-    between = max(last.values()) - min(last.values())
-    digits = 1 if "top" in column else 3
-    title(
-        axes,
-        f"{plural(len(variants), 'variant')} on {meta.data}: means end {between:.{digits}f} apart, the seeds of one up"
-        f" to {max(spreads):.{digits}f}; lines are means, bands from lowest to highest of up to"
-        f" {plural(int(seeds.max()), 'seed')}",
-    )
+    if few:
+        sns.move_legend(axes, "center left", bbox_to_anchor=(1.01, 0.5), title="")
     return axes

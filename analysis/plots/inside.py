@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from ._common import BASE, INK, head, new, nothing
+from .theme import BASE, INK, head, new, nothing
 
 
 def receptive_fields(
@@ -38,7 +38,8 @@ def receptive_fields(
         image = axes.imshow(relative, cmap="cividis", vmin=-4, vmax=0)
         axes.set_title(f"{name}\n{share:.0%} in {extents[name]}×{extents[name]} px", fontsize=9)
         axes.set(xticks=[0, field.shape[1] - 1], yticks=[0, field.shape[0] - 1])
-        axes.tick_params(labelsize=7, length=2)
+        axes.tick_params(labelsize=7)
+        axes.grid(visible=False)
         top, left = (float(np.searchsorted(np.cumsum(field.sum(1 - a)), 0.5 * field.sum())) for a in (0, 1))
         side = extents[name]
         corner = (left - side / 2, top - side / 2)
