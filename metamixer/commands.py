@@ -134,7 +134,7 @@ def check(
 
     from rich.console import Console
 
-    from metamixer.checks_table import render, report
+    from metamixer.checks import render, report
     from metamixer.config import ConfigError
     from metamixer.tasks import TASKS
     from metamixer.tasks.checks import check_task

@@ -9,20 +9,15 @@ import ast
 import hashlib
 import linecache
 import sys
-import sysconfig
-import traceback
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import dropwhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .config import ConfigError
-
-# where a frame of a traceback is not the user's
-_OURS = tuple(str(path) for path in (Path(__file__).parent, *map(sysconfig.get_path, ("stdlib", "purelib"))))
+from .errors import place
 
 
 @dataclass
@@ -214,10 +209,3 @@ def code_digest(path: Path) -> str:
         if named and ast.get_docstring(node) is not None:  # type: ignore[arg-type]
             node.body = node.body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
     return hashlib.blake2b(ast.unparse(tree).encode(), digest_size=8).hexdigest()
-
-
-def place(error: BaseException) -> str:
-    """`FILE:LINE: ` of the user's code that this package called and that failed; empty where there is none."""
-    called = dropwhile(lambda f: not f.filename.startswith(_OURS[0]), traceback.extract_tb(error.__traceback__))
-    frames = [f for f in called if not f.filename.startswith(("<", *_OURS))]
-    return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""

@@ -26,8 +26,7 @@ from metamixer import (
     build_mixer,
     register,
 )
-from metamixer.checks import PROMISES, check, find
-from metamixer.checks_table import report
+from metamixer.checks import PROMISES, check, find, report
 from metamixer.cost import by_layer
 from metamixer.layers import ConvNorm
 from metamixer.mixer import FAST_PATHS, fast_path
@@ -54,7 +53,7 @@ def failures(checks):
 def test_every_mixer_keeps_the_contract(name):
     checks = check(name, coreml=False)
     assert [row for row in checks if row.passed is False] == []
-    assert [row.name for row in checks] == ["builds", *(p for p in PROMISES if p not in ("layouts", "Core ML"))]
+    assert [row.name for row in checks] == ["builds", *(p for p in PROMISES if p != "Core ML")]
     rows = {row.name: row for row in checks}
     fast = ("attention", "linear_attention", "hydra_attention")
     folds = ("convnext_ffn", "ffnified_attention", "starnet", "baseline.rep_mixer")
@@ -423,6 +422,26 @@ def test_a_broken_operation_fails_where_it_is_broken(registry, operation, broken
     assert reason in next(row.detail for row in checks if row.name == broken[0])
 
 
+class WrongPad(Activation):
+    name = "wrong_pad"
+
+    def forward(self, scores):
+        return nn.functional.pad(scores, 0)  # a list, says TorchScript, two lines below its first
+
+
+def test_errors_of_compilers_keep_type_and_place(registry):
+    register(WrongPad)
+    rows = {row.name: row.detail for row in check("wrong_pad", dim=32, coreml=False)}
+    line = inspect.getsourcelines(WrongPad.forward)[1] + 1
+    assert rows["torch.jit.script"].startswith(f"{__file__}:{line}: RuntimeError: pad(Tensor input, int[] pad")
+    assert "Expected a value of type 'List[int]' for argument 'pad' but instead found" in rows["torch.jit.script"]
+    register(Branches)
+    rows = {row.name: row.detail for row in check("branches", dim=32, coreml=False)}
+    line = inspect.getsourcelines(Branches.forward)[1] + 1
+    assert rows["torch.export"].startswith(f"{__file__}:{line}: GuardOnDataDependent")
+    assert rows["torch.fx"].startswith(f"{__file__}:{line}: TraceError: symbolically traced variables")
+
+
 def test_a_plain_norm_folds_into_its_convolution(registry):
     register(PlainNorm)
     rows = {row.name: row for row in check("plain_norm", dim=32, coreml=False)}
@@ -501,7 +520,7 @@ def test_report(registry, monkeypatch):
     assert held and "11 of 11 hold" in text
     assert "→ xca" in text and "ffnified_attention" in text and "32 channels, 28×28" in text
     register(DeadParameter)
-    monkeypatch.setattr("metamixer.checks_table.compare", lambda dim: {})
+    monkeypatch.setattr("metamixer.checks.compare", lambda dim: {})
     held, text = told("dead_parameter", dim=32)
     assert not held and "not: gradients" in text and "→ dead_parameter" in text
     register(OfThePast)

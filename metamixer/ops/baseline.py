@@ -32,8 +32,15 @@ class Pooling(Baseline):
         self.pool = nn.AvgPool2d(config.kernel_size, stride=1, padding=config.kernel_size // 2, count_include_pad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # CUDA's gradient of a padded pool is wrong for channels-last maps (pytorch/pytorch#188344)
-        return self.pool(x.contiguous() if x.is_cuda else x) - x
+        return self.pool(_for_pool(x)) - x
+
+
+def _for_pool(x: Tensor) -> Tensor:
+    # CUDA's gradient of a padded pool is wrong for channels-last maps (pytorch/pytorch#188344)
+    return x.contiguous() if x.is_cuda else x
+
+
+torch.fx.wrap("_for_pool")  # by the device, which fx does not know
 
 
 @register
