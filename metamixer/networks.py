@@ -1,28 +1,33 @@
-"""What a name on the command line stands for: a network, the size of its images, and how they are normalised."""
+"""What a name stands for: a network, the size of its images, how they are normalised, and the weights that it holds."""
 
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import nn
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
 
 from .config import ConfigError
-from .mixer import build_mixer, resolve_mixer
-from .operation import Site
+from .ffnet import default_cfgs
+from .mixer import build_mixer
+from .operation import REGISTRY, Site
 from .presets import BASELINES, PRESETS
 from .recipes import RECIPES, named_run
 from .training import checkpoint, weights
 from .training.folder import RunFolder
-from .training.recipe import Weights
+from .training.recipe import Weights, is_timm_model
 from .training.run_config import RunConfig
 
 MIXER_DIM, MIXER_SIZE = 64, 28
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,25 @@ class Network:
     run: RunConfig | None = None
 
 
+@dataclass(frozen=True)
+class Held:
+    """The weights that a source holds, and the run or the timm model that they are of.
+
+    `states` are by kind: `raw`, `ema`, or `best` of the validation. `classes` are named where a run's checkpoint does.
+    """
+
+    states: dict[str, State]
+    run: RunConfig | None = None
+    timm_name: str = ""
+    classes: list[str] | None = None
+
+
 def find_network(name: str, resolution: int | None = None, trained: bool = False, source: str | None = None) -> Network:
     """The network that `name` stands for.
 
     Args:
-        name: a timm model, a recipe, a run's folder, or a mixer (then one of 64 channels on a map 28 wide).
+        name: a timm model, a recipe, a run's folder, a checkpoint of either, or a mixer, an operation in one or their
+            JSON (then one of 64 channels on a map 28 wide).
         resolution: width and height of the images (of a mixer: of its map); the network's own if None.
         trained: load what a run's folder has reported, the average of the weights or the last ones.
         source: weights of a timm model: a checkpoint's file, or "pretrained" for timm's own.
@@ -57,57 +76,49 @@ def find_network(name: str, resolution: int | None = None, trained: bool = False
     if source is not None and not timm.is_model(name):
         raise ConfigError(f"weights {source!r}: {name!r} is no timm model; a run's folder has its own")
     if timm.is_model(name):
-        return _of_timm(name, resolution, source)
+        if source is None:
+            return _of_timm(name, resolution)
+        file = name if source == "pretrained" else source
+        return _of_timm(name, resolution, weights.read(Weights(source=file)), source)
     if name in RECIPES:
         return of_run(name, named_run(name), resolution)
-    if name in PRESETS or name in BASELINES:
-        size = resolution or MIXER_SIZE
-        mixer = build_mixer(resolve_mixer(name), Site(MIXER_DIM, size, size))
-        return Network(name, mixer.eval(), (MIXER_DIM, size, size))
     if (Path(name) / "config.json").is_file():
         folder = RunFolder(name)
         found = of_run(name, folder.config(), resolution)
         if trained:
-            _load_reported(found.model, folder)
+            result = folder.result() or {}
+            if result.get("state") != "done":
+                raise ConfigError(f"{folder.path}: the run has not finished, so it reports no weights")
+            path = folder.path / checkpoint.LAST
+            state = checkpoint.read(path)["ema" if result["weights"] == "ema" else "model"]
+            checkpoint.load_weights(found.model, state, str(path))
         return found
-    known = [*timm.list_models("ffnet_*"), *RECIPES, *PRESETS, *BASELINES]
-    near = difflib.get_close_matches(name, [*known, *timm.list_models()], n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "`launch.py recipes` lists the recipes"
-    raise ConfigError(f"{name!r}: no timm model, recipe, mixer or run's folder of this name; {hint}")
+    if Path(name).is_file() and Path(name).suffix != ".json":
+        held = held_by(name)
+        kind, state = next(iter(held.states.items()))
+        if held.run is None:
+            return _of_timm(held.timm_name, resolution, state, name)
+        found = of_run(name, held.run, resolution)
+        checkpoint.load_weights(found.model, state, f"{name} ({kind})")
+        return found
+    return _of_mixer(name, resolution or MIXER_SIZE)
 
 
-def _of_timm(name: str, resolution: int | None, source: str | None) -> Network:
-    arguments: dict[str, Any] = {} if resolution is None else {"img_size": resolution}
-    model = _create(name, arguments)
-    if source is not None:
-        state = weights.read(Weights(source=name if source == "pretrained" else source))
-        checkpoint.load_weights(model, state, source)
-    cfg = model.pretrained_cfg
-    channels, height, width = cfg["input_size"]
-    size = (channels, resolution or height, resolution or width)
-    if resolution is not None:
-        _try(model.eval(), name, size)
-    return Network(name, model.eval(), size, tuple(cfg["mean"]), tuple(cfg["std"]))
+def _of_mixer(name: str, size: int) -> Network:
+    from .checks import find  # which stands above all networks
 
-
-def _try(model: nn.Module, name: str, size: tuple[int, int, int]) -> None:
-    """Refuse a size that shows only when the network runs: timm takes any where it does not ask for one."""
+    operations = [known for slot in REGISTRY.values() for known in slot]
+    if not name.lstrip().startswith("{") and name.rpartition(".")[2] not in (*PRESETS, *BASELINES, *operations):
+        known = [*timm.list_models("ffnet_*"), *RECIPES, *PRESETS, *BASELINES, *operations]
+        near = difflib.get_close_matches(name, [*known, *timm.list_models()], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`launch.py recipes` lists the recipes"
+        raise ConfigError(f"{name!r}: no timm model, recipe, run's folder, checkpoint or mixer of this name; {hint}")
     try:
-        with torch.no_grad():
-            model(torch.zeros(1, *size))
-    except (ValueError, AssertionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"resolution {size[1]}: timm model {name!r} does not run on it: {reason}") from None
-
-
-def _create(name: str, arguments: dict[str, Any]) -> Any:
-    try:
-        return timm.create_model(name, **arguments)
-    except TypeError:  # convolutional ones know no image size
-        return timm.create_model(name)
-    except (ValueError, AssertionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"timm model {name!r} with {arguments or 'no arguments'}: {reason}") from None
+        value = json.loads(name) if name.lstrip().startswith("{") else name
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{name}: no JSON ({error.msg}, column {error.colno})") from None
+    mixer = build_mixer(find(value, MIXER_DIM).config, Site(MIXER_DIM, size, size))
+    return Network(name, mixer.eval(), (MIXER_DIM, size, size))
 
 
 def of_run(name: str, run: RunConfig, resolution: int | None = None) -> Network:
@@ -118,10 +129,123 @@ def of_run(name: str, run: RunConfig, resolution: int | None = None) -> Network:
     return Network(name, model, (channels, height, width), run.data.mean, run.data.std, run)
 
 
-def _load_reported(model: nn.Module, folder: RunFolder) -> None:
-    result = folder.result() or {}
-    if result.get("state") != "done":
-        raise ConfigError(f"{folder.path}: the run has not finished, so it reports no weights")
-    path = folder.path / checkpoint.LAST
-    state = checkpoint.read(path)["ema" if result["weights"] == "ema" else "model"]
-    checkpoint.load_weights(model, state, str(path))
+def _of_timm(name: str, resolution: int | None, state: State | None = None, source: str = "") -> Network:
+    size: dict[str, Any] = {} if resolution is None else {"img_size": resolution}
+    try:
+        model = timm_model(name, state, source, **size)
+    except TypeError:  # convolutional ones know no image size
+        model = timm_model(name, state, source)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"timm model {name!r} with {size or 'no arguments'}: {reason}") from None
+    cfg = model.pretrained_cfg
+    channels, height, width = cfg["input_size"]
+    mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
+    if state is not None and (theirs := _channels(name, state)) not in (None, channels):
+        channels, mean, std = theirs, (fmean(mean),) * theirs, (fmean(std),) * theirs
+    found = Network(name, model.eval(), (channels, resolution or height, resolution or width), mean, std)
+    if resolution is not None:  # timm takes any where it does not ask for one
+        try:
+            with torch.no_grad():
+                model(torch.zeros(1, *found.input_size))
+        except (ValueError, AssertionError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"resolution {resolution}: timm model {name!r} does not run on it: {reason}") from None
+    return found
+
+
+def timm_model(name: str, state: State | None = None, source: str = "", **arguments: Any) -> Any:
+    """A timm model; with the weights of `source`, it has their classes and channels unless `arguments` say others.
+
+    Raises:
+        ConfigError: the weights do not fit.
+    """
+    if state is None:
+        return timm.create_model(name, **arguments)
+    if (classes := class_count(name, state)) is not None:
+        arguments = {"num_classes": classes, **arguments}
+    if (channels := _channels(name, state)) is not None:
+        arguments = {"in_chans": channels, **arguments}
+    if name.partition(".")[0] in default_cfgs:
+        model = timm.create_model(name, **arguments)
+        checkpoint.load_weights(model, state, source)
+        return model
+    # other networks' checkpoints may need timm to rename what is in them
+    overlay: dict[str, Any] = {"state_dict": state}
+    if "num_classes" in arguments:
+        overlay["num_classes"] = arguments["num_classes"]
+    return weights.pretrained(name, pretrained_cfg_overlay=overlay, **arguments)
+
+
+def class_count(name: str, state: State) -> int | None:
+    """The classes of a timm model's weights; None if they have no head."""
+    bias = state.get(f"{get_pretrained_cfg(name).classifier}.bias")
+    return None if bias is None else len(bias)
+
+
+def _channels(name: str, state: State) -> int | None:
+    weight = state.get(f"{get_pretrained_cfg(name).first_conv}.weight")
+    return None if weight is None or weight.ndim != 4 else weight.shape[1]
+
+
+def held_by(source: str, network: str | None = None) -> Held:
+    """All weights of a run's folder, of one of its checkpoints, of another checkpoint, or of a timm name.
+
+    Args:
+        network: timm name of the network that a checkpoint of unknown name belongs to.
+
+    Raises:
+        ConfigError: no such checkpoint, a damaged one, or one of a network that is not known.
+    """
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    if path.exists() and (folder / "config.json").is_file():
+        if network is not None:
+            raise ConfigError(f"--model {network}: {folder} is a run, which has its own network")
+        return _held_by_a_run(path, RunFolder(folder).config())
+    name = network or _network_of(source)
+    if not is_timm_model(name):
+        near = timm.list_models(f"{name.split('_')[0]}*")[:3]
+        raise ConfigError(f"no timm model {name!r}" + (f"; there are {', '.join(near)}, ..." if near else ""))
+    if source == name:
+        return Held({"raw": weights.read(Weights(source=name))}, timm_name=name)
+    states: dict[str, State] = {}
+    problems = []
+    for kind, average in (("raw", False), ("ema", True)):
+        try:
+            states[kind] = weights.read(Weights(source=source, average=average))
+        except ConfigError as error:
+            problems.append(error)
+    if not states:
+        raise problems[0]
+    return Held(states, timm_name=name)
+
+
+def _held_by_a_run(path: Path, run: RunConfig) -> Held:
+    """The weights in a run's checkpoint; of a folder, those in its newest and its best one."""
+    files = [path] if path.is_file() else [path / name for name in (checkpoint.LAST, checkpoint.BEST)]
+    states: dict[str, State] = {}
+    classes = None
+    for file in files:
+        if file.name == checkpoint.BEST and not file.exists():
+            continue  # a run without a validation split
+        content = checkpoint.read(file)
+        classes = content.get("classes")
+        kinds = {"best": "model"} if file.name == checkpoint.BEST else {"raw": "model", "ema": "ema"}
+        states |= {kind: content[key] for kind, key in kinds.items() if content.get(key) is not None}
+    return Held(states, run, classes=classes)
+
+
+def _network_of(source: str) -> str:
+    """The timm name of a source: itself, or that of the published file of this name."""
+    if is_timm_model(source):
+        return source
+    if not Path(source).is_file():
+        raise ConfigError(f"{source!r}: neither a run's folder, nor a checkpoint, nor a timm model's name")
+    for network, tagged in default_cfgs.items():
+        for tag, cfg in tagged.cfgs.items():
+            if cfg.url and Path(cfg.url).name == Path(source).name:
+                return f"{network}.{tag}"
+    raise ConfigError(f"{source}: which network is it of? give --model NAME, e.g. --model ffnet_1")

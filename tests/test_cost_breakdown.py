@@ -12,13 +12,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metamixer import MetaMixerConfig, Site, build_mixer, resolve_mixer
-from metamixer.config import ConfigError
 from metamixer.cost import Cost, by_layer, count, total
 from metamixer.cost_table import AT_ONCE, by_slot, by_stage, print_costs
 from metamixer.ffnet import CONFIGS
 from metamixer.fold import fold
 from metamixer.mixer import MetaMixer
-from metamixer.networks import Network, find_network
+from metamixer.networks import Network
 
 C = 16
 SIZE = (C, 8, 8)
@@ -174,17 +173,6 @@ def test_the_table_says_what_is_counted(mini):
     text = console.export_text()
     for word in ("stages.2", "token: coefficient-value", "stages.0.blocks.0.channel_mixer.query_key.key", "16 bits"):
         assert word in text
-
-
-def test_names():
-    assert find_network("ffnet_mini", 16).input_size == (3, 16, 16)
-    assert find_network("xca").input_size == (64, 28, 28)
-    with pytest.raises(ConfigError, match="did you mean 'ffnet_1'"):
-        find_network("fnet_1")
-    with pytest.raises(ConfigError, match="at least 8 px"):
-        find_network("xca", 4)
-    with pytest.raises(ConfigError, match="no timm model"):
-        find_network("xca", source="weights.pt")
 
 
 def test_what_is_folded_already_costs_the_same():

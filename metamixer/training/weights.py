@@ -89,6 +89,8 @@ def pretrained(name: str, **arguments: Any) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # whatever the network, the hub's client or timm raise
+        if isinstance(error, TypeError) and arguments.keys() - {"pretrained_cfg_overlay"}:
+            raise  # the network does not know an argument
         text = (str(error).splitlines() or [""])[0][:120]
         raise ConfigError(f"timm model {name!r}: cannot load its weights ({type(error).__name__}: {text})") from None
 
