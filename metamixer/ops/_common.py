@@ -8,7 +8,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import ConvNorm
+from ..layers import ConvNorm, spatial_conv
 from ..operation import OperationConfig
 
 
@@ -36,6 +36,11 @@ class DepthwiseConfig(OperationConfig):
         if self.small_kernel is not None and self.small_kernel >= self.kernel_size:
             raise ValueError(f"small_kernel {self.small_kernel} must be smaller than kernel_size {self.kernel_size}")
         return self
+
+
+def depthwise(dim: int, config: DepthwiseConfig) -> nn.Module:
+    """The convolution that a `DepthwiseConfig` asks for."""
+    return spatial_conv(dim, dim, config.kernel_size, norm=config.norm, small_kernel=config.small_kernel)
 
 
 class ProjectionConfig(OperationConfig):
@@ -89,13 +94,6 @@ class UnitNorm(nn.Module):
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, heads·d, H, W) → (B, heads, d, N)."""
     return x.reshape(x.shape[0], heads, x.shape[1] // heads, x.shape[2] * x.shape[3])
-
-
-def count_heads(what: str, dim: int, head_dim: int) -> int:
-    """Number of heads of `head_dim` channels in `dim`; a ValueError if it does not divide."""
-    if dim % head_dim:
-        raise ValueError(f"{what}: {dim} channels do not divide into heads of {head_dim}; change head_dim or the width")
-    return dim // head_dim
 
 
 def check_tokens(operation: str, x: Tensor, tokens: int) -> None:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from ..layers import ConvNorm, spatial_conv
+from ..layers import ConvNorm
 from ..operation import Baseline, OperationConfig, Site, register
-from ._common import DepthwiseConfig, Kernel, check_tokens
+from ._common import DepthwiseConfig, Kernel, check_tokens, depthwise
 
 
 @register
@@ -53,9 +53,7 @@ class Depthwise(Baseline):
 
     def __init__(self, config: DepthwiseConfig, site: Site) -> None:
         super().__init__(config, site)
-        self.conv = spatial_conv(
-            site.dim, site.dim, config.kernel_size, norm=config.norm, small_kernel=config.small_kernel
-        )
+        self.conv = depthwise(site.dim, config)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)

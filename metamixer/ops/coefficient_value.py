@@ -9,9 +9,9 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import ConvNorm, spatial_conv
+from ..layers import ConvNorm
 from ..operation import Coefficients, CoefficientValue, Layout, OperationConfig, Site, register
-from ._common import DepthwiseConfig, ProjectedConfig, check_tokens, projection, split_heads, windows
+from ._common import DepthwiseConfig, ProjectedConfig, check_tokens, depthwise, projection, split_heads, windows
 
 
 class Projected(CoefficientValue):
@@ -127,9 +127,7 @@ class Depthwise(CoefficientValue):
                 f"coefficient_value 'depthwise' keeps the channels: it gets {coefficients.channels} "
                 f"coefficients and the block has {site.dim}; set the query_key's expansion to 1"
             )
-        self.value = spatial_conv(
-            site.dim, site.dim, config.kernel_size, norm=config.norm, small_kernel=config.small_kernel
-        )
+        self.value = depthwise(site.dim, config)
 
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
         return self.value(coefficients)

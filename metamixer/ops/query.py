@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from ..layers import ConvNorm, LayerScale, spatial_conv
+from ..layers import ConvNorm, LayerScale
 from ..operation import OperationConfig, Query, Site, register
-from ._common import DepthwiseConfig, Normalize, ProjectionConfig, Ratio, ending
+from ._common import DepthwiseConfig, Normalize, ProjectionConfig, Ratio, depthwise, ending
 
 
 @register
@@ -52,9 +52,7 @@ class Depthwise(Query):
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
-        self.proj = spatial_conv(
-            site.dim, site.dim, config.kernel_size, norm=config.norm, small_kernel=config.small_kernel
-        )
+        self.proj = depthwise(site.dim, config)
         self.ending = ending("identity", config.normalize, site.dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ._common import (
     ProjectionConfig,
     Ratio,
     check_tokens,
-    count_heads,
+    depthwise,
     ending,
     outside,
     split_heads,
@@ -25,8 +25,31 @@ from ._common import (
 )
 
 
+class Compared(QueryKey):
+    """Keys K = Linear_K(X), compared with the queries head by head."""
+
+    source = "dynamic"
+    channel_counts = ("head_dim",)
+
+    class Config(OperationConfig):
+        head_dim: int = Field(default=32, gt=0)
+
+    def __init__(self, config: Config, site: Site, query_dim: int, kernel_size: int = 1) -> None:
+        super().__init__(config, site, query_dim)
+        self.heads, left = divmod(query_dim, config.head_dim)
+        if left:
+            raise ValueError(
+                f"query_key {self.name!r}: {query_dim} channels do not divide into heads of {config.head_dim}; "
+                "change head_dim or the width"
+            )
+        self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5
+        self.coefficients = Coefficients(self.makes, query_dim, self.heads, kernel_size)
+        self.key = nn.Conv2d(site.dim, query_dim, 1)
+
+
 @register
-class ScaledDot(QueryKey):
+class ScaledDot(Compared):
     """Scaled dot product of every query token with every key token, K = Linear_K(X) (arXiv 1706.03762).
 
     `activation` and `normalize` make feature maps of the keys, as in linear attention (arXiv 2006.16236); the
@@ -35,20 +58,13 @@ class ScaledDot(QueryKey):
 
     name = "scaled_dot"
     makes = Layout.PAIRS
-    source = "dynamic"
-    channel_counts = ("head_dim",)
 
-    class Config(ProjectionConfig):
-        head_dim: int = Field(default=32, gt=0)
+    class Config(ProjectionConfig, Compared.Config):
         scale: bool = True
 
     def __init__(self, config: Config, site: Site, query_dim: int) -> None:
         super().__init__(config, site, query_dim)
-        self.heads = count_heads("query_key 'scaled_dot'", query_dim, config.head_dim)
-        self.head_dim = config.head_dim
-        self.scale = config.head_dim**-0.5 if config.scale else 1.0
-        self.coefficients = Coefficients(Layout.PAIRS, query_dim, self.heads)
-        self.key = nn.Conv2d(site.dim, query_dim, 1)
+        self.scale = self.scale if config.scale else 1.0
         self.ending = ending(config.activation, config.normalize, query_dim)
 
     def operands(self, q: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +77,7 @@ class ScaledDot(QueryKey):
 
 
 @register
-class Neighbourhood(QueryKey):
+class Neighbourhood(Compared):
     """Scaled dot product with the keys of the k×k window around each position, plus a bias for each offset.
 
     Scores (B, heads, k², H, W). Windows are cut at the border, and keys that are not on the map score 0 (the
@@ -70,21 +86,16 @@ class Neighbourhood(QueryKey):
 
     name = "neighbourhood"
     makes = Layout.NEIGHBOURHOOD
-    source = "dynamic"
-    channel_counts = ("head_dim",)
 
-    class Config(OperationConfig):
+    class Config(Compared.Config):
         kernel_size: Kernel = 7
-        head_dim: int = Field(default=32, gt=0)
 
     def __init__(self, config: Config, site: Site, query_dim: int) -> None:
-        super().__init__(config, site, query_dim)
-        self.heads = count_heads("query_key 'neighbourhood'", query_dim, config.head_dim)
-        self.scale = config.head_dim**-0.5
+        # drawn first, so that it does not depend on the layer's draws
+        bias = trunc_normal_(torch.empty(query_dim // config.head_dim, config.kernel_size**2, 1, 1), std=0.02)
+        super().__init__(config, site, query_dim, config.kernel_size)
         self.kernel_size = config.kernel_size
-        self.coefficients = Coefficients(Layout.NEIGHBOURHOOD, query_dim, self.heads, config.kernel_size)
-        self.bias = nn.Parameter(trunc_normal_(torch.empty(self.heads, config.kernel_size**2, 1, 1), std=0.02))
-        self.key = nn.Conv2d(site.dim, query_dim, 1)
+        self.bias = nn.Parameter(bias)
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         q = q * self.scale
@@ -94,7 +105,7 @@ class Neighbourhood(QueryKey):
 
 
 @register
-class CrossCovariance(QueryKey):
+class CrossCovariance(Compared):
     """Every query channel with every key channel of its head, over all tokens: scores (B, heads, d, d).
 
     Keys have L2 norm 1 over the tokens (the query's own is `normalize="tokens"`), so that scores are cosines,
@@ -103,17 +114,9 @@ class CrossCovariance(QueryKey):
 
     name = "cross_covariance"
     makes = Layout.CHANNELS
-    source = "dynamic"
-    channel_counts = ("head_dim",)
 
-    class Config(OperationConfig):
-        head_dim: int = Field(default=32, gt=0)
-
-    def __init__(self, config: Config, site: Site, query_dim: int) -> None:
+    def __init__(self, config: Compared.Config, site: Site, query_dim: int) -> None:
         super().__init__(config, site, query_dim)
-        self.heads = count_heads("query_key 'cross_covariance'", query_dim, config.head_dim)
-        self.coefficients = Coefficients(Layout.CHANNELS, query_dim, self.heads)
-        self.key = nn.Conv2d(site.dim, query_dim, 1)
         self.temperature = nn.Parameter(torch.ones(self.heads, 1, 1))
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
@@ -150,36 +153,38 @@ class Hadamard(QueryKey):
         return q * self.ending(self.key(x))
 
 
-@register
-class Depthwise(QueryKey):
-    """Each position and channel against a learned K×K key, K_W ∈ R^(d×k²): a depthwise convolution.
+class LearnedMap(QueryKey):
+    """Queries against learned keys: a layer from a map to a map."""
 
-    Source: FFNet, arXiv 2406.02021.
-    """
-
-    name = "depthwise"
     makes = Layout.MAP
     source = "static"
-
-    Config = DepthwiseConfig
-
-    def __init__(self, config: DepthwiseConfig, site: Site, query_dim: int) -> None:
-        super().__init__(config, site, query_dim)
-        self.key = spatial_conv(
-            query_dim, query_dim, config.kernel_size, norm=config.norm, small_kernel=config.small_kernel
-        )
+    key: nn.Module
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         return self.key(q)
 
 
 @register
-class LargeKernel(QueryKey):
+class Depthwise(LearnedMap):
+    """Each position and channel against a learned K×K key, K_W ∈ R^(d×k²): a depthwise convolution.
+
+    Source: FFNet, arXiv 2406.02021.
+    """
+
+    name = "depthwise"
+
+    Config = DepthwiseConfig
+
+    def __init__(self, config: DepthwiseConfig, site: Site, query_dim: int) -> None:
+        super().__init__(config, site, query_dim)
+        self.key = depthwise(query_dim, config)
+
+
+@register
+class LargeKernel(LearnedMap):
     """A large learned key in three parts: depthwise k×k, depthwise dilated, 1×1 (VAN, arXiv 2202.09741)."""
 
     name = "large_kernel"
-    makes = Layout.MAP
-    source = "static"
 
     class Config(OperationConfig):
         kernel_size: Kernel = 5
@@ -188,33 +193,22 @@ class LargeKernel(QueryKey):
 
     def __init__(self, config: Config, site: Site, query_dim: int) -> None:
         super().__init__(config, site, query_dim)
+        far, dilation = config.dilated_kernel, config.dilation
         self.key = nn.Sequential(
             spatial_conv(query_dim, query_dim, config.kernel_size, norm=False),
-            nn.Conv2d(
-                query_dim,
-                query_dim,
-                config.dilated_kernel,
-                padding=config.dilation * (config.dilated_kernel // 2),
-                dilation=config.dilation,
-                groups=query_dim,
-            ),
+            nn.Conv2d(query_dim, query_dim, far, padding=dilation * (far // 2), dilation=dilation, groups=query_dim),
             nn.Conv2d(query_dim, query_dim, 1),
         )
 
-    def forward(self, q: Tensor, x: Tensor) -> Tensor:
-        return self.key(q)
-
 
 @register
-class MultiScale(QueryKey):
+class MultiScale(LearnedMap):
     """Depthwise k×k, added to it pairs of strips 1×s and s×1 of several lengths, then 1×1.
 
     Source: SegNeXt's multi-scale convolutional attention, arXiv 2209.08575.
     """
 
     name = "multi_scale"
-    makes = Layout.MAP
-    source = "static"
 
     class Config(OperationConfig):
         kernel_size: Kernel = 5
@@ -240,12 +234,10 @@ class MultiScale(QueryKey):
 
 
 @register
-class Linear(QueryKey):
+class Linear(LearnedMap):
     """Each token against d_m learned keys, K_W ∈ R^(d_m×d): the first layer of an FFN. d_m = expansion·C."""
 
     name = "linear"
-    makes = Layout.MAP
-    source = "static"
 
     class Config(OperationConfig):
         expansion: Ratio
@@ -257,20 +249,15 @@ class Linear(QueryKey):
         self.coefficients = Coefficients(Layout.MAP, keys)
         self.key = ConvNorm(query_dim, keys) if config.norm else nn.Conv2d(query_dim, keys, 1)
 
-    def forward(self, q: Tensor, x: Tensor) -> Tensor:
-        return self.key(q)
-
 
 @register
-class Memory(QueryKey):
+class Memory(LearnedMap):
     """Each token against a number of learned keys that is free of the width.
 
     Source: external attention, arXiv 2105.02358.
     """
 
     name = "memory"
-    makes = Layout.MAP
-    source = "static"
 
     class Config(OperationConfig):
         slots: int = Field(default=64, gt=0)
@@ -280,12 +267,9 @@ class Memory(QueryKey):
         self.coefficients = Coefficients(Layout.MAP, config.slots)
         self.key = nn.Conv2d(query_dim, config.slots, 1, bias=False)
 
-    def forward(self, q: Tensor, x: Tensor) -> Tensor:
-        return self.key(q)
-
 
 @register
-class TokenLinear(QueryKey):
+class TokenLinear(LearnedMap):
     """Each channel's map of N tokens against expansion·N learned maps: a linear layer over tokens.
 
     The scores of a channel fill `expansion` maps, next to each other: (B, C'·expansion, H, W).
@@ -294,8 +278,6 @@ class TokenLinear(QueryKey):
     """
 
     name = "token_linear"
-    makes = Layout.MAP
-    source = "static"
     fixed_size = True
 
     class Config(OperationConfig):
