@@ -121,7 +121,7 @@ def launch_lock(root: Path) -> Iterator[None]:
         return
     try:
         root.mkdir(parents=True, exist_ok=True)
-        file = (root / "launch.lock").open("w")
+        file = (root / "launch.lock").open("a")
     except OSError as error:
         raise ConfigError(f"{root}: cannot write here ({error.strerror or error})") from None
     with file:
