@@ -15,13 +15,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from metamixer.training.folder import RunFolder
+
     from .attempts import Attempts
+    from .profiles import Profile
 
 SIGNAL_SECONDS = 90  # how long before its time limit a job is told
 LAST_WORD = 10  # seconds that the first process has to say how a run ended, before another one takes it down
@@ -84,7 +86,7 @@ class Payload:
             signals.ignore()
             if isinstance(error, Stopped | Interrupted | ProcessLost):
                 lost = str(error) if isinstance(error, ProcessLost) else ""
-                return end_job(attempts, signals, mine.profile, "`launch.py retry` goes on", lost)
+                end_job(attempts, signals, mine.profile, lost)
             if isinstance(error, ConfigError):  # the surroundings, not the run
                 attempts.stop("interrupted", note=str(error).removeprefix(f"{folder.path}: "))
             else:
@@ -102,23 +104,23 @@ class Payload:
 
         return DelayedSubmission(self)
 
-    def _train(self, folder: Any, profile: Any) -> str:
+    def _train(self, folder: RunFolder, profile: Profile) -> str:
         from metamixer.training.train import train
 
         # a node whose GPUs don't work must not train on its CPU for days
         device = "cuda" if profile.gpus_per_node else "auto"
-        teachers = folder.path.parent / "teachers"
-        result = train(folder.config(), folder.path, device, profile.cpus_per_task - 1, teachers)
+        config, teachers = folder.config(), folder.path.parent / "teachers"
+        result = train(config, folder.path, device, max(0, profile.cpus_per_task - config.threads), teachers)
         if result["state"] != "done":
             raise RuntimeError(result.get("error", "the run failed"))  # SLURM is to call it FAILED too
         return str(result["state"])
 
 
-def end_job(attempts: Attempts, signals: Signals, profile: Any, how: str, lost: str = "") -> str:
+def end_job(attempts: Attempts, signals: Signals, profile: Profile, lost: str) -> NoReturn:
     """End a job that was told to go, or that lost a process: requeued, within its limits, if SIGUSR2 told it.
 
     Raises:
-        RuntimeError: it is not queued again, and the line says `how` it goes on; SLURM must not call this COMPLETED.
+        RuntimeError: it is not queued again; SLURM must not call this COMPLETED.
     """
     if attempts.rank:  # the first process speaks for all
         time.sleep(LAST_WORD if lost else 0)
@@ -142,7 +144,7 @@ def end_job(attempts: Attempts, signals: Signals, profile: Any, how: str, lost: 
         if not refusal:
             sys.exit(0)  # SLURM ends this job and queues it again
         attempts.stop(reason, refused=refusal, note=f"{reason}; {refusal}")
-    raise RuntimeError(f"interrupted ({reason}{'; ' + refusal if refusal else ''}); {how}")
+    raise RuntimeError(f"interrupted ({reason}{'; ' + refusal if refusal else ''}); `launch.py retry` goes on")
 
 
 class Signals:
@@ -157,13 +159,13 @@ class Signals:
         # the number of every signal is written here, whoever handles it
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
-    def listen(self, handler: Callable[[int, Any], None] | None = None, at_once: bool = True) -> None:
-        """From here on a signal raises `Stopped`, or calls `handler`.
+    def listen(self, at_once: bool) -> None:
+        """From here on a signal raises `Stopped`.
 
         SIGUSR2 was blocked before, and a SIGUSR2 of that time comes now; if not `at_once`, when training listens.
         """
         for number in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, handler or self._handle)
+            signal.signal(number, self._handle)
         if at_once:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 

@@ -110,20 +110,8 @@ def _rows(text: str) -> dict[tuple[str, int], Job]:
     jobs = {}
     for line in text.splitlines():
         name, number, state, *rest = line.split("|")
-        # CANCELLED by 0
-        state = (state.split() or [""])[0].rstrip("+")
-        for each in _expand(number.strip()):
-            jobs[name, int(each.partition("_")[2] or 0)] = Job(each, state, *rest)
+        index = number.partition("_")[2] or "0"
+        if index.isdigit():  # sacct has one row, 12_[0-5], for all tasks that were cancelled before they began
+            # CANCELLED by 0
+            jobs[name, int(index)] = Job(number, (state.split() or [""])[0].rstrip("+"), *rest)
     return jobs
-
-
-def _expand(number: str) -> list[str]:
-    """12_[0-2,5%4] → 12_0, 12_1, 12_2, 12_5."""
-    found = re.fullmatch(r"(\d+)_\[([\d,:-]+)(?:%\d+)?\]", number)
-    if not found:
-        return [number]
-    indices: list[int] = []
-    for part in found[2].split(","):
-        first, last, step = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part).groups()  # type: ignore[union-attr]
-        indices += range(int(first), int(last or first) + 1, int(step or 1))
-    return [f"{found[1]}_{index}" for index in indices]

@@ -7,9 +7,10 @@ import os
 import shlex
 import shutil
 import sys
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from metamixer.config import ConfigError
 from . import scheduler
 from .payload import Payload, signal_delay
 from .profiles import Profile
-from .submissions import ATTEMPTS, Submission, jobs_folder, new_submission, record
+from .submissions import ATTEMPTS, Submission, jobs_folder, record
 
 # USR2 ends a process that has no handler yet; blocked, it waits until the payload has one, seconds of imports later
 BLOCK = "import os,signal,sys; signal.pthread_sigmask(signal.SIG_BLOCK,{signal.SIGUSR2}); "
@@ -31,24 +32,18 @@ FIND_FIRST = "MASTER_ADDR=$(scontrol show node $SLURMD_NODENAME | sed -n 's/.*No
 FIND_FIRST += '; [ -z "$MASTER_ADDR" ] || export MASTER_ADDR'
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Runs of one array, how many of them run at a time, and the chunk that has to end first."""
+def chunks(hashes: Sequence[str], size: int, parallel: int) -> list[tuple[tuple[str, ...], int, int | None]]:
+    """Arrays of at most `size` runs that together run at most `parallel` at a time.
 
-    hashes: tuple[str, ...]
-    parallel: int
-    after: int | None
-
-
-def chunks(hashes: Sequence[str], size: int, parallel: int) -> list[Chunk]:
-    """Arrays of at most `size` runs that together run at most `parallel` at a time."""
+    Returns:
+        For each its runs, how many of them run at a time, and the index of the array that has to end first.
+    """
     parts = [tuple(hashes[start : start + size]) for start in range(0, len(hashes), size)]
     lanes = min(parallel, len(parts))
     # more arrays than runs at a time: some wait for another to end
-    shares = [parallel // lanes + (lane < parallel % lanes) for lane in range(lanes)] if lanes else []
+    shares = [parallel // lanes + (lane < parallel % lanes) for lane in range(lanes)]
     return [
-        Chunk(part, shares[index % lanes], index - lanes if index >= lanes else None)
-        for index, part in enumerate(parts)
+        (part, shares[index % lanes], index - lanes if index >= lanes else None) for index, part in enumerate(parts)
     ]
 
 
@@ -72,15 +67,15 @@ def submit(
         ConfigError: sbatch failed, and SLURM can't be asked whether it took the jobs all the same.
     """
     submitted = list[Submission]()
-    for chunk in chunks(hashes, array_size, profile.parallel):
-        submission = new_submission(
-            grid=grid, setting=setting, snapshot=snapshot, profile=profile, hashes=chunk.hashes,
-            max_attempts=max_attempts,
+    for part, at_once, first in chunks(hashes, array_size, profile.parallel):
+        submission = Submission(
+            id=f"mm-{uuid.uuid4().hex[:8]}", time=time.time(), grid=grid, setting=setting, snapshot=snapshot,
+            profile=profile, hashes=part, max_attempts=max_attempts,
         )  # fmt: skip
         record(root, submission)
-        after = submitted[chunk.after].job if chunk.after is not None else None
+        after = submitted[first].job if first is not None else None
         try:
-            changes = {"job": _sbatch(root, submission, chunk.parallel, after)}
+            changes = {"job": _sbatch(root, submission, at_once, after)}
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as failure:
             error = " ".join(str(failure).split()).split("sbatch: error: ")[-1]  # its own words, without submitit's
             # a busy controller may have taken the jobs and not said so
@@ -127,7 +122,7 @@ def _sbatch(root: Path, submission: Submission, parallel: int, after: str | None
         array_parallelism=parallel,
         stderr_to_stdout=True,
         srun_args=[
-            "--kill-on-bad-exit=1",  # a process that dies takes the others with it, which else wait for it
+            "--kill-on-bad-exit=1",  # a process that dies takes the others with it; else they would wait for it
             f"--cpus-per-task={profile.cpus_per_task}",  # srun of SLURM 22.05 does not take it from the job
         ],
         # requeue, whatever the cluster's default: after a lost node the job starts again

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import sys
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from metamixer.config import Config, ConfigError, parse
 from metamixer.training.folder import RunFolder
@@ -47,10 +45,6 @@ class Submission(Config):
 
 def jobs_folder(root: Path) -> Path:
     return root / "jobs"
-
-
-def new_submission(**values: Any) -> Submission:
-    return Submission(id=f"mm-{uuid.uuid4().hex[:8]}", time=time.time(), **values)
 
 
 def record(root: Path, submission: Submission) -> None:

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -30,7 +31,9 @@ def install(folder: Path, **state) -> Path:
 def change(folder: Path, **state) -> None:
     path = folder / "state.json"
     before = json.loads(path.read_text()) if path.exists() else {"arrays": [], "calls": 0}
-    path.write_text(json.dumps({**before, **state}))
+    aside = folder / f"state.{os.getpid()}"
+    aside.write_text(json.dumps({**before, **state}))
+    aside.replace(path)  # several commands read it at any time
 
 
 def read(folder: Path) -> dict:

@@ -540,8 +540,8 @@ def test_a_failed_run_is_failed_until_it_is_tried_again_here(tmp_path):
 def test_chunks_share_the_runs_at_a_time(runs, size, parallel, expected):
     """Situation 1."""
     made = chunks([str(i) for i in range(runs)], size, parallel)
-    assert [(len(chunk.hashes), chunk.parallel, chunk.after) for chunk in made] == expected
-    assert [hash for chunk in made for hash in chunk.hashes] == [str(i) for i in range(runs)]
+    assert [(len(hashes), at_once, after) for hashes, at_once, after in made] == expected
+    assert [hash for hashes, _, _ in made for hash in hashes] == [str(i) for i in range(runs)]
 
 
 def test_more_arrays_than_runs_at_a_time_wait_for_each_other(slurm, root):
@@ -655,8 +655,10 @@ def test_the_shipped_profiles_are_whole():
     assert {name: load_profile(name).gpus for name in tomllib.loads(PROFILES.read_text())}["imagenet"] == 8
 
 
-def test_reading_arrays_with_gaps():
-    rows = scheduler._rows("a|7_[0-2,5,10-14:2%4]|PENDING||00:00|\nb|8|CANCELLED by 0|n1|00:01|0:15\n")
-    assert {index for name, index in rows if rows[name, index].waiting} == {0, 1, 2, 5, 10, 12, 14}
-    assert rows["a", 12].number == "7_12"
-    assert rows["b", 0].state == "CANCELLED" and not rows["b", 0].alive
+def test_rows_of_sacct_for_tasks_that_never_began_are_passed_over():
+    rows = scheduler._rows(
+        "a|7_[0-2,5%4]|CANCELLED by 0||00:00|\na|7_12|FAILED|n1|00:01|1:0\nb|8|CANCELLED+|n1||0:15\n"
+    )
+    assert {key: (job.number, job.state) for key, job in rows.items()} == {
+        ("a", 12): ("7_12", "FAILED"), ("b", 0): ("8", "CANCELLED")
+    }  # fmt: skip
