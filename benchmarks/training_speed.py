@@ -67,17 +67,16 @@ def overhead() -> dict[str, float]:
 
     from metamixer.training.data import Data
     from metamixer.training.folder import RunFolder
-    from metamixer.training.profile import measure as profile
     from metamixer.training.train import PROGRESS_SECONDS, Trainer
 
     run = config()
-    parts = profile(run, steps=4 * STEPS, device="cpu").parts
-    step = sum(parts.values())
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder(path)
         folder.create(run)
         trainer = Trainer(run, folder, torch.device("cpu"), Data(run.data, run.recipe, run.seed))
-        trainer.learner.train_step(trainer.data.batches(0))  # fills the optimizer's state
+        learner = trainer.learner
+        batches = itertools.chain.from_iterable(trainer.data.batches(epoch) for epoch in itertools.count())
+        learner.train_step(batches)  # fills the optimizer's state
 
         def median(action) -> float:
             times = []
@@ -87,11 +86,13 @@ def overhead() -> dict[str, float]:
                 times.append(1000 * (time.perf_counter() - started))
             return statistics.median(times)
 
+        step = median(lambda: learner.train_step(batches))
+        mixing, average = median(lambda: learner._next(batches, 0)), median(lambda: learner.ema.update(learner.model))
         often = median(trainer._report_progress) * step / (1000 * PROGRESS_SECONDS)
         epochs = median(lambda: (folder.append_metrics({"epoch": 1}), trainer._save(0.0))) / trainer.data.steps
     return {
-        "augmentation, mixing": 100 * parts["data"] / step,
-        "EMA": 100 * parts["average"] / step,
+        "augmentation, mixing": 100 * mixing / step,
+        "EMA": 100 * average / step,
         "logging, checkpoints": 100 * (often + epochs) / step,
     }
 

@@ -48,22 +48,16 @@ def train(
     runs: Runs = Path("runs"),
     workers: DataWorkers = None,
     device: Device = "auto",
-    teacher_cache: Annotated[
-        Optional[Path], typer.Option(help="Folder where runs that show a teacher the same images share its answers.")
-    ] = None,
 ) -> None:
     """Train one run, or go on with it.
 
     Under torchrun or srun on several GPUs.
     """
-    from metamixer.config import ConfigError
     from metamixer.recipes import configured_run
     from metamixer.training.show import show_training
 
     config = configured_run(name, changes_of(set), runs)
-    if teacher_cache is not None and config.recipe.distillation is None:
-        raise ConfigError(f"--teacher-cache {teacher_cache}: {name} has no teacher (recipe.distillation)")
-    if not show_training(config, runs, device, workers, teacher_cache):
+    if not show_training(config, runs, device, workers):
         raise typer.Exit(1)
 
 
@@ -98,21 +92,6 @@ def evaluate(
         raise ConfigError(f"--set {foreign[0]}: an evaluation has keys of data only, e.g. data.image_size=384")
     of_data = {key.removeprefix("data."): value for key, value in changes.items()}
     show_scores(checkpoint, IMAGENET, of_data, model, device, workers)
-
-
-@app.command()
-def profile(
-    name: RunName,
-    set: Changes = None,
-    runs: Runs = Path("runs"),
-    workers: DataWorkers = None,
-    device: Device = "auto",
-) -> None:
-    """Time a training step by its parts, with its memory."""
-    from metamixer.recipes import configured_run
-    from metamixer.training.show import show_profile
-
-    show_profile(configured_run(name, changes_of(set), runs), device, workers)
 
 
 @app.command()

@@ -162,8 +162,7 @@ def attempt(config: RunConfig, path: str, device: str, beside: int = 1) -> tuple
     try:
         workers = default_workers(config.data, device, beside)
         attempts.start()
-        # what a teacher says of the same images is the same for all students of a grid
-        result = train(config, path, device, workers, teacher_cache=Path(path).parent / "teachers")
+        result = train(config, path, device, workers)
         state, note = State(result["state"]), result.get("error", "")
     except RunBusy as error:
         return State.RUNNING, str(error)

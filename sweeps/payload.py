@@ -109,8 +109,8 @@ class Payload:
 
         # a node whose GPUs don't work must not train on its CPU for days
         device = "cuda" if profile.gpus_per_node else "auto"
-        config, teachers = folder.config(), folder.path.parent / "teachers"
-        result = train(config, folder.path, device, max(0, profile.cpus_per_task - config.threads), teachers)
+        config = folder.config()
+        result = train(config, folder.path, device, max(0, profile.cpus_per_task - config.threads))
         if result["state"] != "done":
             raise RuntimeError(result.get("error", "the run failed"))  # SLURM is to call it FAILED too
         return str(result["state"])

@@ -254,7 +254,6 @@ def test_a_checkpoint_of_another_name_needs_its_network(folder, released, tmp_pa
         (["evaluate", "ffnet_1", "--model", "fnet"], ["no timm model 'fnet'"]),
         (["evaluate", "ffnet_1", "--model", "ffnet_1.in2k"], ["no timm model 'ffnet_1.in2k'"]),
         (["evaluate", "ffnet_1.pth"], ["neither a run's folder, nor a checkpoint"]),
-        (["train", "small", "--teacher-cache", "answers"], ["small has no teacher"]),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, parts, tmp_path, monkeypatch):

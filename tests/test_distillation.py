@@ -1,4 +1,4 @@
-"""Distillation: losses against closed forms, which teachers are taken and refused, and what a cache may not change."""
+"""Distillation: losses against closed forms, which teachers are taken and refused."""
 
 import json
 import math
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from small import RUN, STEPS
-from test_training import Killed, at_steps, outcome, same
+from small import RUN
+from test_training import outcome
 
 from metamixer import ConfigError, digest, override
-from metamixer.training import checkpoint, distill
+from metamixer.training import checkpoint
 from metamixer.training.data import Data
 from metamixer.training.data_config import DataConfig
 from metamixer.training.distill import Teacher, distillation_loss
@@ -179,85 +179,6 @@ def test_a_teacher_is_known_by_its_weights_not_by_where_it_lies(finished, tmp_pa
     assert digest(distilled(finished)) == digest(distilled(moved)) != digest(distilled(finished, kind="soft"))
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """How often a teacher was asked."""
-    calls = []
-    real = Teacher.__call__
-    monkeypatch.setattr(Teacher, "__call__", lambda self, images: calls.append(1) or real(self, images))
-    return calls
-
-
-@pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_cached_answers_change_nothing(finished, tmp_path, asked, kind):
-    config = distilled(finished, kind=kind)
-    train(config, tmp_path / "uncached", "cpu")
-    train(config, tmp_path / "first", "cpu", teacher_cache=tmp_path / "cache")
-    assert len(asked) == 2 * STEPS * 2
-    train(config, tmp_path / "second", "cpu", teacher_cache=tmp_path / "cache")
-    assert len(asked) == 2 * STEPS * 2
-    expected = outcome(tmp_path / "uncached")
-    assert same(outcome(tmp_path / "first"), expected) and same(outcome(tmp_path / "second"), expected)
-    files = sorted(path.name for path in (tmp_path / "cache").rglob("*.npy"))
-    assert files == ["0.npy", "1.npy", "2.npy"]
-
-
-def test_students_share_a_cache_and_other_images_do_not(finished, tmp_path, asked):
-    train(distilled(finished), tmp_path / "first", "cpu", teacher_cache=tmp_path / "cache")
-    del asked[:]
-    student = {"model.stages.*.token_mixer.activation": "relu", "recipe.lr": 1e-3, "recipe.drop_path_rate": 0.0}
-    train(override(distilled(finished), student), tmp_path / "second", "cpu", teacher_cache=tmp_path / "cache")
-    assert not asked
-    for i, changes in enumerate(
-        ({"seed": 1}, {"recipe.flip_prob": 0.5}, {"recipe.mixup_alpha": 0.5}, {"data.val_samples": 63})
-    ):
-        config = override(distilled(finished), {"recipe.epochs": 2, **changes})
-        train(config, tmp_path / f"other{i}", "cpu", teacher_cache=tmp_path / "cache")
-        assert len(asked) == (i + 1) * 2 * 2 * 5, changes
-
-
-def test_answers_that_would_fill_the_disk_are_not_kept(finished, tmp_path, caplog):
-    """ImageNet for 320 epochs: 2 bytes an image for classes, 4000 for logits."""
-    changes = {"recipe.epochs": 300, "recipe.cooldown_epochs": 20, "recipe.batch_size": 1024, "data.num_classes": 1000}
-    hard, soft = (override(distilled(finished, kind=kind), changes) for kind in ("hard", "soft"))
-    images = 320 * 1251 * 1024
-    assert [distill.TeacherCache.size(config, 1251) for config in (hard, soft)] == [2 * images, 4000 * images]
-    soft = override(distilled(finished, kind="soft"), {"recipe.epochs": 300, "recipe.batch_size": 1024})
-    learners = [Learner(soft, CPU, steps, teacher_cache=tmp_path) for steps in (349, 1251)]  # 4 bytes a class
-    assert [learner.cache is None for learner in learners] == [False, True]
-    line = "no teacher cache: the answers of 300 epochs would take 14.3 GiB, the limit is 4 GiB"
-    assert [record.getMessage() for record in caplog.records] == [line]
-
-
-def test_a_torn_cache_is_written_again(finished, tmp_path, asked):
-    train(distilled(finished), tmp_path / "first", "cpu", teacher_cache=tmp_path / "cache")
-    file = next((tmp_path / "cache").rglob("1.npy"))
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-7])
-    del asked[:]
-    train(distilled(finished), tmp_path / "second", "cpu", teacher_cache=tmp_path / "cache")
-    assert len(asked) == 2 * 5 and file.read_bytes() == whole
-    assert same(outcome(tmp_path / "second"), outcome(tmp_path / "first"))
-
-
-def test_killed_while_it_fills_the_cache(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("metamixer.training.train.CHECKPOINT_SECONDS", -1.0)
-
-    def kill():
-        raise Killed
-
-    config = distilled(finished)
-    train(config, tmp_path / "whole", "cpu")
-    at_steps(monkeypatch, [3, 8], kill)
-    for _ in range(2):
-        with pytest.raises(Killed):
-            train(config, tmp_path / "run", "cpu", teacher_cache=tmp_path / "cache")
-    train(config, tmp_path / "run", "cpu", teacher_cache=tmp_path / "cache")
-    assert same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
-    # epochs that were begun twice have no whole file
-    assert [path.name for path in (tmp_path / "cache").rglob("*.npy")] == ["2.npy"]
-
-
 def test_a_grid_of_a_plain_a_distilled_and_a_fine_tuned_run(finished, tmp_path):
     grid = Grid(
         bases={"digits": override(RUN, {"recipe.epochs": 2})},
@@ -278,13 +199,3 @@ def test_a_grid_of_a_plain_a_distilled_and_a_fine_tuned_run(finished, tmp_path):
         assert train(run.config, tmp_path / run.hash, "cpu")["state"] == "done"
         losses[run.variant] = outcome(tmp_path / run.hash)["rows"][0]["train_loss"]
     assert losses["tuned"] < losses["plain"] and len(set(losses.values())) == 3
-
-
-def test_what_a_cache_is_known_by_covers_all_that_makes_an_image():
-    """A new field of the recipe has to be put on one side or the other."""
-    without_a_part_in_it = {
-        "epochs", "warmup_epochs", "cooldown_epochs", "schedule", "lr", "warmup_lr", "min_lr", "lr_batch",
-        "weight_decay", "weight_decay_end", "layer_scale_decay", "drop_path_rate", "label_smoothing", "ema_decay",
-        "batch_norm", "init", "compile", "distillation",
-    }  # fmt: skip
-    assert set(RUN.recipe.to_dict()) - set(distill._SEEN) == without_a_part_in_it

@@ -107,7 +107,7 @@ def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], source:
         if state[name].shape != tensor.shape:
             raise ConfigError(
                 f"{source}: checkpoint of another model: {name!r} has shape {tuple(state[name].shape)}, "
-                f"the model's is {tuple(tensor.shape)}"
+                f"the model's is {tuple(tensor.shape)} (some mixers are tied to the image size)"
             )
     model.load_state_dict(state)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from . import checkpoint, weights
 from .data import Batch
 from .data_config import TaskData
 from .depthwise import split_depthwise
-from .distill import Teacher, TeacherCache, distillation_loss
+from .distill import Teacher, distillation_loss
 from .distributed import ALONE, World
 from .optimize import Average, Schedule, batch_norm_statistics, build_optimizer
 from .recipe import Recipe
@@ -38,13 +37,11 @@ class Learner:
     Args:
         steps: optimizer steps in an epoch.
         state: a checkpoint's, from `state_dict`; else it begins with the run's initial weights or seed.
-        teacher_cache: see `TeacherCache`.
         classes: names of the data's classes, by which a teacher's and initial weights' are matched.
 
     Attributes:
         step: optimizer steps done, the position of the run.
         share: forward passes of a step in this process.
-        section: called with the name of each part of a step and entered around it; profiling puts a clock here.
 
     Raises:
         ConfigError: weights or a precision that do not fit, passes that the processes can't share, or no compiler.
@@ -57,7 +54,6 @@ class Learner:
         steps: int,
         world: World = ALONE,
         state: dict[str, Any] | None = None,
-        teacher_cache: Path | str | None = None,
         classes: list[str] | None = None,
     ) -> None:
         self.config, self.device, self.steps, self.world = config, device, steps, world
@@ -70,7 +66,6 @@ class Learner:
                 "recipe.compile: no working C++ compiler; install one, e.g. Debian's package g++, or set "
                 "recipe.compile=false"
             )
-        self.section: Callable[[str], AbstractContextManager[Any]] = nullcontext
         model: Any = config.build()
         if state is None and config.initial is not None:
             weights.start_from(model, config, classes)
@@ -102,16 +97,6 @@ class Learner:
             smoothed = LabelSmoothingCrossEntropy(recipe.label_smoothing)
             self.loss = SoftTargetCrossEntropy() if self.mixup else smoothed
             self.teacher = Teacher(recipe.distillation, config.data, device, classes) if recipe.distillation else None
-        self.cache: TeacherCache | None = None
-        if self.teacher is not None and teacher_cache is not None:
-            size = TeacherCache.size(config, steps)
-            if size <= TeacherCache.LIMIT:
-                self.cache = TeacherCache(teacher_cache, config, steps, world, device)
-            elif world.first:
-                log.warning(
-                    "no teacher cache: the answers of %d epochs would take %.1f GiB, the limit is %.0f GiB",
-                    *(recipe.total_epochs, size / 2**30, TeacherCache.LIMIT / 2**30),
-                )
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16" and device.type == "cuda")
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # over this process's passes of the epoch
@@ -141,27 +126,19 @@ class Learner:
         self.schedule.set(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         for index in range(self.share):
-            with self.section("data"):
-                images, targets = self._next(batches, self.world.rank * self.share + index)
-            taught = None
-            if self.teacher is not None:
-                with self.section("teacher"):
-                    taught = self._ask(self.teacher, images, index)
+            images, targets = self._next(batches, self.world.rank * self.share + index)
             quiet = self.world.size > 1 and index < self.share - 1  # gradients are exchanged once a step
             with self.forward.no_sync() if quiet else nullcontext():
-                with self.section("forward"):
-                    with self._autocast():
-                        logits = self.forward(images)
-                    loss = self._objective(logits.float(), targets, taught)
-                with self.section("backward"):
-                    self.scaler.scale(loss / self.share).backward()
+                with self._autocast():
+                    taught = self.teacher(images) if self.teacher is not None else None
+                    logits = self.forward(images)
+                loss = self._objective(logits.float(), targets, taught)
+                self.scaler.scale(loss / self.share).backward()
             self.loss_sum += loss.detach()
-        with self.section("optimizer"):
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        with self.section("average"):
-            if self.ema is not None:
-                self.ema.update(self.model)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.model)
         self.step += 1
 
     def _next(self, batches: Iterator[Batch], number: int) -> Batch:
@@ -177,15 +154,6 @@ class Learner:
     def _autocast(self) -> AbstractContextManager[Any]:
         low = LOW_PRECISION.get(self.config.recipe.precision)
         return torch.autocast(self.device.type, low) if low else nullcontext()
-
-    def _ask(self, teacher: Teacher, images: Tensor, index: int) -> Tensor:
-        def compute() -> Tensor:
-            with self._autocast():
-                return teacher(images)
-
-        if self.cache is None:
-            return compute()
-        return self.cache(self.epoch, self.step % self.steps * self.share + index, compute, self.device)
 
     def _objective(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
         base = self.loss(logits, targets)

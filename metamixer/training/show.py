@@ -15,15 +15,12 @@ from .data import default_workers
 from .data_config import AnyData, DataConfig
 from .distributed import world_of_environment
 from .folder import RunFolder
-from .profile import measure
 from .run_config import RunConfig
 from .score import score
 from .train import Interrupted, train
 
 
-def show_training(
-    config: RunConfig, runs: Path, device: str, workers: int | None, teacher_cache: Path | None = None
-) -> bool:
+def show_training(config: RunConfig, runs: Path, device: str, workers: int | None) -> bool:
     """Train a run in `runs`, with a line for every epoch and its scores at the end; returns whether it is done.
 
     Started by torchrun or srun, the first process alone shows anything.
@@ -47,7 +44,7 @@ def show_training(
 
         try:
             count = _workers(config.data, device, workers)
-            result = train(config, folder.path, device, count, teacher_cache, after_epoch=ended, watch=moved)
+            result = train(config, folder.path, device, count, after_epoch=ended, watch=moved)
         except Interrupted as error:
             line = f"{error}; the same command goes on from here"
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
@@ -66,26 +63,6 @@ def show_scores(
     """Evaluate a checkpoint (`score`) and show its rows."""
     rows, used, broken = score(source, data, changes, network, device, _workers(data, device, workers))
     _print_scores(Console(quiet=not world_of_environment().first), rows, used, broken)
-
-
-def show_profile(config: RunConfig, device: str, workers: int | None, steps: int = 20) -> None:
-    """Where the time of a training step goes, and the memory; of several processes the first one shows its own."""
-    found = measure(config, steps, device, _workers(config.data, device, workers))
-    total = sum(found.parts.values())
-    times = Table("part of a step", "ms (median)", "share", box=None, pad_edge=False)
-    for name, milliseconds in found.parts.items():
-        times.add_row(name, f"{milliseconds:.2f}", f"{milliseconds / total:.1%}")
-    memory = Table("memory", "MiB", box=None, pad_edge=False)
-    for name, mib in found.memory.items():
-        memory.add_row(name, f"{mib:.1f}")
-    console = Console(quiet=not world_of_environment().first)
-    console.print(times, "", memory, "", sep="\n")
-    console.print(
-        f"{found.step:.1f} ms a step of {found.images} images, {found.images_per_second:.0f} images/s "
-        f"on {found.device} with {config.threads} threads, {steps} steps",
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 def _workers(data: AnyData, device: str, asked: int | None) -> int:

@@ -57,7 +57,6 @@ def train(
     path: Path | str,
     device: str = "auto",
     workers: int = 0,
-    teacher_cache: Path | str | None = None,
     after_epoch: Callable[[dict[str, Any]], None] | None = None,
     watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
@@ -69,7 +68,6 @@ def train(
         path: the run's folder; a grid names it by the run's digest.
         device: a torch device, or `auto` for a GPU where there is one.
         workers: processes that load images which do not fit in memory, for each training process.
-        teacher_cache: folder where runs that show a teacher the same images share what it says (`TeacherCache`).
         after_epoch: called with each epoch's row of metrics once it is saved; may raise `Interrupted` to leave the run
             there, if the run has one process.
         watch: called in the first process with what `progress.json` holds, every few seconds.
@@ -93,7 +91,7 @@ def train(
                 return done
             data = data or _open_data(config, own_device, workers)
             data.record(folder, world.first)
-            return Trainer(config, folder, own_device, data, world, teacher_cache, after_epoch, watch).run()
+            return Trainer(config, folder, own_device, data, world, after_epoch, watch).run()
         except (Interrupted, ConfigError):
             raise  # a signal or the surroundings, not the run itself: it goes on when launched again
         except Diverged as error:
@@ -141,7 +139,6 @@ class Trainer:
         device: torch.device,
         data: Data | Samples,
         world: World = ALONE,
-        teacher_cache: Path | str | None = None,
         after_epoch: Callable[[dict[str, Any]], None] | None = None,
         watch: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
@@ -155,7 +152,7 @@ class Trainer:
         positions = world.gather(state["step"] if state else None)
         if len(set(positions)) > 1:
             raise ConfigError(f"{folder.path}: the processes find different checkpoints there (steps {positions})")
-        self.learner = Learner(config, device, self.data.steps, world, state, teacher_cache, data.classes)
+        self.learner = Learner(config, device, self.data.steps, world, state, data.classes)
         if world.first:
             self._record_environment(state is not None)
         self.seconds: float = state["seconds"] if state else 0.0

@@ -128,15 +128,6 @@ def start_from(model: Any, config: RunConfig, classes: list[str] | None = None) 
         channels = state[stem].shape[1]
         log.warning("weights %r are for %d channels: %r is adapted to %d", source, channels, stem, own[stem].shape[1])
         state[stem] = adapt_input_conv(own[stem].shape[1], state[stem], base_chans=channels)
-    tied = [name for name in own if name in state and state[name].shape != own[name].shape]
-    if tied and own.keys() == state.keys():
-        size = config.data.image_size
-        other = config.build(img_size=2 * size, device="meta").state_dict()
-        if all(other[name].shape != own[name].shape for name in tied):
-            raise ConfigError(
-                f"weights {source!r}: {tied[0]!r} is tied to the image size; shape {tuple(state[tied[0]].shape)} "
-                f"is not that of {size} px, {tuple(own[tied[0]].shape)}: keep data.image_size of the weights"
-            )
     checkpoint.load_weights(model, state, source)
 
 
