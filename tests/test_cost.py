@@ -276,10 +276,9 @@ def test_timms_models_count(name):
 
 def test_the_largest_tensor_is_known():
     """Scores of all pairs of tokens, which only the fused kernel does without."""
-    heads = Site(64, 16, 16)
-    slots = count(build_mixer(resolve_mixer("relu_attention"), heads), heads)
-    assert slots.largest == 2 * 256 * 256
-    assert count(build_mixer(resolve_mixer("attention"), heads), heads).largest == 64 * 256
+    relu, fused = (build_mixer(resolve_mixer(name), Site(64, 16, 16)) for name in ("relu_attention", "attention"))
+    assert count(relu, (64, 16, 16)).largest == 2 * 256 * 256
+    assert count(fused, (64, 16, 16)).largest == 64 * 256
 
 
 def test_networks_of_half_precision_and_without_parameters():

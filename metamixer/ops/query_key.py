@@ -158,10 +158,9 @@ class LearnedMap(QueryKey):
 
     makes = Layout.MAP
     source = "static"
-    key: nn.Module
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
-        return self.key(q)
+        return self.key(q)  # type: ignore[operator]
 
 
 @register
