@@ -3,9 +3,11 @@
 import hashlib
 import itertools
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,6 +231,23 @@ def test_a_task_without_an_oracle_fails_that_row(monkeypatch):
     monkeypatch.setattr(TASKS["shift"], "solve", Probe.solve)
     rows = {row.name: row for row in check_task("shift")}
     assert rows["oracle"].passed is False and rows["oracle"].detail.endswith("it is not defined")
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "probes.md").read_text()
+
+
+def test_the_page_has_every_task_with_its_dial_and_chance():
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in PAGE.splitlines()]
+    table = {row[0]: (row[2], float(row[3])) for row in rows if row[0] in TASKS}
+    assert table == {name: (cls.dial, build_task(name).metrics[0].chance) for name, cls in TASKS.items()}
+
+
+def test_the_pages_own_task_keeps_the_contract(tmp_path, monkeypatch):
+    monkeypatch.setattr("metamixer.tasks.task.TASKS", dict(TASKS))
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "@register" in block]
+    (tmp_path / "corner.py").write_text(code)
+    load_module(str(tmp_path / "corner.py"))
+    assert [row for row in check_task("corner") if not row.passed] == []
 
 
 def test_a_users_own_task_is_registered_and_a_taken_name_is_refused(monkeypatch):
