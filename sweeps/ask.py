@@ -31,8 +31,8 @@ from metamixer.training.run_config import RunConfig
 
 from . import cluster, scheduler
 from .grid import PlannedRun, Variant
+from .iso_cost import cost
 from .local import Outcome
-from .match import cost
 from .profiles import Profile
 from .report import show_training
 from .search import About, Definition

@@ -22,7 +22,7 @@ from metamixer.config import Config, ConfigError, differences, digests_of, overr
 from metamixer.plugins import load_module, loaded, place
 from metamixer.training.run_config import RunConfig
 
-from .match import check_measure, matched
+from .iso_cost import check_measure, matched
 
 # a run, the base and a measure → the run with other widths
 Scale = Callable[[RunConfig, RunConfig, str], RunConfig]
@@ -51,8 +51,8 @@ class Grid(Config):
         left_out: variants that can't run yet, with the reason; `plan` shows them.
         base: the variant that differences are taken to.
         seeds: every variant runs once with each; equal seeds make a pair.
-        match: scale the widths of every variant until it has the base's "macs" or "params" (`sweeps.match`), or, with
-            "latency:RUNTIME", takes as long as the base on that runtime (`sweeps.latency`).
+        match: scale the widths of every variant until it has the base's "macs" or "params" or, with
+            "latency:RUNTIME", takes as long as the base on that runtime (`sweeps.iso_cost`).
         lrs: learning rates at which every variant runs besides its recipe's own, so that none is judged by a rate
             that suits another; a table reports the recipe's and the best on validation data.
         modules: files (their paths from the grid's) that register operations of your own.
@@ -105,7 +105,7 @@ class Grid(Config):
             only: these variants alone.
             match: in place of the grid's own; "none" leaves the widths alone.
             lrs: in place of the grid's own; none if empty.
-            scale: what matches a run to the base; `sweeps.latency` has another.
+            scale: what matches a run to the base.
 
         Raises:
             ConfigError: no such setting or variant, or a variant that does not make a valid run.

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from metamixer.training.folder import RunFolder
 from metamixer.training.provenance import changed_code
 
 from .grid import LoadedGrid, PlannedRun, setting_label
-from .latency import Latencies
-from .match import LATENCY, check_measure, matched
+from .iso_cost import check_measure, matched
 from .states import State, find_standings, find_states
 
 
@@ -126,7 +126,7 @@ def make_plan(
         about = f"A/A: is {loaded.grid.base} called different from itself, at other seeds?"
         loaded = LoadedGrid(f"{loaded.name}_aa", about, loaded.grid)
     else:
-        scale = Latencies(root, measure).matched if equal.startswith(LATENCY) else matched
+        scale = partial(matched, root=root, timed=measure)
         runs = loaded.grid.runs(data, overrides, seeds, only, match, lrs, scale)
     changed = {**(overrides or {}), **({"match": match} if match and match != (loaded.grid.match or "none") else {})}
     setting = setting_label(data or next(iter(loaded.grid.bases)), changed)

@@ -15,8 +15,8 @@ from metamixer.training.folder import RunFolder
 from metamixer.training.run_config import RunConfig
 
 from .grid import PlannedRun, blaming
+from .iso_cost import cost
 from .local import Outcome, places_of, run_all, run_here
-from .match import cost
 from .plan import Plan
 from .states import State
 from .submissions import launch_lock

@@ -10,8 +10,7 @@ from test_commands import launch
 from metamixer import ConfigError, override
 from sweeps import Grid, Variant, make_plan
 from sweeps.grid import LoadedGrid
-from sweeps.latency import FILE, TOLERANCE, Latencies
-from sweeps.match import cost
+from sweeps.iso_cost import FILE, TIMED, cost, matched
 
 MIXER = "model.stages.*.token_mixer"
 RUN = override(TINY, {"model.stem_stride": 2, "model.stages.*.width": 32})
@@ -50,8 +49,8 @@ def test_variants_take_as_long_as_the_base(tmp_path, clock):
     configs = {run.variant: run.config for run in plan(tmp_path).runs}
     times = dict(zip(configs, Clock()("onnxruntime", configs.values()), strict=True))
     assert configs["ffnified"] == override(RUN, {"seed": 1})
-    assert times["pooling"] == pytest.approx(times["ffnified"], rel=TOLERANCE)
-    assert times["mambaout"] == pytest.approx(times["ffnified"], rel=TOLERANCE)
+    assert times["pooling"] == pytest.approx(times["ffnified"], rel=TIMED.tolerance)
+    assert times["mambaout"] == pytest.approx(times["ffnified"], rel=TIMED.tolerance)
     assert configs["pooling"].model.stages[0].width > 32
     assert {runtime for runtime, _ in clock.asked} == {"onnxruntime"}
 
@@ -108,13 +107,10 @@ def test_a_width_that_cannot_be_had_says_how_near_it_came(tmp_path, clock):
 
 
 def test_another_recipe_needs_no_other_widths(tmp_path):
-    latencies = Latencies(tmp_path, measure=True)
-    pooling = override(RUN, {MIXER: "pooling"})
-    found = latencies.matched(pooling, RUN, MEASURE)
-    longer = {"recipe.epochs": 9}
-    assert Latencies(tmp_path).matched(override(pooling, longer), override(RUN, longer), MEASURE) == override(
-        found, longer
-    )
+    pooling, longer = override(RUN, {MIXER: "pooling"}), {"recipe.epochs": 9}
+    found = matched(pooling, RUN, MEASURE, tmp_path, timed=True)
+    again = matched(override(pooling, longer), override(RUN, longer), MEASURE, tmp_path)
+    assert again == override(found, longer)
 
 
 @pytest.mark.parametrize("match", ["latency:", "flops", "latency", "latency:eagre", "onnxruntime"])

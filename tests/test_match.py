@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metamixer import ConfigError, differences, override
 from metamixer.mixer import build_mixer, resolve_mixer
-from metamixer.operation import REGISTRY, Site
+from metamixer.operation import REGISTRY, Coefficients, Layout, OperationConfig, QueryKey, Site, register
 from metamixer.presets import preset
 from sweeps import Grid, Variant, make_plan
 from sweeps.grid import LoadedGrid, load_grid
-from sweeps.match import matched
+from sweeps.iso_cost import matched
 
 MIXER = "model.stages.*.token_mixer"
 ATTENTION = preset("attention", query_key={"name": "scaled_dot", "head_dim": 8})
@@ -64,6 +64,40 @@ def test_nothing_but_widths_changes_and_heads_stay_as_many():
     assert [w // widths[0] for w in widths] == [1, 1, 2, 2] and widths[0] != 16
     for old, new in zip(before.model.stages, after.model.stages, strict=True):
         assert old.width // old.token_mixer.query_key.head_dim == new.width // new.token_mixer.query_key.head_dim
+
+
+def test_a_users_operation_says_which_of_its_parameters_are_channels():
+    """Groups of four channels stay as many; a parameter of the same value that counts something else stays."""
+
+    @register
+    class Grouped(QueryKey):
+        name = "grouped_for_match"
+        makes = Layout.MAP
+        channel_counts = ("group_width",)
+
+        class Config(OperationConfig):
+            group_width: int = 4
+            kernel_size: int = 4
+
+        def __init__(self, config, site, query_dim):
+            super().__init__(config, site, query_dim)
+            self.coefficients = Coefficients(Layout.MAP, query_dim)
+            groups = query_dim // config.group_width
+            self.conv = torch.nn.Conv2d(query_dim, query_dim, 1, groups=groups)
+
+        def forward(self, q, x):
+            return self.conv(q)
+
+    try:
+        slots = {"query": "identity", "query_key": "grouped_for_match", "activation": "relu"}
+        before = override(RUN, {MIXER: {**slots, "coefficient_value": "hadamard"}})
+        after = matched(before, RUN, "macs")
+        for old, new in zip(before.model.stages, after.model.stages, strict=True):
+            assert new.width != old.width
+            key = new.token_mixer.query_key
+            assert new.width // key.group_width == old.width // 4 and key.kernel_size == 4
+    finally:
+        del REGISTRY["query_key"]["grouped_for_match"]
 
 
 def test_a_run_that_costs_the_same_already_stays_the_same():

@@ -16,7 +16,7 @@ from sweeps import Choice, Integer, Mixer, Real, Search, Together
 from sweeps import ask as sweeps_ask
 from sweeps.ask import Asker
 from sweeps.confirm import confirm
-from sweeps.match import cost
+from sweeps.iso_cost import cost
 from sweeps.search import Definition, load_search
 from sweeps.space import parameters_of
 from sweeps.trials import FILE, best_trials, ended, make_study, read_trials
