@@ -210,34 +210,6 @@ def importances_picture(shares: pd.DataFrame, axes: Axes | None = None) -> Axes:
     return axes
 
 
-def conclusion(study: optuna.Study, shares: pd.DataFrame) -> str:
-    """What a search found, computed: a few sentences, one a line; with a single seed it names no winner."""
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not done:
-        return f"No conclusion for {study.user_attrs['name'] or 'the search'}: no trial is done."
-    lines = [f"{_counts(study)}."]
-    for trial in best_trials(study, 3):
-        own = trial.user_attrs
-        lines.append(
-            f"Trial {trial.number}: {own['top1']:.2f} % at {count(own['macs'])} MACs ({describe_trial(trial)})."
-        )
-    known = [trial.values[0] for trial in done if trial.user_attrs["source"] != "sampler"]
-    if known:
-        ahead = sum(trial.values[0] > max(known) for trial in done if trial.user_attrs["source"] == "sampler")
-        lines.append(
-            f"{plural(ahead, 'trial')} of the sampler above the best known configuration ({max(known):.2f} %)."
-        )
-    top = shares[~shares["conditional"]].head(2)
-    named = ", ".join(f"{short(row['parameter'])} {100 * row['importance']:.0f} %" for row in top.to_dict("records"))
-    lines += [f"Most of the variance over the trials goes with {named} (fANOVA)."] if named else []
-    top1 = np.array([trial.values[0] for trial in done])
-    far = int((top1 < _foot(top1)).sum())
-    if far and named:
-        lines.append(f"{plural(far, 'trial')} far below all others, and these shares are largely theirs.")
-    lines.append("One seed on validation images, the best of many trials: `launch.py confirm` says what of it stays.")
-    return "\n".join(lines)
-
-
 def export(study: optuna.Study, path: Path) -> None:
     """Write the study into a new SQLite file, which optuna-dashboard opens.
 

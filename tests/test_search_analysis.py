@@ -11,7 +11,6 @@ from rich.console import Console
 from analysis.plots import save
 from analysis.results import of_search, open_runs, write
 from analysis.search import (
-    conclusion,
     export,
     front_picture,
     importances,
@@ -124,7 +123,6 @@ def test_a_trial_that_learnt_nothing_does_not_squeeze_the_others(tmp_path):
     assert axes.get_ylim()[0] > lowest - 10
     words = [text.get_text() for text in axes.get_legend().get_texts()]
     assert any(word.endswith(f"down to {lowest - 60:.1f}") for word in words), words
-    assert "1 trial far below all others" in conclusion(study, importances(study))
 
 
 def test_an_absent_search_is_one_line(tmp_path):
@@ -134,7 +132,6 @@ def test_an_absent_search_is_one_line(tmp_path):
     nothing = load_study(tmp_path / "nowhere", missing="empty")
     assert len(nothing.trials) == len(importances(nothing)) == 0
     assert front_picture(nothing).texts[0].get_text() == "no trial is done yet"
-    assert "No conclusion" in conclusion(nothing, importances(nothing))
     Console(record=True).print(render_trials(nothing))
 
 
