@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sweeps.trials import FILE, ended, find_search, read_trials
+from sweeps.trials import FILE, ended, find_search, read_trials, trials_with_ends
 
 from . import rates
 from .folders import read_json
@@ -277,7 +277,7 @@ def readme(folder: str | Path) -> str:
 def _of_search(root: Path, path: Path) -> str:
     folder = find_search(root)
     name, _, data = folder.name.partition("@")
-    trials = [ended(root, row) for row in read_trials(folder)]
+    trials = trials_with_ends(root, folder)
     done = sum(trial["outcome"] == "done" for trial in trials)
     command = f"python launch.py search {name} --data {data}"
     cells = [f"search {name}", data, f"{len(trials)} trials, {done} finished", f"`{command}`", "as the grids"]

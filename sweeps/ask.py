@@ -39,12 +39,13 @@ from .search import About, Definition
 from .space import parameters_of
 from .states import State, find_standings, find_states
 from .submissions import launch_lock
-from .trials import ENDED, FILE, OPEN, ended, make_study, read_trials, search_folder, too_costly
+from .trials import ENDED, FILE, OPEN, make_study, search_folder, too_costly, trials_with_ends
 
 PROPOSALS = 300  # of one trial, until the space counts as exhausted
 BY_SAMPLER = 50  # of these; the rest is drawn at random
 TOO_COSTLY = 200  # trials in a row above a limit, until the limits count as out of reach
 BEFORE_STOPPING = 5  # trials that are done before one is stopped early
+BETWEEN_LOOKS = 2.0  # seconds, at how the runs go
 INTERRUPTED = 2  # runs of one launch, until it proposes no more: something around them is broken
 
 
@@ -113,8 +114,8 @@ class Asker:
             ConfigError: hundreds of proposals in a row make no run or cost too much.
         """
         with launch_lock(self.root):
-            rows = read_trials(self.folder)
-            waiting = [row for row in rows if ended(self.root, row)["outcome"] == OPEN]
+            rows = self.trials()
+            waiting = [row for row in rows if row["outcome"] == OPEN]
             launched = sum(not too_costly(row) for row in rows)
             while len(waiting) < at_least and launched < self.wanted:
                 row = self._propose(rows)
@@ -207,33 +208,32 @@ class Asker:
             "excess": {name: costs[name] / limit - 1 for name, limit in limits.items() if name in costs},
         }
 
+    def trials(self) -> list[dict[str, Any]]:
+        return trials_with_ends(self.root, self.folder)
+
     def ended(self) -> int:
         """Trials that were trained to their end, failed or were stopped early."""
-        return sum(ended(self.root, row)["outcome"] in ENDED for row in read_trials(self.folder))
-
-    def outcome(self, hash: str) -> str:
-        return next(ended(self.root, row)["outcome"] for row in read_trials(self.folder) if row["hash"] == hash)
+        return sum(trial["outcome"] in ENDED for trial in self.trials())
 
     def unpromising(self, running: list[PlannedRun]) -> list[PlannedRun]:
         """Runs below the median of the trials that are done, at the same epoch.
 
         They are recorded as stopped early and as failed, so that no launch goes on with them.
         """
-        rows = {row["hash"]: row for row in read_trials(self.folder)}
-        now = {hash: ended(self.root, row) for hash, row in rows.items()}
-        done = [each["curve"] for each in now.values() if each["outcome"] == "done"]
+        trials = {trial["hash"]: trial for trial in self.trials()}
+        done = [trial["curve"] for trial in trials.values() if trial["outcome"] == "done"]
         found = []
         for run in running:
-            curve = now[run.hash]["curve"]
+            curve = trials[run.hash]["curve"]
             epoch = max(curve, default=0)
             others = [each[epoch] for each in done if epoch in each]
             if (
-                now[run.hash]["outcome"] == OPEN
+                trials[run.hash]["outcome"] == OPEN
                 and 0 < epoch < run.config.recipe.total_epochs
                 and len(others) >= BEFORE_STOPPING
                 and curve[epoch] < statistics.median(others)
             ):
-                jsonl.append(self.folder / FILE, {"trial": rows[run.hash]["trial"], "stopped": epoch})
+                jsonl.append(self.folder / FILE, {"trial": trials[run.hash]["trial"], "stopped": epoch})
                 line = f"stopped early by search {self.definition.label}, below the median after epoch {epoch}"
                 RunFolder(self.root / run.hash).fail(line, epoch)
                 found.append(run)
@@ -241,22 +241,21 @@ class Asker:
 
     def describe(self, outcome: Outcome) -> str:
         """A line on how a trial's run ended; its top-1 is that of the validation images."""
-        row = next(row for row in read_trials(self.folder) if row["hash"] == outcome.run.hash)
-        now = ended(self.root, row)
-        known = f" ({row['source']})" if row["source"] != "sampler" else ""
+        trial = next(each for each in self.trials() if each["hash"] == outcome.run.hash)
+        known = f" ({trial['source']})" if trial["source"] != "sampler" else ""
         units = {"latency": "ms"}
-        costs = ", ".join(f"{readable(value)} {units.get(name, name)}" for name, value in row["costs"].items())
-        last = now["curve"].get(max(now["curve"], default=0), float("nan"))
+        costs = ", ".join(f"{readable(value)} {units.get(name, name)}" for name, value in trial["costs"].items())
+        last = trial["curve"].get(max(trial["curve"], default=0), float("nan"))
         words = {
             "done": f"val top-1 {last:.2f} %, {costs}",
-            "stopped": f"stopped early after epoch {row.get('stopped')}, val top-1 {last:.2f} %",
-            "failed": f"failed, {now['error']}",
+            "stopped": f"stopped early after epoch {trial.get('stopped')}, val top-1 {last:.2f} %",
+            "failed": f"failed, {trial['error']}",
         }
-        return f"trial {row['trial']}{known}: {words.get(now['outcome'], f'{outcome.state}, {outcome.message}')}"
+        return f"trial {trial['trial']}{known}: {words.get(trial['outcome'], f'{outcome.state}, {outcome.message}')}"
 
     def report(self) -> bool:
         """Print how many trials there are by outcome; returns whether as many as were wanted have ended."""
-        counts = Counter(ended(self.root, row)["outcome"] for row in read_trials(self.folder))
+        counts = Counter(trial["outcome"] for trial in self.trials())
         words = ", ".join(f"{number} {name}" for name, number in counts.items())
         Console(highlight=False).print(f"{counts.total()} trials: {words}")
         return sum(counts[name] for name in ENDED) >= self.wanted
@@ -264,7 +263,7 @@ class Asker:
 
 def search_here(asker: Asker, workers: int, device: str, stop_early: bool) -> bool:
     """Train the trials on this machine, each proposed when a worker is free; returns whether all have ended."""
-    given, outcomes, problems = set[str](), list[Outcome](), list[ConfigError]()
+    given, outcomes, problems, looked = set[str](), list[Outcome](), list[ConfigError](), 0.0
 
     def trials() -> Iterator[PlannedRun]:
         """The next run to train, each time that a worker is free."""
@@ -272,15 +271,19 @@ def search_here(asker: Asker, workers: int, device: str, stop_early: bool) -> bo
             while (run := asker.next_run(given)) is not None:
                 given.add(run.hash)
                 yield run
-                lost = [each.run.hash for each in outcomes if each.state == State.INTERRUPTED]
-                if sum(asker.outcome(hash) == OPEN for hash in lost) >= INTERRUPTED:
+                lost = {each.run.hash for each in outcomes if each.state == State.INTERRUPTED}
+                if sum(trial["hash"] in lost and trial["outcome"] == OPEN for trial in asker.trials()) >= INTERRUPTED:
                     return
         except ConfigError as error:  # raised once the runs that are being trained have ended
             problems.append(error)
 
     def watch(active: list[PlannedRun], so_far: list[Outcome]) -> list[PlannedRun]:
+        nonlocal looked
         outcomes[:] = so_far
-        return asker.unpromising(active) if stop_early else []
+        if not stop_early or time.monotonic() < looked + BETWEEN_LOOKS:
+            return []
+        looked = time.monotonic()
+        return asker.unpromising(active)
 
     left = asker.wanted - asker.ended()
     _, stopped = show_training(trials(), left, asker.root, workers, device, asker.describe, watch)

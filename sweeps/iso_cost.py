@@ -128,7 +128,7 @@ def _timed_once(config: RunConfig, base: RunConfig, measure: str, root: Path | N
             f"is missing and keeps it in {path}"
         )
     if found is None:
-        width, factor, ratio = _equal(config, ratios, TIMED, measure)
+        width, factor, ratio = _equal(config, ratios, TIMED, f"latency on {measure.removeprefix(LATENCY)}")
         row = {**key, "width": width, "expansion": factor, "ratio": round(ratio, 4), "time": time.time()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def _network(config: RunConfig) -> dict[str, Any]:
     return {"modules": values["modules"], "model": values["model"], **sizes}
 
 
-def _equal(config: RunConfig, ratios: Ratios, precision: Precision, measure: str) -> tuple[int, float, float]:
+def _equal(config: RunConfig, ratios: Ratios, precision: Precision, what: str) -> tuple[int, float, float]:
     """The first stage's width, a factor for the hidden widths, and how the cost then compares with the base's."""
     widths = fitting(config)
     points = dict(zip(widths, ratios(*(scaled(config, width, 1.0) for width in widths)), strict=True))
@@ -159,7 +159,7 @@ def _equal(config: RunConfig, ratios: Ratios, precision: Precision, measure: str
     if abs(found - 1) > precision.tolerance:
         advice = "or a quieter machine" if precision is TIMED else "smaller heads, or do not match"
         raise ConfigError(
-            f"no width brings its {measure} within {precision.tolerance:.0%} of the base's: the nearest is "
+            f"no width brings its {what} within {precision.tolerance:.0%} of the base's: the nearest is "
             f"{width} channels in stage 1, {found - 1:+.1%}; take a wider base, {advice}"
         )
     return width, factor, found

@@ -55,6 +55,11 @@ def read_trials(folder: Path) -> list[dict[str, Any]]:
     return [trials[number] for number in sorted(trials)]
 
 
+def trials_with_ends(root: Path, folder: Path) -> list[dict[str, Any]]:
+    """The rows of a search's trials, each with how it stands: `outcome`, `curve`, `seconds`, `error` (see `ended`)."""
+    return [{**row, **ended(root, row)} for row in read_trials(folder)]
+
+
 def launched(root: Path, name: str = "*", data: str | None = None) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, setting and row of every trial that was launched, of the searches of a name or of all."""
     for path in sorted((root / "searches").glob(f"{name}@{data or '*'}/{FILE}")):
@@ -118,9 +123,8 @@ def make_study(
         study.set_metric_names(objectives)
     for key in ("name", "setting", "question", "objectives", "constraints"):
         study.set_user_attr(key, about[key])
-    for row in read_trials(folder):
-        now = ended(root, row)
-        outcome, curve = now["outcome"], now["curve"]
+    for row in trials_with_ends(root, folder):
+        outcome, curve = row["outcome"], row["curve"]
         last = curve.get(max(curve, default=0))
         state = {"done": TrialState.COMPLETE, OPEN: TrialState.RUNNING}.get(outcome, TrialState.PRUNED)
         study.add_trial(
@@ -136,8 +140,8 @@ def make_study(
                 user_attrs={
                     **{"outcome": outcome, "hash": row["hash"], "source": row["source"], "top1": last},
                     **row["costs"],
-                    **{"epochs": max(curve, default=0), "error": now["error"]},
-                    **({"minutes": now["seconds"] / 60} if now["seconds"] is not None else {}),
+                    **{"epochs": max(curve, default=0), "error": row["error"]},
+                    **({"minutes": row["seconds"] / 60} if row["seconds"] is not None else {}),
                 },
             )
         )

@@ -91,9 +91,10 @@ def test_a_users_operation_says_which_of_its_parameters_are_channels():
     try:
         slots = {"query": "identity", "query_key": "grouped_for_match", "activation": "relu"}
         before = override(RUN, {MIXER: {**slots, "coefficient_value": "hadamard"}})
-        after = matched(before, RUN, "macs")
+        wide = override(RUN, {f"model.stages.{i}.width": width for i, width in enumerate((32, 32, 64, 64))})
+        after = matched(before, wide, "macs")
         for old, new in zip(before.model.stages, after.model.stages, strict=True):
-            assert new.width != old.width
+            assert new.width > old.width
             key = new.token_mixer.query_key
             assert new.width // key.group_width == old.width // 4 and key.kernel_size == 4
     finally:
