@@ -1,33 +1,42 @@
-"""Training speed, end to end: this project against the plain timm road, interleaved.
+"""Training speed, end to end: this project against timm's own train.py, interleaved.
 
 The network is the small FFNet (widths 32, 64, 128, 256, depths 1, 1, 3, 1, stem stride 2) on 32×32 images of
-Fashion-MNIST, with the full recipe: random resized crop, flip, RandAugment, random
-erasing, mixup and cutmix, label smoothing, stochastic depth, AdamW and EMA.
+Fashion-MNIST, with the full recipe: random resized crop, flip, RandAugment, random erasing, mixup and cutmix, label
+smoothing, stochastic depth, AdamW and EMA.
 
-    python benchmarks/training_speed.py             # about 8 minutes on 2 cores
-    python benchmarks/training_speed.py --overhead  # what augmentation, EMA and logging take of a step, 1 minute
-    python benchmarks/training_speed.py --gpu       # FFNet-1 at 256 px, batch 128, bfloat16, on one GPU
+    python benchmarks/training_speed.py --timm train.py  # 5 minutes on 2 cores
+    python benchmarks/training_speed.py                  # this project alone
+    python benchmarks/training_speed.py --overhead       # what augmentation, EMA and logging take of a step, 1 minute
+    python benchmarks/training_speed.py --gpu            # FFNet-1 at 256 px, batch 128, bfloat16, on one GPU
 
-plain      NCHW, loop AdamW, per-tensor EMA, timm's data set, transforms and loader over the same images
-ours       one process of `metamixer.training`, one thread
-grid       as many processes of one thread as cores: what a grid runs at
+train.py is the script of timm's repository at the installed version's tag; no package of timm holds it.
 
-On a GPU both roads are fed the same images, which lie in its memory already: what is compared is the network's step.
-Each road runs alone for `--steps` steps in every round, each in a process of its own; the table gives medians over
-rounds and the median of the ratios within a round.
+timm                  its train.py, NCHW
+timm, channels-last   the same with --channels-last
+ours                  one process of `metamixer.training`, one thread
+grid                  as many processes of one thread as cores: what a grid runs at
+
+On a GPU the plain road (NCHW, loop AdamW, per-tensor EMA) and ours are fed the same images, which lie in its memory
+already: what is compared is the network's step. Each road runs alone, in processes of its own, in every round. The
+table gives medians over rounds and the median of the ratios within a round.
 """
 
 import argparse
+import gzip
 import itertools
 import json
 import os
+import re
+import runpy
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
-ROUNDS, STEPS, WARM_UP, BATCH = 5, 12, 3, 128
+ROUNDS, STEPS, WARM_UP, BATCH = 3, 12, 3, 128
 
 
 def config():
@@ -97,67 +106,67 @@ def overhead() -> dict[str, float]:
     }
 
 
-def plain() -> float:
-    """Images per second of the same recipe the plain way: timm's parts as its train script puts them together."""
-    import numpy as np
-    import torch
-    from PIL import Image
-    from timm.data import Mixup, create_loader
-    from timm.loss import SoftTargetCrossEntropy
-    from timm.optim import create_optimizer_v2
-    from timm.utils import ModelEmaV2
-
-    from metamixer.training.data import Data
-
+def timm_process(script: str, threads: int, flags: list[str], folder: str) -> float:
+    """Images per second of timm's train.py, with the same network, images and recipe; by the clock of its log."""
     run = config()
-    recipe = run.recipe
-    images = Data(run.data, recipe, 0).train
+    recipe, data = run.recipe, run.data
+    arguments = {
+        "--data-dir": folder, "--dataset": "torch/fashion_mnist", "--model": "small_ffnet", "--num-classes": 10,
+        "--input-size": [1, 32, 32], "--in-chans": 1, "--mean": data.mean, "--std": data.std, "--batch-size": BATCH,
+        "--opt": "adamw", "--lr": 1e-3, "--weight-decay": recipe.weight_decay, "--drop-path": recipe.drop_path_rate,
+        "--scale": recipe.crop_scale, "--ratio": recipe.crop_ratio, "--hflip": recipe.flip_prob,
+        "--color-jitter": recipe.color_jitter, "--aa": recipe.rand_augment, "--reprob": recipe.erase_prob,
+        "--mixup": recipe.mixup_alpha, "--cutmix": recipe.cutmix_alpha, "--smoothing": recipe.label_smoothing,
+        "--train-interpolation": "bicubic", "--model-ema-decay": recipe.ema_decay, "--workers": 0, "--device": "cpu",
+        "--log-interval": 1, "--output": folder,
+    }  # fmt: skip
+    given = [
+        str(each)
+        for option, value in arguments.items()
+        for each in (option, *(value if isinstance(value, tuple | list) else [value]))
+    ]
+    command = [sys.executable, __file__, "--one", "timm", "--timm", script, *given, "--model-ema", "--no-prefetcher"]
+    began: dict[int, float] = {}  # when a step was logged
+    with subprocess.Popen(
+        [*command, *flags], env=environment(threads), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            assert process.stdout
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if found := re.search(r"Train: 0 \[ *(\d+)/", line):
+                    began[int(found[1])] = time.perf_counter()
+                if WARM_UP + STEPS in began:
+                    break
+        finally:
+            process.kill()
+    if WARM_UP + STEPS not in began:
+        sys.exit(f"{script} ended early:\n{''.join(said[-20:])}")
+    return BATCH * STEPS / (began[WARM_UP + STEPS] - began[WARM_UP])
 
-    class Pictures(torch.utils.data.Dataset):
-        transform = None
 
-        def __len__(self):
-            return len(images)
+def run_timm(script: str, arguments: list[str]) -> None:
+    """timm's train.py in this process, with the small FFNet among timm's models."""
+    from timm.models import register_model
 
-        def __getitem__(self, index):
-            picture = Image.fromarray(np.asarray(images.images[index, 0]))
-            return self.transform(picture), int(images.labels[index])
+    def small_ffnet(pretrained=False, drop_path_rate=0.0, **others):
+        return config().build(drop_path_rate=drop_path_rate)
 
-    loader = create_loader(
-        Pictures(),
-        (1, 32, 32),
-        BATCH,
-        is_training=True,
-        use_prefetcher=False,
-        re_prob=recipe.erase_prob,
-        re_mode="pixel",
-        scale=recipe.crop_scale,
-        ratio=recipe.crop_ratio,
-        hflip=recipe.flip_prob,
-        auto_augment=recipe.rand_augment,
-        interpolation="bicubic",
-        mean=run.data.mean,
-        std=run.data.std,
-        num_workers=0,
-        persistent_workers=False,
-        device=torch.device("cpu"),
-    )
-    model = run.build()
-    optimizer = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05, foreach=False)
-    ema = ModelEmaV2(model, decay=recipe.ema_decay)
-    mixup = Mixup(recipe.mixup_alpha, recipe.cutmix_alpha, label_smoothing=recipe.label_smoothing, num_classes=10)
-    criterion = SoftTargetCrossEntropy()
-    batches = iter(loader)
+    register_model(small_ffnet)
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
 
-    def step() -> None:
-        x, y = mixup(*next(batches))
-        loss = criterion(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        ema.update(model)
 
-    return rate(step)
+def write_images(folder: str) -> None:
+    """Fashion-MNIST as torchvision reads it."""
+    from metamixer.training.datasets import FASHION_MNIST
+
+    raw = Path(folder) / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for packed in FASHION_MNIST.glob("*.gz"):
+        with gzip.open(packed) as source, (raw / packed.stem).open("wb") as file:
+            shutil.copyfileobj(source, file)
 
 
 def gpu_config():
@@ -245,53 +254,58 @@ def rate(step, wait=lambda: None, steps: int = STEPS) -> float:
     return BATCH * steps / (time.perf_counter() - started)
 
 
-ONE = {function.__name__: function for function in (ours, plain, overhead, gpu_ours, gpu_plain, gpu_peak)}
+ONE = {function.__name__: function for function in (ours, overhead, gpu_ours, gpu_plain, gpu_peak)}
+
+
+def environment(threads: int) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "1000", "PYTHONWARNINGS": "ignore"}
 
 
 def one(road: str, threads: int, copies: int = 1) -> list:
     """What each of `copies` processes of a road gives, running together."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, __file__, "--one", road]
-    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(copies)]
+    processes = [
+        subprocess.Popen(command, env=environment(threads), stdout=subprocess.PIPE, text=True) for _ in range(copies)
+    ]
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         sys.exit(f"the road {road!r} failed")
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
-def compare(roads: dict[str, tuple[str, int, int]], count: int) -> dict[str, float]:
-    """Print a table of roads, in pairs of a base and its rival; returns the medians of their images per second."""
+def compare(roads, count: int) -> dict[str, float]:
+    """Print a table of roads, by name; returns the medians of their images per second."""
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
 
-    rounds = [{name: sum(one(*road)) for name, road in roads.items()} for _ in track(range(count), "rounds")]
-    names = list(roads)
-    table = Table("road", "images/s (median)", "min - max", "ratio to plain at the same threads (median)")
-    medians = {}
-    for i, name in enumerate(names):
+    rounds = [{name: road() for name, road in roads.items()} for _ in track(range(count), "rounds")]
+    last = list(roads)[-1]
+    table = Table("road", "images/s (median)", "min - max", f"{last}: times this road (median)")
+    medians = {name: statistics.median(r[name] for r in rounds) for name in roads}
+    for name, median in medians.items():
         values = [r[name] for r in rounds]
-        base = names[i // 2 * 2]
-        ratio = statistics.median(r[name] / r[base] for r in rounds)
-        spread = f"{min(values):.0f} - {max(values):.0f}"
-        medians[name] = statistics.median(values)
-        table.add_row(name, f"{medians[name]:.0f}", spread, f"{ratio:.2f}")
+        ratio = statistics.median(r[last] / r[name] for r in rounds)
+        table.add_row(name, f"{median:.0f}", f"{min(values):.0f} - {max(values):.0f}", f"{ratio:.2f}")
     Console(width=110).print(table)
     return medians
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--one", choices=list(ONE), help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--one", choices=[*ONE, "timm"], help=argparse.SUPPRESS)
+    parser.add_argument("--timm", metavar="TRAIN_PY", help="the script of timm's repository")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--gpu", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.one:
+    arguments, others = parser.parse_known_args()
+    if arguments.one == "timm":
+        run_timm(arguments.timm, others)
+    elif arguments.one:
         print(json.dumps(ONE[arguments.one]()))
-        return
-    cores = len(os.sched_getaffinity(0))
-    if arguments.overhead:
+    elif arguments.overhead:
         rounds = [one("overhead", 1)[0] for _ in range(arguments.rounds)]
         for part in rounds[0]:
             print(f"{part:24}{statistics.median(found[part] for found in rounds):6.2f} % of a step")
@@ -299,23 +313,29 @@ def main() -> None:
     elif arguments.gpu:
         import torch
 
+        from metamixer.cost import count
+
         if not torch.cuda.is_available():
             sys.exit("no GPU here")
         print(torch.cuda.get_device_name())
-        medians = compare({"plain": ("gpu_plain", cores, 1), "ours": ("gpu_ours", cores, 1)}, arguments.rounds)
-        from metamixer.cost import count
-
+        roads = {"plain": lambda: one("gpu_plain", 1)[0], "ours": lambda: one("gpu_ours", 1)[0]}
+        medians = compare(roads, arguments.rounds)
         # a backward pass costs two forward ones
         work = 3 * count(gpu_config().build(), (3, 256, 256)).macs * medians["ours"]
-        print(f"ours reaches {work / one('gpu_peak', cores)[0]:.1%} of what a large bfloat16 matrix product does")
+        print(f"ours reaches {work / one('gpu_peak', 1)[0]:.1%} of what a large bfloat16 matrix product does")
     else:
-        roads = {
-            "plain, 1 thread": ("plain", 1, 1),
-            "ours, 1 thread": ("ours", 1, 1),
-            f"plain, {cores} threads": ("plain", cores, 1),
-            f"grid, {cores} × 1 thread": ("ours", 1, cores),
-        }
-        compare(roads, arguments.rounds)
+        cores = len(os.sched_getaffinity(0))
+        with tempfile.TemporaryDirectory() as folder:
+            if arguments.timm:
+                write_images(folder)
+            for threads, name in ((1, "ours, 1 thread"), (cores, f"grid, {cores} × 1 thread")):
+                roads = {}
+                for road, flags in {"timm": [], "timm, channels-last": ["--channels-last"]}.items():
+                    if arguments.timm:
+                        roads[road] = lambda flags=flags, n=threads: timm_process(arguments.timm, n, flags, folder)
+                roads[name] = lambda copies=threads: sum(one("ours", 1, copies))
+                print(f"{threads} threads" if threads > 1 else "1 thread")
+                compare(roads, arguments.rounds)
 
 
 if __name__ == "__main__":
