@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from metamixer.latency.rows import network_key
+from metamixer.training.folder import RunFolder
+from metamixer.training.state import state_of
 
 SCHEMAS = (1, 2)  # of manifests and of config.json: what is written in another one isn't guessed at
-SILENT_AFTER = 15 * 60  # seconds without a sign of life until a run "running" gets a note
 _KNOWN = re.compile(rb'\s*\{\s*"schema"\s*:\s*(\d+)\s*[,}]')
 
 Json = dict[str, Any]
 
 
-def read_run(folder: str, now: float, with_config: bool, with_network: bool) -> Json:
+def read_run(folder: str, with_config: bool, with_network: bool) -> Json:
     """What became of one run, as values of the columns of `frame.COLUMNS`; `note` says what could not be read.
 
     Args:
-        now: seconds since the epoch, to tell how long a run has been silent.
         with_config: also each value of its configuration, as `config.model.…`.
         with_network: also `network` and `resolution`, for which the configuration is read too.
     """
@@ -40,7 +40,7 @@ def read_run(folder: str, now: float, with_config: bool, with_network: bool) -> 
         notes.append(f"result.json has the state {result.get('state')!r}")
         result = None
     if result is None:
-        row |= _unfinished(folder, now, notes)
+        row |= _unfinished(folder, notes)
     else:
         row["state"] = result["state"]
         other = foreign or ("schema" in result and other_schema(result))
@@ -89,21 +89,10 @@ def _network(values: Json) -> Json:
         return {}
 
 
-def _unfinished(folder: str, now: float, notes: list[str]) -> Json:
+def _unfinished(folder: str, notes: list[str]) -> Json:
     progress, problem = read_json(os.path.join(folder, "progress.json"), absent_is_fine=True)
-    if progress is None:
-        notes += [f"progress.json {problem}"] if problem else []
-        # A launch makes the folders of all runs before the first begins: without a trace of training it's new.
-        began = any(note.startswith(("progress", "result")) for note in notes)
-        return {"state": "interrupted" if began else "new"}
-    state = progress.get("state")
-    if state not in ("running", "interrupted"):
-        notes.append(f"progress.json has the state {state!r}, but there is no result")
-        state = "interrupted"
-    silent = now - number(progress.get("time"))
-    if state == "running" and silent > SILENT_AFTER:  # killed, or on a machine that is gone: can't be told from here
-        notes.append(f"no sign of life for {silent / 3600:.1f} h")
-    return {"state": state, "epochs": progress.get("epoch")}
+    notes += [f"progress.json {problem}"] if problem else []
+    return {"state": str(state_of(RunFolder(folder))), "epochs": (progress or {}).get("epoch")}
 
 
 def _made_with(folder: str) -> Json:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -197,12 +196,12 @@ def _entries(manifest: Json, root: Path, problems: list[str]) -> Iterator[Json]:
 
 def _runs(entries: list[Json], with_config: bool, with_network: bool) -> pd.DataFrame:
     """The entries with what became of each run."""
-    rows, now = [], time.time()
+    rows = []
     texts = [name for name, kind in COLUMNS.items() if kind == "str"]
     integers = [name for name, kind in COLUMNS.items() if kind == "Int64"]
     for entry in entries:
         there = os.path.isdir(entry["folder"])
-        found = folders.read_run(entry["folder"], now, with_config, with_network) if there else {"state": "new"}
+        found = folders.read_run(entry["folder"], with_config, with_network) if there else {"state": "new"}
         row = {**entry, **found}
         for name in integers:
             number = folders.number(row.get(name))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metamixer.training.folder import RunFolder
-from metamixer.training.state import State, state_of
+from metamixer.training.state import State, ended, state_of
 
 from . import scheduler
 from .attempts import Attempts
@@ -45,7 +45,7 @@ def find_states(root: Path, hashes: Collection[str]) -> dict[str, State]:
 def find_standings(root: Path, hashes: Collection[str], submissions: list[Submission] | None = None) -> Standings:
     """Where runs stand; SLURM is asked only about those that it may still hold."""
     latest = newest(read_submissions(root) if submissions is None else submissions)
-    results = {hash: RunFolder(root / hash).result() for hash in hashes}
+    results = {hash: ended(RunFolder(root / hash)) for hash in hashes}
     open_ = {hash: latest[hash] for hash in hashes if hash in latest and not _settled(results[hash], latest[hash][0])}
     answer = scheduler.ask(
         (submission.id for submission, _ in open_.values()),

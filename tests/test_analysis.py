@@ -71,13 +71,13 @@ def test_no_such_grid_is_one_line_that_lists_the_others(runs):
 
 
 def live(state, when):
-    return json.dumps({"state": state, "epoch": 3, "time": when})
+    return json.dumps({"state": state, "epoch": 3, "time": when, "host": "another"})
 
 
 UNFINISHED = [  # result.json (None: none), another file, its content; the state and a part of the note to expect
     ('{"state": "done"', "progress", live("running", time.time()), "running", "result.json is half-written"),
     (None, "progress", live("running", time.time()), "running", ""),
-    (None, "progress", live("running", 1000), "running", "no sign of life for"),
+    (None, "progress", live("running", 1000), "interrupted", ""),
     (None, "progress", live("interrupted", 1000), "interrupted", ""),
     (None, "progress", "{", "interrupted", "progress.json is half-written"),
     (None, "config", '{"schema": 1}', "new", ""),

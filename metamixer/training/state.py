@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from enum import StrEnum
+from typing import Any
 
 from .folder import RunFolder
 
@@ -22,9 +23,15 @@ class State(StrEnum):
     DONE = "done"
 
 
+def ended(folder: RunFolder) -> dict[str, Any] | None:
+    """The result of a run that is done or failed."""
+    result = folder.result()
+    return result if isinstance(result, dict) and result.get("state") in (State.DONE, State.FAILED) else None
+
+
 def state_of(folder: RunFolder) -> State:
     """The state of a run, from its folder alone; reading writes nothing."""
-    result = folder.result()
+    result = ended(folder)
     if result is not None:
         return State(result["state"])
     if not folder.path.is_dir():
@@ -33,7 +40,8 @@ def state_of(folder: RunFolder) -> State:
         return State.RUNNING
     progress = folder.read("progress.json")
     if progress is None:
-        return State.INTERRUPTED if (folder.path / "attempts.jsonl").exists() else State.NEW
+        traces = ("progress.json", "result.json", "attempts.jsonl")  # one may be half-written
+        return State.INTERRUPTED if any((folder.path / name).exists() for name in traces) else State.NEW
     elsewhere = progress.get("host") not in (None, socket.gethostname())
     fresh = time.time() - progress.get("time", 0) < SILENT_AFTER
     # a lock does not reach across machines everywhere
