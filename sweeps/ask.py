@@ -34,11 +34,11 @@ from .grid import PlannedRun, Variant
 from .iso_cost import cost
 from .local import Outcome
 from .profiles import Profile
-from .report import show_training
 from .search import About, Definition
 from .space import parameters_of
 from .states import State, find_standings, find_states
 from .submissions import launch_lock
+from .terminal import show_training
 from .trials import ENDED, FILE, OPEN, make_study, search_folder, too_costly, trials_with_ends
 
 PROPOSALS = 300  # of one trial, until the space counts as exhausted
@@ -315,7 +315,7 @@ def search_on_slurm(
         configs = {run.hash: run.config for run in runs}
         todo = {State.NEW, State.INTERRUPTED}
         launched = cluster.launch(asker.root, configs, todo, name, setting, profile, max_attempts, size)
-        taken = cluster.report(launched) if launched.submissions or launched.exhausted or not watch else True
+        taken = cluster.print_launch(launched) if launched.submissions or launched.exhausted or not watch else True
         if not watch:
             return taken
         now = find_standings(asker.root, configs).runs

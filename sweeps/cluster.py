@@ -119,7 +119,7 @@ def show_hours(plan: Plan, profile: Profile) -> None:
 
 def launch_plan(plan: Plan, profile: Profile, retry: bool, max_attempts: int, max_gpu_hours: float | None) -> bool:
     """Submit what a plan misses and say so, and what is left alone; returns whether SLURM took all of it."""
-    from .report import say_left_alone  # loads torch, which `retry` does not need
+    from .terminal import say_left_alone  # loads torch, which `retry` does not need
 
     check_budget([(profile, len(plan.missing(retry)))], max_gpu_hours)
     size = scheduler.max_array_size()  # fails where there is no SLURM, before anything is written
@@ -130,10 +130,10 @@ def launch_plan(plan: Plan, profile: Profile, retry: bool, max_attempts: int, ma
         plan.put_aside()
         launched = launch(plan.root, configs, wanted, plan.loaded.name, plan.setting, profile, max_attempts, size)
     say_left_alone(plan.count(), retry)
-    return report(launched)
+    return print_launch(launched)
 
 
-def report(launched: Launch) -> bool:
+def print_launch(launched: Launch) -> bool:
     """Print what a launch did; returns whether SLURM took all of it."""
     console = Console(highlight=False, soft_wrap=True)
     for submission in launched.submissions:
@@ -198,5 +198,5 @@ def retry(
     for (grid, setting, _), (each, group) in zip(groups, parts, strict=True):
         configs = {entry.hash: RunFolder(root / entry.hash).config() for entry in group}
         size = scheduler.max_array_size()
-        complete &= report(launch(root, configs, RETRIED, grid, setting, each, max_attempts, size))
+        complete &= print_launch(launch(root, configs, RETRIED, grid, setting, each, max_attempts, size))
     return complete

@@ -79,7 +79,7 @@ def plan(options: GridOptions, job: JobOptions) -> "Plan":
     Variants, differences, costs, finished runs, and the smallest difference that the seeds can see.
     """
     from sweeps.cluster import show_hours
-    from sweeps.report import print_plan
+    from sweeps.terminal import print_plan
 
     with without_collector():
         planned = plan_of(options, measure=False)
@@ -110,7 +110,7 @@ def run(
     Here it ends with the table and the picture; on SLURM it returns after submitting.
     """
     from metamixer.config import ConfigError
-    from sweeps.report import print_plan, run_with_progress
+    from sweeps.terminal import print_plan, run_with_progress
 
     if cluster not in ("local", "debug", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")
@@ -147,7 +147,7 @@ def search(
         bool,
         typer.Option("--stop-early", help="Stop trials below the median of those that are done, at the same epoch."),
     ] = False,
-    max_attempts: MaxAttempts = 3,
+    max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be searched; writes nothing.")
@@ -159,7 +159,7 @@ def search(
     """
     from metamixer.config import ConfigError
     from sweeps.ask import Asker, print_search, search_here, search_on_slurm
-    from sweeps.report import parallel_runs
+    from sweeps.terminal import parallel_runs
 
     if cluster not in ("local", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local or slurm")

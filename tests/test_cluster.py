@@ -26,10 +26,10 @@ from sweeps.grid import LoadedGrid
 from sweeps.local import attempt, places_of, run_all
 from sweeps.payload import signal_delay, timed_out
 from sweeps.profiles import PROFILES, Profile, load_profile
-from sweeps.report import parallel_runs
 from sweeps.slurm import chunks
 from sweeps.states import find_states
 from sweeps.submissions import launch_lock, read_submissions
+from sweeps.terminal import parallel_runs
 
 KEY = "model.stages.*.token_mixer.activation"
 VARIANTS = {"gelu": Variant(), "relu": Variant(changes={KEY: "relu"}), "silu": Variant(changes={KEY: "silu"})}

@@ -14,7 +14,7 @@ from metamixer.training.folder import RunFolder
 from metamixer.training.provenance import PACKAGE
 from sweeps import Grid, State, Variant, grid_questions, load_grid, make_plan
 from sweeps.grid import LoadedGrid, setting_label, undeclared
-from sweeps.report import print_plan
+from sweeps.terminal import print_plan
 
 KEY = "model.stages.*.token_mixer.activation"
 GRID = Grid(
