@@ -20,7 +20,7 @@ Resolution = Annotated[
     Optional[int], typer.Option(help="Width of the images in pixels; the network's own if not given.")
 ]
 Modules = Annotated[
-    Optional[list[str]], typer.Option("--module", help="File or dotted module that registers operations of your own.")
+    Optional[list[str]], typer.Option("--module", help="File that registers operations or tasks of your own.")
 ]
 
 
@@ -48,6 +48,7 @@ def train(
     runs: Runs = Path("runs"),
     workers: DataWorkers = None,
     device: Device = "auto",
+    module: Modules = None,
 ) -> None:
     """Train one run, or go on with it.
 
@@ -56,6 +57,7 @@ def train(
     from metamixer.recipes import configured_run
     from metamixer.training.show import show_training
 
+    load(module)
     config = configured_run(name, changes_of(set), runs)
     if not show_training(config, runs, device, workers):
         raise typer.Exit(1)

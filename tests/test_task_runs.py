@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from test_commands import launch
 from test_training import Killed, at_steps, outcome, same
 
 from metamixer import ConfigError, digest, isotropic, override, parse
@@ -111,6 +112,22 @@ def test_a_users_own_task_is_part_of_the_run(tmp_path):
     assert [module.name for module in config.modules] == ["own.py"] and not CONFIG.modules
     assert train(override(config, {"recipe.epochs": 2}), tmp_path / "run", "cpu")["state"] == "done"
     assert list((tmp_path / "run").rglob("own-*.py"))
+
+
+def test_a_users_own_task_is_trained_and_evaluated_from_the_command_line(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from metamixer.tasks import register\nfrom metamixer.tasks.local import Parity\n\n"
+        "@register\nclass Odd(Parity):\n    name = 'odd'\n"
+    )
+    small = [f"--set={key}" for key in ('data.task={"name": "odd"}', "recipe.epochs=2", "data.train_samples=64")]
+    runs = tmp_path / "runs"
+    shown = launch("train", "recall", "--module", tmp_path / "own.py", *small, "--runs", runs, "--device", "cpu")
+    (tmp_path / "own.py").unlink()  # the run has its copy
+    (folder,) = runs.glob("*/config.json")
+    again = launch("evaluate", folder.parent, "--device", "cpu")
+    assert shown.stdout.count("task odd (size 8") == again.stdout.count("task odd (size 8") == 1
+    raw = [line.split()[-4:] for line in (shown.stdout + again.stdout).splitlines() if line.startswith("raw")]
+    assert raw[0] == raw[1] and raw[0][-1] == str(64 * 1000)
 
 
 @pytest.mark.parametrize(
