@@ -190,14 +190,14 @@ def test_a_lost_best_costs_its_row_and_not_the_run(undisturbed, tmp_path, monkey
 
 SIGNALS_IN_SIGNALS = """
 import signal, sys
-from metamixer.training.train import _stop_signals
+from metamixer.training.signals import stop_signals
 sent = []
 def trace(frame, event, _):
     if event == "line" and not sent:
         sent.append(frame.f_lineno)
         signal.raise_signal(signal.SIGTERM)
     return trace
-with _stop_signals() as stop:
+with stop_signals() as stop:
     sys.settrace(trace)
     signal.raise_signal(signal.SIGUSR2)
     sys.settrace(None)

@@ -31,6 +31,7 @@ from .datasets import SPLIT_SEED, BrokenImage, Images, class_names, decode, open
 from .folder import RunFolder
 from .image_folder import manifest_of, number_classes, what_changed
 from .recipe import Recipe
+from .signals import STOP_SIGNALS
 from .surroundings import SurroundingsError
 
 IN_MEMORY_UP_TO = 64  # pixels
@@ -298,10 +299,6 @@ class _Stream(torch.utils.data.Dataset):
             position, count = int(np.searchsorted(self.train_indices, index)), len(self.train_indices)
             for offset in range(1, count):
                 yield int(self.train_indices[(position + offset) % count])
-
-
-# Ctrl-C and a scheduler's signals reach every process of a job; the main one saves and then ends its workers.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 @contextmanager

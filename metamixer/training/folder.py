@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import plugins
+from .. import jsonl, plugins
 from ..config import SCHEMA_VERSION, ConfigError, digest, parse
 from .surroundings import SurroundingsError
 
@@ -122,17 +122,15 @@ class RunFolder:
         return result
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        jsonl.append(self.path / "metrics.jsonl", row)
 
     def truncate_metrics(self, epochs: int) -> None:
         """Keep the rows of the first `epochs` epochs: what came after the checkpoint is trained again."""
         path = self.path / "metrics.jsonl"
         if path.exists():
-            rows = [line for line in path.read_text().splitlines() if _epoch(line) <= epochs]
-            self.replace("metrics.jsonl", lambda aside: aside.write_text("".join(f"{row}\n" for row in rows)))
+            rows = jsonl.read(path, report=lambda line: None)  # a line torn by a kill is trained again
+            kept = [json.dumps(row) + "\n" for row in rows if row["epoch"] <= epochs]
+            self.replace("metrics.jsonl", lambda aside: aside.write_text("".join(kept)))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -192,10 +190,3 @@ def _link(file: Path, name: Path) -> None:
         os.replace(file, name)
     else:
         os.replace(aside, name)
-
-
-def _epoch(line: str) -> float:
-    try:
-        return json.loads(line)["epoch"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line torn by a kill

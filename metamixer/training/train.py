@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,16 +30,13 @@ from .folder import RunFolder
 from .learner import Learner, on_device
 from .run_config import RunConfig
 from .samples import Samples, open_data
+from .signals import Interrupted, Stop, stop_signals
 from .surroundings import SurroundingsError, surroundings
 
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 2.0
 CHECKPOINT_SECONDS = 300.0
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written and it goes on from there."""
 
 
 class Diverged(Exception):
@@ -163,7 +158,7 @@ class Trainer:
         """Versions and code of this start; `code_changed` names files that changed while the run was under way."""
         before = self.folder.read("environment.json") or {} if resumed else {}
         code = provenance.code_of(self.learner.model)
-        changed = {name for name in provenance.mixed_code([before.get("code", {}), code])}
+        changed = set(provenance.mixed_code([before.get("code", {}), code]))
         self.code = {"code": code, "code_changed": sorted(changed | set(before.get("code_changed", ())))}
         now = provenance.environment(self.device)
         self.folder.write("environment.json", {**now, "processes": self.world.size, **self.code})
@@ -175,12 +170,12 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         if self.world.first:
             self.folder.truncate_metrics(self.learner.epoch)
-        with _stop_signals() as stop:
+        with stop_signals() as stop:
             while self.learner.epoch < self.config.recipe.total_epochs:
                 self._epoch(stop)
         return self._finish()
 
-    def _epoch(self, stop: _Stop) -> None:
+    def _epoch(self, stop: Stop) -> None:
         learner, steps = self.learner, self.data.steps
         epoch, first = learner.epoch, learner.step % steps
         started = reported = saved = time.monotonic()
@@ -294,10 +289,7 @@ class Trainer:
         self._record_broken_images()
         if not self.world.first:
             return self.world.broadcast()
-        cost = count(
-            config.build(),
-            config.data.input_size,
-        )
+        cost = count(config.build(), config.data.input_size)
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
@@ -359,29 +351,3 @@ class Trainer:
         state["classes"] = self.data.classes
         if self.world.first:
             checkpoint.save(self.folder, state)
-
-
-class _Stop:
-    """Whether a signal asked to stop; no threading.Event, in whose `set` a second signal would wait for the first."""
-
-    asked = False
-
-    def __call__(self, *_: Any) -> None:
-        self.asked = True
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Turn SIGINT, SIGTERM and SIGUSR2 into a flag that the loop looks at between steps."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
-    # a launcher may have held it back until here, where it is safe (sweeps.payload)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
