@@ -139,35 +139,5 @@ def render(rows: pd.DataFrame) -> Table:
     return table
 
 
-def to_markdown(rows: pd.DataFrame) -> str:
-    """The same for documents."""
-    return "\n".join([markdown(*pivot(rows)), "", *(f"{line}  " for line in notes(rows))]).rstrip() + "\n"
-
-
-def markdown(heads: list[str], body: list[list[str]]) -> str:
-    """A table in Markdown, its first column left, the others right."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
-
-
-def correlation_table(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of `correlations`: a row a measure of cost, a column a runtime."""
-    found = correlations(rows)
-    runtimes = list(dict.fromkeys(found["runtime"]))
-    body = []
-    for measure in dict.fromkeys(found["measure"]):
-        of_one = {row.runtime: row for row in each(found[found["measure"] == measure])}
-        body.append([measure, *(_correlation(of_one[runtime]) for runtime in runtimes)])
-    numbers = {row.runtime: row.n for row in each(found)}
-    return ["cost", *(f"{runtime} (n = {numbers[runtime]})" for runtime in runtimes)], body
-
-
-def _correlation(row: Any) -> str:
-    if math.isnan(row.spearman):
-        return "–"
-    around = "" if math.isnan(row.low) else f" [{row.low:.2f}, {row.high:.2f}]"
-    return f"{row.spearman:.2f}{around}"
-
-
 def _ms(value: float) -> str:
     return f"{value:#.3g}" if value < 99.95 else f"{value:.0f}"

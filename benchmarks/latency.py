@@ -9,8 +9,10 @@ Run it on a machine that does nothing else: what is noisy says so in the table.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -18,7 +20,7 @@ from torch import nn
 
 from analysis.frame import each
 from analysis.latency import load
-from analysis.latency_table import correlation_table, markdown, to_markdown
+from analysis.latency_table import correlations, notes, pivot
 from metamixer.latency.bench import time_with_progress
 from metamixer.latency.measure import Subject
 from metamixer.latency.rows import append
@@ -79,6 +81,36 @@ def page(rows: pd.DataFrame) -> str:
         _best(folded),
     ]
     return "\n\n".join(part.rstrip() for part in parts)
+
+
+def to_markdown(rows: pd.DataFrame) -> str:
+    """The same for documents."""
+    return "\n".join([markdown(*pivot(rows)), "", *(f"{line}  " for line in notes(rows))]).rstrip() + "\n"
+
+
+def markdown(heads: list[str], body: list[list[str]]) -> str:
+    """A table in Markdown, its first column left, the others right."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
+
+
+def correlation_table(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of `correlations`: a row a measure of cost, a column a runtime."""
+    found = correlations(rows)
+    runtimes = list(dict.fromkeys(found["runtime"]))
+    body = []
+    for measure in dict.fromkeys(found["measure"]):
+        of_one = {row.runtime: row for row in each(found[found["measure"] == measure])}
+        body.append([measure, *(_correlation(of_one[runtime]) for runtime in runtimes)])
+    numbers = {row.runtime: row.n for row in each(found)}
+    return ["cost", *(f"{runtime} (n = {numbers[runtime]})" for runtime in runtimes)], body
+
+
+def _correlation(row: Any) -> str:
+    if math.isnan(row.spearman):
+        return "–"
+    around = "" if math.isnan(row.low) else f" [{row.low:.2f}, {row.high:.2f}]"
+    return f"{row.spearman:.2f}{around}"
 
 
 def _folding(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 # where a frame of a traceback is not the user's
 _OURS = tuple(str(path) for path in (Path(__file__).parent, *map(sysconfig.get_path, ("stdlib", "purelib"))))
 # the lines of TorchScript's and torch.export's messages that name types and arguments
-_TELLING = re.compile(r"instead found|but got|Keyword argument|failed to convert")
+_TELLING = re.compile(r"instead found|but got|invalid types|Keyword argument|failed to convert")
 
 
 def place(error: BaseException) -> str:

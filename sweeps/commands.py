@@ -298,7 +298,7 @@ def bench(
     runs: Runs = Path("runs"),
     module: Modules = None,
     file: Annotated[
-        Optional[Path], typer.Option("--import", help="Keep what a phone measured: an Xcode report, or a CSV.")
+        Optional[Path], typer.Option("--import", help="Keep what a phone measured, from a CSV (docs/latency.md).")
     ] = None,
 ) -> "Report":
     """Time networks on runtimes, beside their costs.
@@ -309,13 +309,12 @@ def bench(
     from metamixer.latency.measure import Report, Subject
 
     if file is not None:
-        if models and len(models) > 1:
-            raise ValueError(f"--import: one model for a report, not {len(models)}")
-        timing = {"--runtime": runtime, "--unfolded": unfolded, "--data": data, "--set": set, "--only": only,
-                  "--match": match, "--module": module, "--threads": threads != 1, "--batch": batch != 1}  # fmt: skip
-        if given := [option for option, value in timing.items() if value]:
-            raise ValueError(f"--import: {given[0]} is for what is timed here; a file says how it was measured")
-        report = Report(imports.read(file, runs, models[0] if models else None, resolution))
+        others = {"MODELS": models, "--runtime": runtime, "--resolution": resolution, "--unfolded": unfolded,
+                  "--data": data, "--set": set, "--only": only, "--match": match, "--module": module,
+                  "--threads": threads != 1, "--batch": batch != 1}  # fmt: skip
+        if given := [option for option, value in others.items() if value]:
+            raise ValueError(f"--import: {given[0]} is for what is timed here; a table says what was measured, and how")
+        report = Report(imports.read_csv(file))
         report.notes += imports.add_costs(report.rows, runs)
     else:
         from metamixer.latency.bench import time_with_progress
@@ -337,10 +336,13 @@ def bench(
 def networks_of(options: GridOptions, resolution: int | None) -> list["Network"]:
     """The network that a name stands for, or those of a grid's variants."""
     from metamixer.networks import find_network, of_run
+    from metamixer.plugins import load_module
     from sweeps import grid_questions
 
     if options.grid.endswith(".py") or options.grid in grid_questions():
         return [of_run(run.variant, run.config, resolution) for run in plan_of(options).runs]
+    for module in absolute(options.module):
+        load_module(module)
     return [find_network(options.grid, resolution)]
 
 

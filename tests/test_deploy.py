@@ -164,6 +164,35 @@ def test_what_does_not_convert_names_operation_and_layer(module):
     assert "\n" not in str(error.value)
 
 
+class Branch(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(executorch, marks=needs("executorch", "executorch")),
+        pytest.param(onnx, marks=needs("onnx", "onnx")),
+    ],
+)
+def test_what_cannot_be_captured_says_where_and_why(module):
+    with pytest.raises(NotConvertible, match=r"test_deploy\.py:\d+: .*data-dependent") as error:
+        module.convert(nn.Sequential(Branch()), torch.rand(1, 3, 8, 8))
+    assert "\n" not in str(error.value)
+
+
+class Wrong(nn.Module):
+    def forward(self, x):
+        return nn.functional.interpolate(x, scale_factor="a")
+
+
+@needs("coremltools", "deploy")
+def test_what_cannot_be_traced_says_where_and_which_types():
+    with pytest.raises(NotConvertible, match=r"test_deploy\.py:\d+: TypeError: .*invalid types: .*str"):
+        coreml.convert(nn.Sequential(Wrong()), torch.rand(1, 3, 8, 8))
+
+
 @pytest.mark.parametrize("format, extra", [("coreml", "deploy"), ("executorch", "executorch"), ("onnx", "onnx")])
 def test_a_missing_package_names_its_extra(network, tmp_path, monkeypatch, format, extra):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

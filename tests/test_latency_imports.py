@@ -1,6 +1,5 @@
-"""What a phone measured, from a table or an Xcode report: kept whole, refused by row, without names of people."""
+"""What a phone measured, from a table: kept whole, refused by row."""
 
-import json
 from dataclasses import asdict
 
 import pytest
@@ -27,7 +26,7 @@ ffnet_1,256,iPhone 15,iOS 17.4,Core ML,CPU,9000,1
 
 def test_a_table_from_a_phone(tmp_path):
     (tmp_path / "phone.csv").write_text(CSV)
-    append(tmp_path, imports.read(tmp_path / "phone.csv", tmp_path))
+    append(tmp_path, imports.read_csv(tmp_path / "phone.csv"))
     found = load(tmp_path, with_published=False)
     assert list(found["median_ms"]) == [1.5, 9.0] and list(found["compute_units"]) == ["CPU+NE", "CPU"]
     assert set(found["source"]) == {"phone.csv"} and list(found["batch"]) == [1, 1]
@@ -35,7 +34,7 @@ def test_a_table_from_a_phone(tmp_path):
 
 def test_a_table_may_say_what_its_networks_cost(tmp_path):
     (tmp_path / "phone.csv").write_text(CSV.replace(",batch", ",macs").replace("1500,", "1500,12345678901234"))
-    append(tmp_path, imports.read(tmp_path / "phone.csv", tmp_path))
+    append(tmp_path, imports.read_csv(tmp_path / "phone.csv"))
     found = load(tmp_path, with_published=False)
     assert found["macs"].tolist() == [12345678901234, 1] and found["parameters"].isna().all()
 
@@ -45,7 +44,7 @@ def test_any_runtime_and_compute_unit(tmp_path):
         "iPhone 15,Android", "Pixel 9,Android"
     )
     (tmp_path / "phone.csv").write_text(text)
-    rows = imports.read(tmp_path / "phone.csv", tmp_path)
+    rows = imports.read_csv(tmp_path / "phone.csv")
     assert [(row.runtime, row.compute_units) for row in rows] == [("Core ML", "CPU+NE"), ("LiteRT", "GPU")]
 
 
@@ -78,24 +77,8 @@ def test_a_table_is_refused_by_row(tmp_path, old, new, message):
     text = CSV.replace(old, new, 1)
     (tmp_path / "phone.csv").write_text(text.replace("9000,1", "9000,3e9") if "macs" in new else text)
     with pytest.raises(ValueError, match=f"phone.csv: {message}") as error:
-        imports.read(tmp_path / "phone.csv", tmp_path)
+        imports.read_csv(tmp_path / "phone.csv")
     assert "\n" not in str(error.value)
-
-
-@pytest.fixture
-def report(tmp_path):
-    """A performance report, as far as its form is known."""
-    content = {
-        "modelMetadata": {"fileName": "ffnet_1.mlpackage", "size": 27},
-        "deviceInfo": {"modelName": "iPhone 12", "osNameAndVersionWithoutBuildNumber": "iOS 16.5",
-                       "serialNumber": "SECRET1", "deviceID": "SECRET2", "displayName": "SECRET3"},
-        "computeUnit": 2,
-        "deviceResults": {"predict": {"samples": [0.0018, 0.0019, 0.0016, 0.0018, 0.01], "numOperations": 99}},
-    }  # fmt: skip
-    folder = tmp_path / "SECRET4's.mlperf"
-    folder.mkdir()
-    (folder / "report.json").write_text(json.dumps(content))
-    return folder
 
 
 def test_costs_can_be_held_against_a_phones_latencies(tmp_path):
@@ -128,58 +111,21 @@ def test_what_nothing_counts_keeps_its_row(tmp_path, monkeypatch):
 
     monkeypatch.setattr("metamixer.latency.measure.count", nothing)
     (tmp_path / "phone.csv").write_text(CSV)
-    rows = imports.read(tmp_path / "phone.csv", tmp_path)
+    rows = imports.read_csv(tmp_path / "phone.csv")
     (line,) = imports.add_costs(rows, tmp_path)
     assert line == "kept without costs: 'ffnet_1': multiply-adds not counted for aten::odd" and len(rows) == 2
 
 
-def test_xcodes_report_without_names_of_people(tmp_path, report):
-    path = append(tmp_path, imports.read(report, tmp_path, resolution=256))
-    (row,) = load(tmp_path, with_published=False).to_dict("records")
-    assert (row["network"], row["device"], row["os"], row["compute_units"]) == (
-        "ffnet_1",
-        "iPhone 12",
-        "iOS 16.5",
-        "all",
-    )
-    assert (row["median_ms"], row["resolution"], row["compute_units"]) == (pytest.approx(1.8), 256, "all")
-    assert "SECRET" not in path.read_text()
-    with pytest.raises(ValueError, match="give --resolution"):
-        imports.read(report, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "key, value, message",
-    [
-        ("computeUnit", 7, "computeUnit: input should be 0, 1, 2 or 3, got 7"),
-        ("deviceInfo", {"modelName": None}, "deviceInfo.modelName: input should be a valid string"),
-        ("deviceResults", {"predict": {"samples": [1.0, -1.0]}}, "samples.1: input should be greater than 0"),
-        ("deviceInfo", {}, "deviceInfo.modelName: missing key 'modelName'"),
-        ("deviceResults", {"predict": {"samples": ["1 ms"]}}, "samples.0: input should be a valid number"),
-        ("deviceResults", {"predict": {"samples": []}}, "samples: .* at least 1 item"),
-    ],
-)
-def test_a_report_of_another_form_is_refused(tmp_path, report, key, value, message):
-    content = json.loads((report / "report.json").read_text())
-    (report / "report.json").write_text(json.dumps({**content, key: value}))
-    with pytest.raises(ValueError, match=message):
-        imports.read(report / "report.json", tmp_path, resolution=256)
-
-
-def test_a_report_on_a_run_gets_the_key_of_its_network(tmp_path, report):
-    RunFolder(tmp_path / "0123456789abcdef").create(RUN)
-    rows = imports.read(report, tmp_path, model="0123456789abcdef")
-    assert not imports.add_costs(rows, tmp_path)
-    assert (rows[0].network, rows[0].resolution) == (Subject(of_run("any", RUN)).key, RUN.data.image_size)
-
-
-def test_the_command_imports(tmp_path, report):
-    options = ("--runs", tmp_path, "--resolution", 256)
-    shown = launch("bench", "--import", report, *options).stdout
-    assert "iPhone 12" in shown and len(load(tmp_path)) == len(published()) + 1
-    said = launch("bench", "--import", report, *options, "--batch", 4, code=2).stderr
-    assert "--batch is for what is timed here" in said and len(load(tmp_path)) == len(published()) + 1
-    assert "not 2" in launch("bench", "a", "b", "--import", report, code=2).stderr
+def test_a_table_says_all_that_options_would(tmp_path):
+    (tmp_path / "phone.csv").write_text(CSV)
+    for options, option in (
+        (("--batch", 4), "--batch"),
+        (("ffnet_1",), "MODELS"),
+        (("--resolution", 9), "--resolution"),
+    ):
+        said = launch("bench", *options, "--import", tmp_path / "phone.csv", "--runs", tmp_path, code=2).stderr
+        assert f"--import: {option} is for what is timed here" in said
+    assert len(load(tmp_path)) == len(published())
     assert "give the models" in launch("bench", code=2).stderr
 
 
@@ -196,7 +142,7 @@ def test_an_edited_operation_of_the_users_own_makes_another_network(tmp_path):
         RunFolder(tmp_path / folder).create(run)
         measured = Subject(of_run("a", run)).key
         (tmp_path / "phone.csv").write_text(CSV.replace("ffnet_1,256", f"{folder},{RUN.data.image_size}"))
-        rows = imports.read(tmp_path / "phone.csv", tmp_path)
+        rows = imports.read_csv(tmp_path / "phone.csv")
         assert not imports.add_costs(rows, tmp_path) and {row.network for row in rows} == {measured}
         assert _network(RunFolder(tmp_path / folder).read("config.json")["config"])["network"] == measured
         assert measured not in found

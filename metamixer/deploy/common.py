@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ConfigError
+from ..errors import in_one_line
 from ..fold import fold
 
 # an operation in an error; where it was decomposed, that is one of prims
@@ -81,7 +82,7 @@ def exported(model: nn.Module, inputs: tuple[Tensor, ...], format: str) -> torch
         with torch.no_grad():
             return torch.export.export(model, inputs)
     except Exception as error:  # torch raises many kinds
-        raise NotConvertible(format, "torch.export", "", first_line(error)) from None
+        raise NotConvertible(format, "torch.export", "", in_one_line(error)) from None
 
 
 def not_convertible(format: str, program: torch.export.ExportedProgram, error: BaseException) -> NotConvertible:
@@ -90,7 +91,7 @@ def not_convertible(format: str, program: torch.export.ExportedProgram, error: B
         error = error.__cause__
     named = _OPERATION.search(str(error))
     layer = _layer_of(program, named[2]) if named else ""
-    return NotConvertible(format, named[0].replace("::", ".") if named else "the network", layer, first_line(error))
+    return NotConvertible(format, named[0].replace("::", ".") if named else "the network", layer, in_one_line(error))
 
 
 def _layer_of(program: torch.export.ExportedProgram, operation: str) -> str:
@@ -101,9 +102,3 @@ def _layer_of(program: torch.export.ExportedProgram, operation: str) -> str:
                 stack = list((node.meta.get("nn_module_stack") or {}).values())
                 return stack[-1][0] if stack else ""
     return ""
-
-
-def first_line(error: BaseException) -> str:
-    """An error in a line of at most 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..config import ConfigError
-from .common import NotConvertible, first_line, quiet, require
+from ..errors import in_one_line
+from .common import NotConvertible, quiet, require
 
 # bits of a palette's indices, or 8 for linear quantization, by the name of a compression
 COMPRESSIONS = {"int8": 8, "palette4": 4, "palette6": 6, "palette8": 8}
@@ -43,11 +44,11 @@ def convert(model: nn.Module, image: Tensor, **options: Any) -> Any:
         try:
             traced = torch.jit.trace(model, image)
         except Exception as error:  # torch.jit raises many kinds
-            raise NotConvertible("Core ML", "torch.jit.trace", "", first_line(error)) from None
+            raise NotConvertible("Core ML", "torch.jit.trace", "", in_one_line(error)) from None
         try:
             return coremltools.convert(traced, convert_to="mlprogram", skip_model_load=True, **options)
         except Exception as error:  # so does coremltools
-            raise NotConvertible("Core ML", *_location(lines), first_line(error)) from None
+            raise NotConvertible("Core ML", *_location(lines), in_one_line(error)) from None
 
 
 def convert_classifier(model: nn.Module, image: Tensor, labels: list[str]) -> Any:

@@ -1,23 +1,19 @@
-"""Other programs' measurements as rows: a table in CSV, or a performance report of Xcode."""
+"""What other programs measured, as rows: a table in CSV."""
 
 from __future__ import annotations
 
 import csv
-import json
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import numpy as np
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, ValidationError
 
-from ..config import Config, ConfigError, explain, parse
-from .rows import Row, Text
+from ..config import ConfigError, explain
+from .rows import Row
 
 UNITS = {"ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}
 NEEDED = ("model", "resolution", "device", "os", "runtime", "compute units", "median")
 OPTIONAL = ("version", "precision", "batch", "threads", "source", "parameters", "macs", "activations", "moved")
-_OF_REPORT = ("CPU", "CPU+GPU", "all", "CPU+NE")  # MLComputeUnits, as a report has them
 
 
 _HEADS = {"name": "model", "compute_units": "compute units", "median_ms": "median"}
@@ -27,59 +23,6 @@ class _Line(Row):
     """A row of a table, whose cells are texts, by its headings."""
 
     model_config = ConfigDict(strict=False, alias_generator=lambda name: _HEADS.get(name, name))
-
-
-class _Part(Config):
-    """Of what another program wrote; the rest isn't read."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Metadata(_Part):
-    fileName: Text
-
-
-class _Device(_Part):
-    modelName: Text
-    osNameAndVersionWithoutBuildNumber: Text
-
-
-class _Predictions(_Part):
-    samples: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)  # seconds
-
-
-class _Results(_Part):
-    predict: _Predictions
-
-
-class _XcodeReport(_Part):
-    """What of a report is read; its form is known from programs that read it. It names its device's owner too."""
-
-    modelMetadata: _Metadata
-    deviceInfo: _Device
-    computeUnit: Literal[0, 1, 2, 3]
-    deviceResults: _Results
-
-
-def read(path: str | Path, root: str | Path, model: str | None = None, resolution: int | None = None) -> list[Row]:
-    """Rows of a file, by its kind: a table (.csv) or an Xcode report (.mlperf, or its report.json).
-
-    Args:
-        root: folder of the runs; the resolution of one of them is known.
-        model: what a report measured, in place of its file's name.
-        resolution: of a report's model, which does not say.
-
-    Raises:
-        ConfigError: the file can't be read; the line names the row or key.
-    """
-    path = Path(path)
-    if path.suffix == ".csv":
-        if model or resolution:
-            raise ConfigError(f"{path.name}: a table has columns for model and resolution; leave out the options")
-        return read_csv(path)
-    if path.suffix not in (".mlperf", ".json"):
-        raise ConfigError(f"{path}: neither a table (.csv) nor an Xcode report (.mlperf, or its report.json)")
-    return [_read_report(path, Path(root), model, resolution)]
 
 
 def add_costs(rows: list[Row], root: str | Path) -> list[str]:
@@ -109,35 +52,6 @@ def add_costs(rows: list[Row], root: str | Path) -> list[str]:
         found = known.get(network, {})
         rows[i] = row.model_copy(update={name: found[name] for name in ("network", *lacks) if name in found})
     return notes
-
-
-def _read_report(path: Path, root: Path, model: str | None, resolution: int | None) -> Row:
-    file = path / "report.json" if path.is_dir() else path
-    try:
-        report = parse(_XcodeReport, json.loads(file.read_text(encoding="utf-8")), str(file))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{file}: {getattr(error, 'strerror', None) or 'no JSON'}") from None
-    name = model or re.sub(r"\.ml(package|model|modelc)$", "", report.modelMetadata.fileName)
-    if resolution is None:
-        config = root / name / "config.json"
-        if not config.is_file():
-            raise ConfigError(f"{path.name}: a report does not say its resolution: give --resolution")
-        resolution = json.loads(config.read_text())["config"]["data"]["image_size"]
-    ms = 1e3 * np.array(report.deviceResults.predict.samples)
-    return Row(
-        network=name,
-        name=name,
-        resolution=resolution,
-        device=report.deviceInfo.modelName,
-        os=report.deviceInfo.osNameAndVersionWithoutBuildNumber,
-        runtime="Core ML",
-        compute_units=_OF_REPORT[report.computeUnit],
-        median_ms=float(np.median(ms)),
-        iqr_ms=float(np.subtract(*np.percentile(ms, [75, 25]))),
-        sessions=1,
-        source="Xcode report",
-        samples_ms=(tuple(round(float(sample), 4) for sample in ms),),
-    )
 
 
 def read_csv(path: str | Path) -> list[Row]:
