@@ -135,7 +135,8 @@ def _timed_once(config: RunConfig, base: RunConfig, measure: str, root: Path | N
             jsonl.append(path, row)
         except OSError as error:
             raise ConfigError(f"{path}: cannot write here ({error.strerror or error})") from None
-        found = recorded() or row  # another process may have been first
+        found = recorded()  # another process may have been first
+        assert found is not None
     return found["width"], found["expansion"]
 
 

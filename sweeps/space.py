@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
+from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial, Trial
 from pydantic import AfterValidator, Field, model_validator
 
@@ -62,17 +63,12 @@ class Integer(Config):
 
     low: int
     high: int
-    step: int = Field(default=1, gt=0)
+    step: int = 1
     log: bool = False
 
     @model_validator(mode="after")
-    def _ordered(self) -> Integer:
-        _check_range(self.low, self.high, self.log)
-        if self.log and self.step != 1:
-            raise ConfigError(f"step {self.step}: a logarithmic dimension has none")
-        if beyond := (self.high - self.low) % self.step:
-            right = self.high - beyond + self.step
-            raise ConfigError(f"high {self.high} is not a multiple of step {self.step} above {self.low}: take {right}")
+    def _check(self) -> Integer:
+        IntDistribution(self.low, self.high, self.log, self.step)  # a ValueError if they do not fit
         return self
 
 
@@ -84,16 +80,9 @@ class Real(Config):
     log: bool = False
 
     @model_validator(mode="after")
-    def _ordered(self) -> Real:
-        _check_range(self.low, self.high, self.log)
+    def _check(self) -> Real:
+        FloatDistribution(self.low, self.high, self.log)
         return self
-
-
-def _check_range(low: float, high: float, log: bool) -> None:
-    if low >= high:
-        raise ConfigError(f"low {low} must be below high {high}")
-    if log and low <= 0:
-        raise ConfigError(f"low {low}: a logarithmic dimension begins above 0")
 
 
 class Choice(Config):
