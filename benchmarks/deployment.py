@@ -23,9 +23,9 @@ DIM, SIZE = 64, 8
 BEGIN, END = "<!-- catalogue -->", "<!-- end -->"
 INTRODUCTION = f"""## The catalogue
 
-Each mixer alone, {DIM} channels on a map of {SIZE}×{SIZE}, folded; ExecuTorch and ONNX Runtime run it, and the
-difference to eager PyTorch is relative (of L2 norms). What XNNPACK does not cover runs on portable kernels, which are
-slow. Made by `python benchmarks/deployment.py`.
+Each mixer is converted alone, folded, with {DIM} channels on a map of {SIZE}×{SIZE}. ExecuTorch and ONNX Runtime
+run it. The difference to eager PyTorch is relative (of L2 norms). Operations that XNNPACK does not cover run on
+portable kernels, which are slow. `python benchmarks/deployment.py` makes this table.
 """
 
 

@@ -67,7 +67,7 @@ def page(rows: pd.DataFrame) -> str:
     networks = rows[rows["resolution"] != MAP]
     folded = networks[~networks["network"].str.endswith(" unfolded")]
     parts = [
-        "## Latency",
+        "## Measured latency",
         to_markdown(folded),
         "## Which cost ranks latency",
         "Spearman's correlation over the networks above, with its 95 % interval (none for a correlation of 1).",
