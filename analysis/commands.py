@@ -54,7 +54,7 @@ def ship(
             packs += [of_search(runs, grid, folder.name.partition("@")[2]) for folder in searches]
         else:
             launched = [setting for _, setting in settings(runs, grid) if data in (None, setting)]
-            packs += [of_grid(runs, grid, setting, wanted) for setting in launched or [data]]
+            packs += [of_grid(runs, grid, setting, wanted) for setting in launched or [data or "any data"]]
     for variant in wanted:
         if not any(variant in pack.weights for pack in packs):
             there = ", ".join(pack.name for pack in packs)
@@ -74,7 +74,8 @@ def show_grid(root: Path, grid: str, setting: str | None) -> None:
     from analysis.tables import render, to_csv
 
     console = Console() if sys.stdout.isatty() else Console(width=110)
-    for data in [setting] if setting else [data for _, data in settings(root, grid)] or [None]:
+    launched: list[str | None] = [data for _, data in settings(root, grid) if setting in (None, data)]
+    for data in launched or [setting]:
         runs, meta = load(root, grid, data)
         comparisons = declared(runs, meta)
         for comparison in comparisons:

@@ -103,8 +103,8 @@ def take_apart(runs: pd.DataFrame, meta: Meta) -> Factorial:
     table = table[known]
     levels = {slot: list(dict.fromkeys(table[slot])) for slot in SLOTS}
     done = table[(table["state"] == "done") & table[metric].notna()]
-    cells = done.groupby(list(SLOTS), sort=False)
-    cells = cells.agg(variant=("variant", "first"), n=(metric, "size"), mean=(metric, "mean"), sd=(metric, "std"))
+    by_cell = done.groupby(list(SLOTS), sort=False)
+    cells = by_cell.agg(variant=("variant", "first"), n=(metric, "size"), mean=(metric, "mean"), sd=(metric, "std"))
     size = int(np.prod([len(of) for of in levels.values()]))
     done = done.drop_duplicates([*SLOTS, "seed"])
     at_seed = done.groupby("seed").size()

@@ -223,7 +223,7 @@ def with_latency(runs: pd.DataFrame, latencies: pd.DataFrame) -> tuple[pd.DataFr
     noise = single["spread_ms"] / single["median_ms"]
     left_out = [
         f"latency of {row.name} on {row.runtime}: its sessions differ by {100 * row.spread_ms / row.median_ms:.0f} %"
-        for row in single[noise > _NOISY].itertuples(index=False)
+        for row in each(single[noise > _NOISY])
     ]
     single = single[~(noise > _NOISY)]
     if not len(single):

@@ -26,7 +26,7 @@ def steps(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     means = of.values.mean(axis=1)
     table = differences(of, list(on.items())).assign(variant=on.index, on=on.to_numpy())  # type: ignore[arg-type]
     table = table.assign(mean=table["variant"].map(means), mean_on=table["on"].map(means))
-    table["rung"] = table["variant"].isin(_longest(meta.base, on.to_dict()))
+    table["rung"] = table["variant"].isin(_longest(meta.base, dict(zip(table["variant"], table["on"], strict=True))))
     table["p_holm"] = holm(table["p"].to_numpy(float))
     table["verdict"] = verdicts(table)
     names = ["variant", "on", "rung", "mean", "mean_on", "pairs", "difference", "low", "high", "p", "p_holm", "verdict"]

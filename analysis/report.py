@@ -108,9 +108,9 @@ def learning_rates(runs: pd.DataFrame, meta: Meta) -> str:
     if not rates.tried(runs):
         return "One learning rate for each variant, its recipe's."
     found = rates.validation(runs)
-    found["text"] = [f"{row.mean:.2f} ({row.count})" if row.count else "–" for row in found.itertuples(index=False)]
+    found["text"] = [f"{row.mean:.2f} ({row.count})" if row.count else "–" for row in each(found)]
     table = found.pivot(index="variant", columns="lr", values="text").fillna("–").rename(columns="lr {:g}".format)
-    return markdown(table.reindex(dict.fromkeys(runs["variant"])).reset_index())
+    return markdown(table.reindex(runs["variant"].unique()).reset_index())
 
 
 def made_from(root: str | Path, runs: pd.DataFrame, meta: Meta) -> str:
@@ -127,7 +127,7 @@ def made_from(root: str | Path, runs: pd.DataFrame, meta: Meta) -> str:
         for name in made.columns.drop("started", errors="ignore")
     ]
     configs = (read_json(f"{folder}/config.json")[0] for folder in runs.loc[runs["base"], "folder"])
-    config = next((found["config"] for found in configs if found and "config" in found), {})
+    config: Json = next((found["config"] for found in configs if found and "config" in found), {})
     return "\n\n".join([
         markdown(pd.DataFrame(changes.items(), columns=["variant", "changes"])),
         markdown(pd.DataFrame(environment, columns=["made with", "by how many runs"])),

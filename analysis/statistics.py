@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from . import rates
-from .frame import Meta, plural
+from .frame import Meta, each, plural
 from .intervals import crossed, false_positives, holm, paired, verdicts
 from .metrics import VALIDATION
 from .predictions import right
@@ -111,7 +111,7 @@ def differences(of: Scores, pairs: list[tuple[str, str]], images: bool = True) -
         kept = of.runs[of.runs["hash"].isin(of.right)].set_index(["variant", "pair"])["hash"].to_dict()
         for row, (variant, other) in enumerate(pairs):
             shared = of.values.columns[~np.isnan(ours[row] - theirs[row])]
-            keys = [(kept.get((variant, seed)), kept.get((other, seed))) for seed in shared]
+            keys = [(kept.get((variant, seed), ""), kept.get((other, seed), "")) for seed in shared]
             if not np.isnan(found.p[row]) and all(a and b for a, b in keys):
                 both_right = crossed(100 * np.stack([of.right[a].astype(float) - of.right[b] for a, b in keys]))
                 both[row] = both_right.low, both_right.high, both_right.p
@@ -166,7 +166,7 @@ def compare(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> pd.DataFram
         table["rate"], table["rates"] = rate, ended.reindex(variants, fill_value=0)
         if rate == "best":
             table["note"] = [
-                _joined(row.note, *rates.notes(runs, row.variant, row.lr)) for row in table.itertuples(index=False)
+                _joined(row.note, *rates.notes(runs, row.variant, row.lr)) for row in each(table)
             ]
     if meta.aa and len(table):
         table.loc[variants[-1], "note"] = _joined(str(table["note"].iloc[-1]), false_alarms(runs, meta))
@@ -183,7 +183,7 @@ def _notes(table: pd.DataFrame, of: Scores) -> list[str]:
     done = of.runs[of.runs["state"] == "done"]
     several = {name: done.groupby("variant")[name].nunique() > 1 for name in _COUNTS}
     notes = []
-    for row in table.itertuples(index=False):
+    for row in each(table):
         found = []
         if row.pairs > 1 and np.isnan(row.p):
             found.append("the same difference at every seed: its spread can't be estimated")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -177,7 +178,7 @@ def _front(axes: Axes, costs: np.ndarray, values: np.ndarray, rises: bool = True
     best = front(costs, values, rises)
     order = best[np.argsort(costs[best])]
     if len(order) > 1:
-        look = {"color": INK, "linewidth": 1.1, "linestyle": (0, (6, 1.5, 1, 1.5)), "zorder": 1}
+        look: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (6, 1.5, 1, 1.5)), "zorder": 1}
         axes.step(costs[order], values[order], where="post", label="Pareto front of the means", **look)
 
 

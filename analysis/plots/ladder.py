@@ -94,8 +94,8 @@ def kernel_response(comparison: pd.DataFrame, runs: pd.DataFrame, meta: Meta, ax
     axes.set_xlabel("kernel size of the token mixer (px of its map)")
     axes.set_ylabel(metric_label(meta, "mean over seeds ± 1 standard deviation"))
     column = "config.model.stages.0.token_mixer.query_key.kernel_size"
-    sizes = runs.dropna(subset=[column]).groupby("variant")[column].first() if column in runs else {}
-    shown = comparison.assign(size=comparison["variant"].map(sizes).astype(float)).dropna(subset=["mean", "size"])
+    known = dict(runs.dropna(subset=[column]).groupby("variant")[column].first()) if column in runs else {}
+    shown = comparison.assign(size=comparison["variant"].map(known).astype(float)).dropna(subset=["mean", "size"])
     if not len(shown):
         return nothing(axes, "no finished run of a token mixer with a kernel size")
     shown = shown.sort_values("size", kind="stable")

@@ -52,11 +52,9 @@ def _heat(factorial: Factorial, cells: pd.DataFrame, column: str, text: str, **l
     look = {"vmin": cells[column].min(), "vmax": cells[column].max(), **look}
     for axes, activation in zip(grid[0], activations, strict=True):
         of_one = cells[cells["activation"] == activation]
-        wanted = {"index": "query_key", "columns": "coefficient_value"}
-        numbers = of_one.pivot_table(values=column, **wanted).reindex(index=keys, columns=values)
-        texts = of_one.drop_duplicates(["query_key", "coefficient_value"]).pivot(values="text", **wanted)
-        texts = texts.reindex(index=keys, columns=values).fillna("")
-        sns.heatmap(numbers, annot=texts, fmt="", annot_kws={"fontsize": 8}, cbar=False, ax=axes, **look)
+        table = of_one.drop_duplicates(list(SLOTS)).set_index(["query_key", "coefficient_value"])
+        numbers, texts = (table[name].unstack().reindex(index=keys, columns=values) for name in (column, "text"))
+        sns.heatmap(numbers, annot=texts.fillna(""), fmt="", annot_kws={"fontsize": 8}, cbar=False, ax=axes, **look)
         axes.set(title=activation, xlabel="", ylabel="")
         axes.set_xticks(axes.get_xticks(), values, rotation=35, ha="right", rotation_mode="anchor")
     grid[0, 0].set_ylabel("query-key")
@@ -101,7 +99,7 @@ def slot_costs(costs: pd.DataFrame, meta: Meta, column: str = "macs", axes: Axes
         return nothing(axes, "no run has a configuration yet")
     table = costs.pivot_table(index="variant", columns="part", values=column, aggfunc="sum", fill_value=0, sort=False)
     table = table.reindex(variants[::-1])
-    looks = _looks([part for part in table if table[part].sum() > 0])
+    looks = _looks([str(part) for part in table if table[part].sum() > 0])
     whole = table.sum(axis=1)
     scale, letter = (1e9, "G") if whole.max() >= 1e9 else (1e6, "M")
     left = np.zeros(len(table))
@@ -109,8 +107,8 @@ def slot_costs(costs: pd.DataFrame, meta: Meta, column: str = "macs", axes: Axes
         axes.barh(table.index, table[part] / scale, left=left, label=part, height=0.75, edgecolor="white", **look)
         left += table[part].to_numpy() / scale
     for place, number in enumerate(whole):
-        at = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
-        axes.annotate(count(number), (number / scale, place), **at)
+        at = (number / scale, place)
+        axes.annotate(count(number), at, (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_ylim(-0.6, len(table) - 0.4)
     axes.margins(x=0.1)
     axes.grid(axis="y", visible=False)
