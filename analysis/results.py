@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metamixer.config import KEYS_OF_SCHEMA_1
 from sweeps.trials import FILE, ended, find_search, read_trials, trials_with_ends
 
 from . import rates
@@ -63,6 +64,7 @@ def _unpacked_as_of(packs: tuple[tuple[Path, int], ...]) -> Path:
             with tarfile.open(path) as tar:
                 tar.extractall(root, filter="data")
             _hand_out(root / _PREDICTIONS, root)
+            _of_today(root)
             _join_latencies(root)
         except (tarfile.TarError, lzma.LZMAError, *UNREADABLE) as error:
             raise ValueError(f"{path}: no pack of results, or a damaged one ({error}): pack it again") from None
@@ -86,6 +88,22 @@ def _hand_out(packed: Path, root: Path) -> None:
             for key, predictions in runs.items():
                 np.savez(root / key / _PREDICTIONS, label=label, **predictions)  # type: ignore[arg-type]
     packed.unlink()
+
+
+def _of_today(root: Path) -> None:
+    """Give configurations of schema 1 the keys of today, so that their networks can be built; figures stay."""
+    for path in root.glob("*/config.json"):
+        content = json.loads(path.read_bytes())
+        if content.get("schema") != 1:
+            continue
+        config = content["config"]
+        recipe = config["recipe"]
+        share, switch = recipe.pop("mix_probability"), recipe.pop("mix_switch")
+        for old, new in KEYS_OF_SCHEMA_1.items():
+            recipe[new.removeprefix("recipe.")] = recipe.pop(old.removeprefix("recipe."))
+        recipe["color_jitter"] = 0.0 if recipe["rand_augment"] else recipe["color_jitter"]  # had no effect beside it
+        recipe |= {"mixup_prob": share * (1 - switch), "cutmix_prob": share * switch}
+        path.write_text(json.dumps({**content, "schema": 2, "config": config}))
 
 
 def _join_latencies(root: Path) -> None:

@@ -87,11 +87,11 @@ def marks(axes: Axes, table: pd.DataFrame, x: str, y: str, error: Any, along: st
         chosen = (table["verdict"] == verdict).to_numpy()
         if chosen.any():
             base = verdict == "base"
-            look: dict[str, Any] = {"fmt": "D" if base else "o", "color": BASE if base else VARIANT, "markerfacecolor": fill}
-            look |= {"markersize": 10 if base else 8, "markeredgewidth": 1.6, "elinewidth": 1.2, "capsize": 3}
+            look: dict[str, Any] = {"fmt": "D" if base else "o", "color": BASE if base else VARIANT}
+            look |= {"markerfacecolor": fill, "markersize": 10 if base else 8, "markeredgewidth": 1.6}
             axes.errorbar(
                 table.loc[chosen, x], table.loc[chosen, y], **{f"{along}err": error[:, chosen]},  # type: ignore[arg-type]
-                label="_" * (words in known) + words, zorder=3, **look,
+                label="_" * (words in known) + words, zorder=3, elinewidth=1.2, capsize=3, **look,
             )  # fmt: skip
             known.add(words)
 
