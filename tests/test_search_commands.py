@@ -17,6 +17,7 @@ from test_launch import sees_handlers, wait_until_it_listens
 
 from metamixer import jsonl
 from metamixer.operation import REGISTRY
+from metamixer.training.folder import RunFolder
 from sweeps import Grid
 from sweeps.search import load_search
 from sweeps.trials import ended, read_trials, search_folder, too_costly, top1
@@ -133,6 +134,9 @@ def test_a_search_that_is_killed_again_and_again_makes_exactly_the_wanted_trials
         wait_for(lambda before=before: done() > before and checkpoints(), process)
         kill(process.pid, signal.SIGKILL)
         process.wait()
+    deadline = time.monotonic() + 240  # what the killed launch began trains on without it
+    while any(RunFolder(path.parent).is_locked() for path in runs.glob("*/lock")) and time.monotonic() < deadline:
+        time.sleep(0.1)
     results = {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")}
     launch("search", file, "--runs", runs, "--workers", 2, "--device", "cpu")
     rows = read_trials(folder)
