@@ -23,7 +23,6 @@ from .options import (
     Only,
     Overrides,
     Runs,
-    Seeds,
     absolute,
     rates_of,
     seeds_of,
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-SearchName = Annotated[str, typer.Argument(help="A search in ablations/searches/, or the path of a search's file.")]
 Targets = Annotated[
     Optional[list[str]],
     typer.Argument(help="Grids, searches, beginnings of run hashes, or variants; everything if not given."),
@@ -122,86 +120,6 @@ def run(
         raise typer.Exit(0 if launch_plan(planned, profile_of(job), retry, max_attempts, max_gpu_hours) else 1)
     complete = run_with_progress(planned, workers, device, retry, debug=cluster == "debug")
     return Launched(planned.root, planned.loaded.name, planned.setting, complete)
-
-
-@with_options
-def search(
-    name: SearchName,
-    job: JobOptions,
-    data: DataName = None,
-    set: Overrides = None,
-    trials: Annotated[
-        Optional[int], typer.Option(min=1, help="Trials to finish in all; the search's own number if not given.")
-    ] = None,
-    runs: Runs = Path("runs"),
-    workers: Annotated[
-        Optional[int], typer.Option(min=1, help="Trials at a time; here one a core or GPU, on a cluster 4.")
-    ] = None,
-    device: Device = "auto",
-    module: Modules = None,
-    cluster: Annotated[str, typer.Option(help="local: here; slurm: submit trials and return.")] = "local",
-    watch: Annotated[
-        bool, typer.Option("--watch", help="On a cluster: stay, and propose anew as trials end, until all have.")
-    ] = False,
-    stop_early: Annotated[
-        bool,
-        typer.Option("--stop-early", help="Stop trials below the median of those that are done, at the same epoch."),
-    ] = False,
-    max_attempts: MaxAttempts = 5,
-    max_gpu_hours: MaxHours = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would be searched; writes nothing.")
-    ] = False,
-) -> Launched:
-    """Search mixers and recipes with Optuna.
-
-    It ends when so many trials have finished, with the best of them and the pictures.
-    """
-    from metamixer.config import ConfigError
-    from sweeps.ask import Asker, print_search, search_here, search_on_slurm
-    from sweeps.terminal import parallel_runs
-
-    if cluster not in ("local", "slurm"):
-        raise ConfigError(f"--cluster {cluster!r}: local or slurm")
-    definition = definition_of(name, data, set, module)
-    print_search(definition)
-    if stop_early and len(definition.search.objectives) > 1:
-        raise ConfigError("--stop-early looks at top1 alone, but costs are sought too: put them into constraints")
-    if dry_run:
-        raise typer.Exit
-    asker = Asker(runs, definition, trials or definition.search.trials)
-    if cluster == "local":
-        complete = search_here(asker, workers or parallel_runs(device), device, stop_early)
-    else:
-        pause = 30.0 if watch else None
-        at_once = workers or 4
-        complete = search_on_slurm(asker, at_once, profile_of(job), stop_early, pause, max_gpu_hours, max_attempts)
-        if not watch:
-            raise typer.Exit(0 if complete else 1)
-    return Launched(runs, definition.name, definition.setting, complete)
-
-
-@app.command()
-def confirm(
-    name: SearchName,
-    data: DataName = None,
-    set: Overrides = None,
-    runs: Runs = Path("runs"),
-    module: Modules = None,
-    top: Annotated[
-        int, typer.Option(min=1, help="The best trials to confirm, of the front where costs are sought.")
-    ] = 3,
-    seeds: Seeds = None,
-    out: Annotated[Optional[Path], typer.Option(help="The grid's file; confirm_NAME.py if not given.")] = None,
-) -> None:
-    """Write a grid that confirms the best of a search.
-
-    It has seeds of its own and is judged on the test images.
-    """
-    from sweeps.confirm import confirm as write_grid
-
-    path = write_grid(runs, definition_of(name, data, set, module), top, seeds_of(seeds), out)
-    print(f"{path}: python launch.py run {path}")
 
 
 @app.command()
@@ -369,13 +287,6 @@ def profile_of(job: JobOptions) -> Any:
     from sweeps.profiles import load_profile
 
     return load_profile(job.profile or "default", job.profiles, changes_of(job.resource))
-
-
-def definition_of(search: str, data: str | None, set: list[str] | None, modules: list[str] | None) -> Any:
-    """A search in one setting."""
-    from sweeps.search import load_search
-
-    return load_search(search, data, changes_of(set), tuple(absolute(modules)))
 
 
 @contextmanager
