@@ -40,21 +40,17 @@ class Launch:
         return next((each.error for each in self.submissions if each.error), None)
 
 
-def worst_gpu_hours(profile: Profile, runs: int) -> float:
-    return runs * profile.gpus * profile.worst_hours
-
-
 def check_budget(parts: Sequence[tuple[Profile, int]], limit: float | None) -> None:
     """Refuse a launch of so many runs of each profile that may take more than `limit` GPU-hours in all.
 
     Raises:
         ConfigError: it may.
     """
-    worst = sum(worst_gpu_hours(profile, runs) for profile, runs in parts)
+    worst = sum(runs * profile.worst_hours for profile, runs in parts)
     if limit is not None and worst > limit:
-        each = "; ".join(dict.fromkeys(f"{profile.gpus} GPUs, {profile.worst_hours:g} h each" for profile, _ in parts))
+        each = " or ".join(dict.fromkeys(f"{profile.worst_hours:g}" for profile, _ in parts))
         raise ConfigError(
-            f"{sum(runs for _, runs in parts)} runs may take {worst:,.0f} GPU-hours ({each}), "
+            f"{sum(runs for _, runs in parts)} runs may take {worst:,.0f} GPU-hours ({each} each), "
             f"more than --max-gpu-hours {limit:,.0f}"
         )
 
@@ -98,21 +94,17 @@ def launch(
     return result
 
 
-def estimate_gpu_hours(root: Path, hashes: Sequence[str], todo: int, profile: Profile) -> float | None:
-    """GPU-hours of `todo` runs, from the mean time of those of the first 1,000 `hashes` that are done, if any is."""
-    results = (RunFolder(root / hash).result() for hash in hashes[:1000])
-    seconds = [result["seconds"] for result in results if result and result["state"] == "done"]
-    return todo * profile.gpus * sum(seconds) / len(seconds) / 3600 if seconds else None
-
-
 def show_hours(plan: Plan, profile: Profile) -> None:
-    """Print what the runs that a launch would submit cost at worst, and by what is known."""
+    """Print what the runs that a launch would submit cost at worst, and by the mean time of the runs done so far."""
     todo = len(plan.missing())
-    done = [hash for hash, state in plan.states.items() if state == State.DONE]
-    guess = estimate_gpu_hours(plan.root, done, todo, profile)
-    estimate = "no estimate before a run is done" if guess is None else f"about {guess:,.1f} by the runs done so far"
+    done = [hash for hash, state in plan.states.items() if state == State.DONE][:1000]
+    seconds = [(RunFolder(plan.root / hash).result() or {}).get("seconds", 0.0) for hash in done]
+    estimate = "no estimate before a run is done"
+    if seconds:
+        hours = todo * profile.gpus * sum(seconds) / len(seconds) / 3600
+        estimate = f"about {hours:,.1f} by the runs done so far"
     Console(highlight=False, soft_wrap=True).print(
-        f"the {todo} missing runs take {worst_gpu_hours(profile, todo):,.0f} GPU-hours at worst "
+        f"the {todo} missing runs take {todo * profile.worst_hours:,.0f} GPU-hours at worst "
         f"(GPUs {profile.gpus}, {1 + profile.continuations} × {profile.minutes} min each); {estimate}"
     )
 

@@ -66,13 +66,13 @@ class Profile(Config):
         return self.nodes * max(1, self.gpus_per_node)
 
     @property
-    def worst_hours(self) -> float:
-        """Hours that one run can take: every job up to its time limit."""
-        return self.minutes / 60 * (1 + self.continuations)
-
-    @property
     def gpus(self) -> int:
         return self.nodes * self.gpus_per_node
+
+    @property
+    def worst_hours(self) -> float:
+        """GPU-hours that one run can take: every job up to its time limit."""
+        return self.gpus * self.minutes / 60 * (1 + self.continuations)
 
 
 def load_profile(name: str, file: Path | None = None, changes: dict[str, Any] | None = None) -> Profile:

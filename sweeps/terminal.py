@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
+from metamixer.cost import Cost, readable
 from metamixer.training.folder import RunFolder
 from metamixer.training.run_config import RunConfig
 
@@ -47,11 +48,11 @@ def print_plan(plan: Plan) -> None:
                 name,
                 _changes(variant.changes, variant.on, name == plan.loaded.grid.base),
                 ", ".join(str(stage.width) for stage in config.model.stages),
-                f"{spent.parameters / 1e6:.3f} M",
-                _macs(spent.macs),
+                readable(spent.parameters),
+                readable(spent.macs),
                 " ".join(f"{number} {state}" for state, number in states.items()),
             )
-        for warning in [*config.warnings(), *_more_than_declared(runs[0]), *_large(config, spent.largest)]:
+        for warning in [*config.warnings(), *_more_than_declared(runs[0]), *_large(config, spent)]:
             warned.setdefault(warning, name)
     console.print(table)
     if len(variants) > ROWS:
@@ -89,10 +90,10 @@ def _more_than_declared(run: PlannedRun) -> list[str]:
     return found
 
 
-def _large(config: RunConfig, elements: int) -> list[str]:
+def _large(config: RunConfig, spent: Cost) -> list[str]:
     """A warning where a single tensor of a forward pass takes gigabytes; training keeps several of them."""
     images = config.recipe.micro_batch or config.recipe.batch_size
-    size = elements * images * (4 if config.recipe.precision == "float32" else 2) / 2**30
+    size = spent.largest_bytes(images, 32 if config.recipe.precision == "float32" else 16) / 2**30
     if size < LARGE:
         return []
     return [f"its largest tensor takes {size:.1f} GiB in a pass of {images} images: lower recipe.micro_batch"]
@@ -113,7 +114,13 @@ def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool,
     if not missing:
         console.print("nothing to run")
         return counts[State.DONE] == len(plan.states)
-    return train_here(missing, plan.root, workers, device, debug)
+    if debug:
+        return _problems(console, run_here(missing, plan.root, device), at_least=1)
+    outcomes, stopped = show_training(missing, len(missing), plan.root, workers or parallel_runs(device), device)
+    complete = _problems(console, outcomes)
+    if stopped:
+        console.print("stopped; the same command goes on from here", style="yellow")
+    return complete and not stopped
 
 
 def say_left_alone(counts: Counter[State], retry: bool) -> None:
@@ -125,18 +132,6 @@ def say_left_alone(counts: Counter[State], retry: bool) -> None:
         console.print(f"{counts[State.RUNNING]} runs are being trained by another process", style="yellow")
     if counts[State.QUEUED]:
         console.print(f"{counts[State.QUEUED]} runs wait in a cluster's queue", style="yellow")
-
-
-def train_here(runs: list[PlannedRun], root: Path, workers: int | None, device: str, debug: bool = False) -> bool:
-    """Train runs whose folders exist on this machine and show how they go; returns whether all came through."""
-    console = Console()
-    if debug:
-        return _problems(console, run_here(runs, root, device), at_least=1)
-    outcomes, stopped = show_training(runs, len(runs), root, workers or parallel_runs(device), device)
-    complete = _problems(console, outcomes)
-    if stopped:
-        console.print("stopped; the same command goes on from here", style="yellow")
-    return complete and not stopped
 
 
 def show_training(
@@ -249,7 +244,3 @@ def _changes(changes: dict[str, object], on: str | None, is_base: bool) -> str:
 
 def _name(value: object) -> object:
     return value.get("name") if isinstance(value, dict) else value
-
-
-def _macs(macs: int) -> str:
-    return f"{macs / 1e9:.3f} G" if macs >= 1e9 else f"{macs / 1e6:.2f} M"

@@ -19,7 +19,7 @@ from metamixer import ConfigError, digest, override
 from metamixer.training.folder import RunFolder
 from sweeps import Grid, State, Variant, make_plan, scheduler
 from sweeps.attempts import Attempts
-from sweeps.cluster import check_budget, estimate_gpu_hours, launch_plan, show_hours
+from sweeps.cluster import check_budget, launch_plan, show_hours
 from sweeps.cluster import retry as retry_runs
 from sweeps.follow import cancel, select, show_logs, show_status, standings
 from sweeps.grid import LoadedGrid
@@ -468,20 +468,22 @@ def test_the_budget_of_a_retry_is_that_of_all_its_launches_together(slurm, root)
     for run in make_plan(LOADED, root).runs:
         RunFolder(root / run.hash).fail("RuntimeError: no memory", 1)
     arguments = {"data": None, "profile": None, "changes": {}, "max_attempts": 3, "dry_run": False}
-    with pytest.raises(ConfigError, match=r"6 runs may take 48 GPU-hours \(2 GPUs, 4 h each\), more than"):
+    with pytest.raises(ConfigError, match=r"6 runs may take 48 GPU-hours \(8 each\), more than"):
         retry_runs(root, [], max_gpu_hours=47, **arguments)
     assert len(read_submissions(root)) == 2
     assert retry_runs(root, [], max_gpu_hours=48, **arguments) and len(read_submissions(root)) == 4
 
 
-def test_the_estimate_comes_from_finished_runs(root):
+def test_the_estimate_comes_from_finished_runs(root, capsys):
     plan = make_plan(LOADED, root)
-    hashes = [run.hash for run in plan.runs]
-    assert estimate_gpu_hours(root, hashes, 4, PROFILE) is None
-    for hash, seconds in zip(hashes, (1800, 5400), strict=False):
-        (root / hash).mkdir(parents=True)
-        RunFolder(root / hash).write("result.json", {"state": "done", "seconds": seconds})
-    assert estimate_gpu_hours(root, hashes, 4, PROFILE) == 4 * 2 * 1.0
+    show_hours(plan, PROFILE)
+    assert "no estimate before a run is done" in capsys.readouterr().out
+    for run, seconds in zip(plan.runs, (1800, 5400), strict=False):
+        plan.folder(run).create(run.config)
+        plan.folder(run).write("result.json", {"state": "done", "seconds": seconds})
+    show_hours(make_plan(LOADED, root), PROFILE)
+    assert "the 4 missing runs take 32 GPU-hours at worst" in (shown := capsys.readouterr().out)
+    assert "about 8.0 by the runs done so far" in shown  # 4 runs of 2 GPUs for an hour
 
 
 def test_variants_of_the_same_configuration_are_counted_as_the_one_run_that_they_are(root, capsys):
