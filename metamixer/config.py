@@ -95,11 +95,11 @@ def explain(error: ValidationError, cls: type[Config], where: str = "") -> str:
     return (f"{'.'.join(path)}: " if path else "") + message + more
 
 
-def describe(cls: type[Config], skip: str = "") -> str:
+def describe(cls: type[Config]) -> str:
     """What a configuration takes, e.g. `it takes kernel_size: int = 7, norm: bool = False`."""
     parts = []
     for name, field in cls.model_fields.items():
-        if name == skip:
+        if name == "name" and field.is_required():  # by which the class was found
             continue
         parts.append(
             f"{name}: {_kind(field.annotation)}" + ("" if field.is_required() else f" = {field.get_default()!r}")

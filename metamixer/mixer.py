@@ -3,7 +3,7 @@
 Source: arXiv 2406.02021, section 3. Each slot is filled by a registered operation (`operation.py`, `ops/`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
@@ -50,29 +50,22 @@ class MetaMixerConfig(Config):
     @model_validator(mode="after")
     def _slots_fit(self) -> "MetaMixerConfig":
         made, accepted, taken = makes(self.query_key), accepts(self.activation), takes(self.coefficient_value)
-        key, activation, value = (
-            f"{slot} {getattr(self, slot).name!r}" for slot in ("query_key", "activation", "coefficient_value")
-        )
         if made not in accepted:
-            fits_key = [name for name in REGISTRY["activation"] if made in _accepts_unless_told(name)]
-            fits_activation = [name for name, cls in REGISTRY["query_key"].items() if cls.makes in accepted]  # type: ignore[attr-defined]
-            raise ConfigError(
-                f"{key} makes coefficients as {made}, which {activation} with these parameters does not accept "
-                f"(it accepts {', '.join(sorted(accepted))}); "
-                f"with {key} goes {_either(fits_key)}, with {activation} goes {_either(fits_activation)}"
-            )
+            fitting = [name for name in REGISTRY["activation"] if made in _accepts_unless_told(name)]
+            raise self._misfit("activation", f"accepts {', '.join(sorted(accepted))}", accepted, fitting)
         if made != taken:
-            fits_key = [name for name, cls in REGISTRY["coefficient_value"].items() if cls.takes == made]  # type: ignore[attr-defined]
-            fits_value = [name for name, cls in REGISTRY["query_key"].items() if cls.makes == taken]  # type: ignore[attr-defined]
-            raise ConfigError(
-                f"{key} makes coefficients as {made}, {value} takes {taken}; "
-                f"with {key} goes {_either(fits_key)}, with {value} goes {_either(fits_value)}"
-            )
+            fitting = [name for name, cls in REGISTRY["coefficient_value"].items() if cls.takes == made]  # type: ignore[attr-defined]
+            raise self._misfit("coefficient_value", f"takes {taken}", {taken}, fitting)
         return self
 
-
-def _either(names: list[str]) -> str:
-    return " or ".join(names) or "nothing registered"
+    def _misfit(self, slot: Slot, does: str, layouts: Collection[Layout], fitting: list[str]) -> ConfigError:
+        """The error of a slot that does something else than the key's layout, with what would fit each of the two."""
+        key, other = f"query_key {self.query_key.name!r}", f"{slot} {getattr(self, slot).name!r}"
+        keys = [name for name, cls in REGISTRY["query_key"].items() if cls.makes in layouts]  # type: ignore[attr-defined]
+        return ConfigError(
+            f"{key} makes coefficients as {makes(self.query_key)}, {other} with these parameters {does}; with {key} "
+            f"goes {' or '.join(fitting) or 'nothing'}, with {other} goes {' or '.join(keys) or 'nothing'}"
+        )
 
 
 def makes(query_key: OperationConfig) -> Layout:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from .config import Config, ConfigError, describe
+from .config import Config, ConfigError, explain
 from .plugins import add
 
 
@@ -212,7 +212,7 @@ def resolve(slot: Slot, value: Any) -> OperationConfig:
     try:
         return _parsed(cls, json.dumps(value))  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:
-        raise ConfigError(_explain_parameters(slot, cls, error)) from None
+        raise ConfigError(explain(error, cls.Config, f"{slot} operation {cls.name!r}")) from None
 
 
 @lru_cache(4096)
@@ -224,14 +224,3 @@ def _parsed(cls: type[Operation], values: str) -> OperationConfig:
 def operation_class(slot: Slot, config: OperationConfig) -> type[Operation]:
     """The class that a resolved configuration belongs to."""
     return REGISTRY[slot][config.name]
-
-
-def _explain_parameters(slot: Slot, cls: type[Operation], error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    what = {
-        "extra_forbidden": f"unknown parameter {key!r}",
-        "missing": f"missing parameter {key!r}",
-        "value_error": str(first.get("ctx", {}).get("error", "")),
-    }.get(first["type"], f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}")
-    return f"{slot} operation {cls.name!r}: {what}; {describe(cls.Config, skip='name')}"

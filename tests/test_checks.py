@@ -106,7 +106,7 @@ def test_slots_are_checked_as_they_are():
         ("depthwise", "ask for query.depthwise or query_key.depthwise or coefficient_value.depthwise or baseline."),
         ("linear", "ask for query.linear or query_key.linear or coefficient_value.linear"),
         ("query_key.softmax", "no mixer or operation 'query_key.softmax'"),
-        ({**PRESETS["ffn"], "activation": "softmax"}, "does not accept"),
+        ({**PRESETS["ffn"], "activation": "softmax"}, "accepts"),
         (3, "a mixer is a preset's name"),
     ],
 )
@@ -409,7 +409,7 @@ def registry(monkeypatch):
         (Branches, ["torch.export", "torch.fx", "meta"], "data-dependent"),
         (Allocates, ["meta"], "activation.factor is allocated"),
         (AxisOfAMap, ["layouts"], "neighbourhood: "),
-        (NeedsAParameter, ["builds"], "missing parameter 'slope'"),
+        (NeedsAParameter, ["builds"], "missing key 'slope'"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -480,7 +480,7 @@ def test_an_operation_is_checked_with_the_parameters_that_are_given(registry):
     assert find({"name": "ffn"}).config == find("ffn").config
     for value, line in (
         ({"name": NeedsAParameter.name, "slope": "steep"}, "slope: "),
-        ({"name": NeedsAParameter.name, "slope": 1.0, "beta": 1.0}, "unknown parameter 'beta'"),
+        ({"name": NeedsAParameter.name, "slope": 1.0, "beta": 1.0}, "unknown key 'beta'"),
         ({"name": "ffn", "expansion": 2.0}, "preset 'ffn' takes no parameters"),
     ):
         (row,) = check(value)
