@@ -44,13 +44,14 @@ def then(command: Callable[..., Any], show: Callable[[Any], None]) -> None:
         show(command(*args, **kwargs))
 
 
-def _visible(plan: "Plan") -> None:
-    seeds = {run.seed if run.pair is None else run.pair for run in plan.runs}
-    others = len({run.variant for run in plan.runs}) - 1
-    analysis.commands.show_visible(plan.root, plan.loaded.name, plan.setting, len(seeds), others)
+def _visible(plans: "list[Plan]") -> None:
+    for plan in plans:
+        seeds = {run.seed if run.pair is None else run.pair for run in plan.runs}
+        others = len({run.variant for run in plan.runs}) - 1
+        analysis.commands.show_visible(plan.root, plan.loaded.name, plan.setting, len(seeds), others)
 
 
-def _shown(show: Callable[[Path, str, str], None]) -> Callable[["Launched"], None]:
+def _shown(show: Callable[[Path, str, str | None], None]) -> Callable[["Launched"], None]:
     def shown(launched: "Launched") -> None:
         show(launched.root, launched.name, launched.setting)
         if not launched.complete:

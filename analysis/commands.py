@@ -89,6 +89,24 @@ def show_grid(root: Path, grid: str, setting: str | None) -> None:
         except OSError as error:
             said = f"{stem}.csv, .png: not kept, cannot write here ({error.strerror or error})"
         console.print(said, soft_wrap=True, highlight=False)
+    if setting is None and meta.levels:
+        show_profile(root, grid)
+
+
+def show_profile(root: Path, grid: str) -> None:
+    """Every variant of a grid on every task that it ran on, kept as CSV, and the picture of it."""
+    from rich.console import Console
+
+    from analysis.plots import profile_map, save
+    from analysis.profile import profile, render
+
+    table, metric = profile(root, grid)
+    console = Console() if sys.stdout.isatty() else Console(width=110)
+    console.print(render(table, metric))
+    stem = root / "grids" / f"{grid}_profile"
+    table.to_csv(f"{stem}.csv", index=False)
+    save(profile_map(table, metric), f"{stem}.png")
+    console.print(f"picture: {stem}.png   table: {stem}.csv", soft_wrap=True, highlight=False)
 
 
 def show_search(root: Path, name: str, setting: str | None, export: Path | None = None) -> None:

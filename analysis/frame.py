@@ -17,6 +17,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from metamixer.jsonl import read as read_lines
+from metamixer.training.provenance import mixed_code
 
 from . import folders
 from .latency import load as load_latencies
@@ -42,7 +43,7 @@ COLUMNS = {
     "epochs": "Int64",
     "seconds": "float64",
     "threads": "Int64",
-    "code": "str",
+    "code": "object",
     "error": "str",
     "on": "str",
     "base": "bool",
@@ -68,6 +69,7 @@ class Meta:
         aa: whether the grid compares its base with itself.
         weights: the reported weights, "ema" or "raw", as the recipe declares them before training.
         images: the number of test images.
+        levels: `chance` and `solved` of a task's metric; empty for data sets.
         left_out: a line for each thing that is in no mean, and why.
         mixed: a line for each thing that the runs' numbers depend on and in which they differ.
     """
@@ -82,6 +84,7 @@ class Meta:
     seeds: tuple[int, ...]
     weights: str
     images: int | None
+    levels: dict[str, float]
     left_out: tuple[str, ...]
     mixed: tuple[str, ...]
 
@@ -145,6 +148,7 @@ def load(
         seeds=tuple(int(seed) for seed in sorted(runs["seed"].unique())),
         weights=" and ".join(sorted(set(done["weights"]) - {""})),
         images=int(images[0]) if len(images) == 1 else None,
+        levels={str(name): float(value) for name, value in (manifest.get("levels") or {}).items()},
         left_out=(*problems, *noisy, *_left_out(runs)),
         mixed=tuple(_mixed(done)),
     )
@@ -270,11 +274,13 @@ def _name(row: Any) -> str:
 
 def _mixed(done: pd.DataFrame) -> Iterator[str]:
     """In what the finished runs differ besides their configurations, where that is known."""
-    for name, words in (("threads", "numbers of threads"), ("code", "versions of the code")):
-        counts = done.loc[done[name].notna() & (done[name] != ""), name].value_counts()
-        if len(counts) > 1:
-            of_each = ", ".join(f"{value} ({plural(number, 'run')})" for value, number in counts.items())
-            yield f"its runs were made with different {words}, so equal runs need not give equal numbers: {of_each}"
+    equal = "so equal runs need not give equal numbers"
+    counts = done["threads"].dropna().value_counts()
+    if len(counts) > 1:
+        of_each = ", ".join(f"{value} ({plural(number, 'run')})" for value, number in counts.items())
+        yield f"its runs were made with different numbers of threads, {equal}: {of_each}"
+    if files := mixed_code(record for record in done["code"] if isinstance(record, dict)):
+        yield f"its runs were made with different versions of {', '.join(files)}, {equal}"
 
 
 def curves(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

@@ -44,11 +44,11 @@ Targets = Annotated[
 
 @dataclass(frozen=True)
 class Launched:
-    """Where the runs of a command lie."""
+    """Where the runs of a command lie; without a setting, those of all."""
 
     root: Path
     name: str
-    setting: str
+    setting: str | None
     complete: bool = True
 
 
@@ -71,7 +71,7 @@ def list_grids() -> None:
 
 
 @with_options
-def plan(options: GridOptions, job: JobOptions) -> "Plan":
+def plan(options: GridOptions, job: JobOptions) -> "list[Plan]":
     """Show what a grid would run; writes nothing.
 
     Variants, differences, costs, finished runs, and the smallest difference that the seeds can see.
@@ -80,11 +80,13 @@ def plan(options: GridOptions, job: JobOptions) -> "Plan":
     from sweeps.terminal import print_plan
 
     with without_collector():
-        planned = plan_of(options, measure=False)
-        print_plan(planned)
+        plans = plans_of(options, measure=False)
+        for planned in plans:
+            print_plan(planned)
     if job.profile or job.profiles or job.resource:
-        show_hours(planned, profile_of(job))
-    return planned
+        for planned in plans:
+            show_hours(planned, profile_of(job))
+    return plans
 
 
 @with_options
@@ -112,14 +114,17 @@ def run(
 
     if cluster not in ("local", "debug", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")
-    planned = replace(plan_of(options), retrain=retrain)
-    print_plan(planned)
+    plans = [replace(planned, retrain=retrain) for planned in plans_of(options)]
+    print_plan(plans[0])
+    if len(plans) > 1:
+        print(f"the same on {', '.join(planned.setting for planned in plans[1:])}")
     if cluster == "slurm":
         from sweeps.cluster import launch_plan
 
-        raise typer.Exit(0 if launch_plan(planned, profile_of(job), retry, max_attempts, max_gpu_hours) else 1)
-    complete = run_with_progress(planned, workers, device, retry, debug=cluster == "debug")
-    return Launched(planned.root, planned.loaded.name, planned.setting, complete)
+        taken = [launch_plan(each, profile_of(job), retry, max_attempts, max_gpu_hours) for each in plans]
+        raise typer.Exit(0 if all(taken) else 1)
+    complete = run_with_progress(plans, workers, device, retry, debug=cluster == "debug")
+    return Launched(plans[0].root, plans[0].loaded.name, plans[0].setting if len(plans) == 1 else None, complete)
 
 
 @app.command()
@@ -262,6 +267,16 @@ def networks_of(options: GridOptions, resolution: int | None) -> list["Network"]
     for module in absolute(options.module):
         load_module(module)
     return [find_network(options.grid, resolution)]
+
+
+def plans_of(options: GridOptions, measure: bool = True) -> "list[Plan]":
+    """The plan that the options ask for; with `--data all` one for each of the grid's settings."""
+    from sweeps import load_grid
+
+    if options.data != "all":
+        return [plan_of(options, measure)]
+    bases = load_grid(options.grid, absolute(options.module), options.runs).grid.bases
+    return [plan_of(replace(options, data=setting), measure) for setting in bases]
 
 
 def plan_of(options: GridOptions, measure: bool = True) -> "Plan":

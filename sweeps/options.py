@@ -11,7 +11,7 @@ import typer
 
 GridName = Annotated[str, typer.Argument(help="A grid in ablations/, or the path of a grid's file.")]
 DataName = Annotated[
-    Optional[str], typer.Option("--data", help="Which of the grid's settings; its first one if not given.")
+    Optional[str], typer.Option("--data", help="Which of the grid's settings, or all; its first one if not given.")
 ]
 Overrides = Annotated[
     Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the base of the grid, e.g. recipe.epochs=3.")

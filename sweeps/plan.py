@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metamixer.config import SCHEMA_VERSION, ConfigError
+from metamixer.training.data_config import TaskData
 from metamixer.training.folder import RunFolder
 from metamixer.training.provenance import changed_code
 
@@ -51,6 +52,14 @@ class Plan:
             place.parent.mkdir(exist_ok=True)
             (self.root / hash).rename(place)
 
+    def _levels(self) -> dict[str, Any]:
+        """Chance and solved of the task's first metric, where the grid runs on a task that has both."""
+        data = self.runs[0].config.data if self.runs else None
+        metric = data.built.metrics[0] if isinstance(data, TaskData) else None
+        if metric is None or metric.chance is None or metric.solved is None:
+            return {}
+        return {"levels": {"chance": metric.chance, "solved": metric.solved}}
+
     def folder(self, run: PlannedRun) -> RunFolder:
         return RunFolder(self.root / run.hash)
 
@@ -76,6 +85,7 @@ class Plan:
             "question": self.loaded.question,
             "base": grid.base,
             "metric": "top1",
+            **self._levels(),
             **({"aa": True} if self.aa else {}),
             "runs": [
                 {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -99,24 +99,29 @@ def _large(config: RunConfig, spent: Cost) -> list[str]:
     return [f"its largest tensor takes {size:.1f} GiB in a pass of {images} images: lower recipe.micro_batch"]
 
 
-def run_with_progress(plan: Plan, workers: int | None, device: str, retry: bool, debug: bool = False) -> bool:
-    """Run what a plan misses on this machine; returns whether all of it is done.
+def run_with_progress(
+    plans: Sequence[Plan], workers: int | None, device: str, retry: bool, debug: bool = False
+) -> bool:
+    """Run the missing runs of plans with one folder on this machine; returns whether all runs are done.
 
     With `debug`, in this process and one after another.
     """
     console = Console()
-    missing = plan.missing(retry)
-    counts = plan.count()
+    missing = {run.hash: run for plan in plans for run in plan.missing(retry)}
+    counts = sum((plan.count() for plan in plans), Counter[State]())
     say_left_alone(counts, retry)
-    with launch_lock(plan.root):
-        plan.write_manifest()
-        plan.put_aside()
+    root = plans[0].root
+    with launch_lock(root):
+        for plan in plans:
+            plan.write_manifest()
+            plan.put_aside()
     if not missing:
         console.print("nothing to run")
-        return counts[State.DONE] == len(plan.states)
+        return counts[State.DONE] == counts.total()
+    runs = list(missing.values())
     if debug:
-        return _problems(console, run_here(missing, plan.root, device), at_least=1)
-    outcomes, stopped = show_training(missing, len(missing), plan.root, workers or parallel_runs(device), device)
+        return _problems(console, run_here(runs, root, device), at_least=1)
+    outcomes, stopped = show_training(runs, len(runs), root, workers or parallel_runs(device), device)
     complete = _problems(console, outcomes)
     if stopped:
         console.print("stopped; the same command goes on from here", style="yellow")

@@ -157,12 +157,12 @@ def test_a_table_that_mixes_threads_or_code_says_so(runs):
         return tables.to_markdown(statistics.compare(loaded, meta), meta)
 
     for folder in runs.glob("?" * 16):
-        (folder / "environment.json").write_text(json.dumps({"threads": 1, "code": "abc"}))
+        (folder / "environment.json").write_text(json.dumps({"threads": 1, "code": {"mixer.py": "abc"}}))
     assert "Mixed" not in noted()
     rewrite(runs / key("gelu", 0) / "environment.json", threads=4)
     assert "Mixed: its runs were made with different numbers of threads" in noted() and "4 (1 run)" in noted()
-    rewrite(runs / key("gelu", 1) / "environment.json", code="def")
-    assert "different versions of the code" in noted() and "abc (25 runs), def (1 run)" in noted()
+    rewrite(runs / key("gelu", 1) / "environment.json", code={"mixer.py": "def", "layers.py": "ghi"})
+    assert "different versions of mixer.py, so" in noted()
 
 
 def test_analysis_loads_neither_torch_nor_unasked_matplotlib():

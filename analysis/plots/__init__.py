@@ -1,8 +1,8 @@
 """Pictures of finished runs, by question; functions take frames and give matplotlib axes.
 
 `accuracy`: accuracy against what it costs. `ladder`: what each step changed, and a response to kernel size. `slots`:
-main effects and interactions of a factorial, and what slots cost. `curves`: how training went. `inside`: what a
-network looks at. The only modules of the package that load matplotlib, which `plt` is.
+main effects and interactions of a factorial, and what slots cost. `profile`: what each variant can do. `curves`: how
+training went. `inside`: what a network looks at. The only modules of the package that load matplotlib, which `plt` is.
 """
 
 from matplotlib import pyplot as plt
@@ -20,6 +20,7 @@ from .accuracy import (
 from .curves import learning_curves
 from .inside import coefficient_maps, receptive_fields
 from .ladder import kernel_response, waterfall
+from .profile import profile_map
 from .slots import cell_means, interactions, main_effects, slot_costs
 from .theme import save
 
@@ -37,6 +38,7 @@ __all__ = [
     "main_effects",
     "picture",
     "plt",
+    "profile_map",
     "published_front",
     "receptive_fields",
     "same_cost",
