@@ -165,9 +165,7 @@ def compare(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> pd.DataFram
         ended = runs[runs["state"].isin(["done", "failed"])].groupby("variant")["lr"].nunique()
         table["rate"], table["rates"] = rate, ended.reindex(variants, fill_value=0)
         if rate == "best":
-            table["note"] = [
-                _joined(row.note, *rates.notes(runs, row.variant, row.lr)) for row in each(table)
-            ]
+            table["note"] = [_joined(row.note, *rates.notes(runs, row.variant, row.lr)) for row in each(table)]
     if meta.aa and len(table):
         table.loc[variants[-1], "note"] = _joined(str(table["note"].iloc[-1]), false_alarms(runs, meta))
     others = ~table["base"]

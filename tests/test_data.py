@@ -19,7 +19,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torchvision.datasets import ImageFolder
 
 from metamixer import ConfigError, override
-from metamixer.rng import derive
+from metamixer.rng import derive, permutation
 from metamixer.training.data import Data, default_workers
 from metamixer.training.datasets import FASHION_MNIST, Images
 
@@ -102,8 +102,6 @@ def test_a_streamed_image_is_timms_transform_with_the_samples_own_seed(folder):
     )  # fmt: skip
     images, labels = next(found.batches(5))
     expected = []
-    from metamixer.rng import permutation
-
     chosen = found.train_indices[permutation(found.seed, 5, len(found.train_indices))][:8]
     for index in chosen:
         seed = derive(found.seed, 5, int(index))
@@ -119,6 +117,35 @@ def test_evaluation_takes_each_image_once_however_many_workers(folder, workers):
     labels = torch.cat([y for _, y in found.evaluation("test")])
     assert labels.bincount().tolist() == [3, 2, 2]
     assert sum(len(y) for _, y in found.evaluation("val")) == 4
+
+
+def test_a_small_image_is_timms_transform_of_the_decoded_one():
+    found = data()
+    recipe = RUN.recipe
+    transform = create_transform(
+        12, is_training=True, scale=recipe.crop_scale, ratio=recipe.crop_ratio, hflip=0.0, color_jitter=None,
+        auto_augment=recipe.rand_augment, interpolation="bicubic", mean=(0.305,), std=(0.34,),
+        re_prob=recipe.erase_prob, re_mode="pixel",
+    )  # fmt: skip
+    images, labels = next(found.batches(5))
+    chosen = found.train_indices[permutation(found.seed, 5, len(found.train_indices))][:32]
+    for image, label, index in zip(images, labels, chosen.tolist(), strict=True):
+        seed = derive(found.seed, 5, index)
+        random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
+        assert torch.equal(image, transform(Image.fromarray(found.train.images[index, 0].numpy())))
+        assert label == found.train.labels[index]
+    evaluation = create_transform((1, 12, 12), mean=(0.305,), std=(0.34,), crop_pct=1.0)
+    images, labels = next(found.evaluation("test"))
+    expected = [evaluation(Image.fromarray(image[0].numpy())) for image in found.test.images]
+    assert torch.equal(images, torch.stack(expected)) and torch.equal(labels, found.test.labels)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "v0", "rand-x3", "rand-m", "rand-m9.5", "rand-m9-m8", "rand-mmax5", "rand-tweights", "rand-p2", "rand-"],
+)
+def test_augmentations_that_timm_would_pass_over_are_refused(text):
+    refused({"recipe.rand_augment": text}, "rand_augment", "rand-m9-mstd0.5-inc1", repr(text))
 
 
 def test_small_images_of_a_folder_are_decoded_once(folder):
@@ -271,8 +298,6 @@ def test_broken_images_that_are_asked_to_be_skipped(folder, tmp_path):
         auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
         re_prob=0.25, re_mode="pixel",
     )  # fmt: skip
-    from metamixer.rng import permutation
-
     order = alone.train_indices[permutation(alone.seed, 0, 24)]
     images, classes = (torch.cat(parts) for parts in zip(*expected, strict=True))
     for index, stand_in in stand_ins.items():
@@ -301,14 +326,9 @@ def test_a_stand_in_is_never_a_held_out_image(folder, tmp_path):
     index = next(i for i in following if i + 1 in found.val_indices)
     Image.new("RGB", (80, 80), (255, 0, 0)).save(found.train.where(following[index]))
     break_images(root, os.path.relpath(found.train.where(index), root))
-    image, label = found_image(found, index)
+    list(found.batches(0))
+    image, label = found._loader.loader.dataset._read("train", index, {})
     assert image.getpixel((0, 0)) == (255, 0, 0) and label == following[index] // 8
-
-
-def found_image(found, index):
-    from metamixer.training.data import _Stream
-
-    return _Stream(found)._read("train", index, {})
 
 
 def test_broken_images_in_memory_are_skipped_alike(folder, tmp_path):
@@ -321,8 +341,11 @@ def test_broken_images_in_memory_are_skipped_alike(folder, tmp_path):
     found = data({**changes, "data.skip_broken": True})
     whole = data({**changes, "data.root": str(folder)})
     assert set(found.broken) == {str(root / n) for n in BROKEN}
-    assert torch.equal(found.train.images[[2, 15, 16, 5]], whole.train.images[[3, 17, 17, 5]])
-    assert found.train.labels[[2, 15, 16]].tolist() == [0, 2, 2]
+    list(found.batches(0))
+    stream = found._loader.loader.dataset
+    for index, stand_in in ((2, 3), (15, 17), (16, 17), (5, 5)):
+        image, label = stream._read("train", index, {})
+        assert image.tobytes() == whole.train.open(stand_in)[0].tobytes() and label == stand_in // 8
     kept = torch.cat([x for x, _ in whole.evaluation("test")])[[0, 1, 2, 3, 5, 6]]
     assert torch.equal(next(found.evaluation("test"))[0], kept)
 
@@ -480,8 +503,8 @@ def test_too_many_small_images_for_memory_are_streamed(folder, monkeypatch):
 
 @pytest.mark.parametrize(
     "cores, gpu, size, processes, expected",
-    [(16, True, 28, 1, 0), (16, True, 256, 1, 16), (16, True, 256, 4, 4), (64, True, 256, 1, 16), (2, True, 256, 8, 1),
-     (16, False, 256, 1, 4), (2, False, 256, 1, 0)],
+    [(16, False, 28, 1, 0), (16, True, 28, 1, 16), (16, True, 256, 1, 16), (16, True, 256, 4, 4),
+     (64, True, 256, 1, 16), (2, True, 256, 8, 1), (16, False, 256, 1, 4), (2, False, 256, 1, 0)],
 )  # fmt: skip
 def test_data_workers_by_the_cores(monkeypatch, cores, gpu, size, processes, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)

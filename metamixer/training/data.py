@@ -1,47 +1,34 @@
 """The batches of a run: a pure function of (seed, epoch, sample).
 
-Images of up to 64 px are decoded once into memory and augmented a batch at a time (`BatchAugment`); larger
-ones, or too many, go through timm's transforms in data workers. In both, a sample's draws come from (seed, epoch,
-index), so neither the number of workers nor a restart changes a batch.
+Images of up to 64 px are decoded once into memory; larger ones, or too many, are read each time. All are augmented by
+timm's transforms, whose draws come from (seed, epoch, index): neither the number of workers nor a restart changes a
+batch (`loader`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import random
-import signal
-import threading
-import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from timm.data import create_transform
-from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 
 from ..config import ConfigError
 from ..rng import derive, permutation
-from .augment import BatchAugment, normalise
 from .data_config import AnyData, DataConfig
-from .datasets import SPLIT_SEED, BrokenImage, Images, class_names, decode, open_split, read_image
+from .datasets import SPLIT_SEED, Images, class_names, decode, open_split
 from .folder import RunFolder
-from .image_folder import manifest_of, number_classes, what_changed
+from .image_folder import Source, manifest_of, number_classes, what_changed
+from .loader import Batch, Key, Loader, Stream
 from .recipe import Recipe
-from .signals import STOP_SIGNALS
-from .surroundings import SurroundingsError
 
 IN_MEMORY_UP_TO = 64  # pixels
 IN_MEMORY_BYTES = 4 * 2**30
 EVAL_BATCH = 500
 EVAL_BATCH_STREAMED = 125
-
-Batch = tuple[Tensor, Tensor]
-# split, epoch and the images' numbers: what a data worker makes a batch from
-Key = tuple[str, int, np.ndarray]
 
 log = logging.getLogger(__name__)
 
@@ -86,27 +73,27 @@ class Data:
         for split, source in sources.items():
             for line in source.passed_over:
                 log.warning("data %r at %r, %s split: passed over %s", config.name, config.root, split, line)
-            if self.classes is not None and not isinstance(source, Images):
+            if self.classes is not None:
                 number_classes(source, self.classes, f"data {config.name!r} at {config.root!r}, {split} split")
         if recipe is not None:
-            self.train, whole_train = self._decode(sources["train"])
-        self.test, whole = self._decode(sources["test"])
-        self.test_indices = np.flatnonzero(whole)
-        if recipe is not None:
-            self._split_train(recipe, whole_train)
-        self._loader: _Loader | None = None
+            self.train, self.recipe = self._decoded(sources["train"]), recipe
+            self._split_train()
+        self.test = self._decoded(sources["test"])
+        self.test_indices = np.arange(len(self.test))
+        self._loader: Loader | None = None
 
-    def _decode(self, found: Any) -> tuple[Any, np.ndarray]:
-        """A split and which of its images are known to be whole; broken ones of a streamed split turn up later."""
+    def _decoded(self, source: Source) -> Source:
+        """A split, in memory if it is small enough."""
         config = self.config
-        size = len(found) * config.channels * config.image_size**2
-        whole = np.ones(len(found), bool)
+        size = len(source) * config.channels * config.image_size**2
         small = config.image_size <= IN_MEMORY_UP_TO and size <= IN_MEMORY_BYTES and self.transform is None
-        if not isinstance(found, Images) and small:
-            found, whole = decode(config, found, self.broken)
-        if isinstance(found, Images) and config.eval_crop != 1:
-            raise ConfigError(f"data.eval_crop {config.eval_crop}: small images are evaluated whole, set it to 1.0")
-        return found, whole
+        if small and not isinstance(source, Images):
+            source = decode(config, source)
+        if isinstance(source, Images):
+            self.broken.update({error.name: error.reason for error in source.broken.values()})
+            if config.eval_crop != 1:
+                raise ConfigError(f"data.eval_crop {config.eval_crop}: small images are evaluated whole, set it to 1.0")
+        return source
 
     def record(self, folder: RunFolder, write: bool = True) -> None:
         """Keep class names, and by split and class the number and digest of the files, in a run's folder.
@@ -126,32 +113,20 @@ class Data:
         if write and before is None:
             folder.write("data.json", {"classes": self.classes, "splits": self.parts})
 
-    def _split_train(self, recipe: Recipe, whole: np.ndarray) -> None:
-        """Choose what is trained on and what is held out, of images of which `whole` can be decoded, (N,)."""
-        config, self.recipe = self.config, recipe
+    def _split_train(self) -> None:
+        """Choose what is trained on and what is held out."""
+        config, batch_size = self.config, self.recipe.batch_size
         if config.val_samples >= len(self.train):
             raise ConfigError(f"data.val_samples {config.val_samples} leaves none of {len(self.train)} training images")
         order = permutation(SPLIT_SEED, 0, len(self.train))
         self.val_indices = order[: config.val_samples]
-        self.val_indices = self.val_indices[whole[self.val_indices]]
         self.train_indices = np.sort(order[config.val_samples :][: config.train_samples])
-        self.steps = len(self.train_indices) // recipe.batch_size
+        self.steps = len(self.train_indices) // batch_size
         if self.steps == 0:
             raise ConfigError(
                 f"data {config.name!r} has {len(self.train_indices)} training images, fewer than one batch of "
-                f"{recipe.batch_size}: lower recipe.batch_size"
+                f"{batch_size}: lower recipe.batch_size"
             )
-        if not isinstance(self.train, Images):
-            return
-        for position in np.flatnonzero(~whole[self.train_indices]):
-            behind = np.roll(self.train_indices, -position - 1)
-            next_whole = behind[whole[behind]]
-            if not len(next_whole):
-                raise ConfigError(f"data {config.name!r} at {config.root!r}: every training image is broken")
-            index = self.train_indices[position]
-            self.train.images[index] = self.train.images[next_whole[0]]
-            self.train.labels[index] = self.train.labels[next_whole[0]]
-        self.augment = BatchAugment(config, recipe, self.seed)
 
     def batches(self, epoch: int, first_step: int = 0, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
         """Augmented training batches of an epoch from `first_step` on: (B, C, S, S) normalised, and classes (B,).
@@ -159,12 +134,7 @@ class Data:
         Each is for one forward pass, of `recipe.micro_batch` images; of the `recipe.passes` in a step, which
         `processes` share out evenly, those of `rank`.
         """
-        chunks = self._chunks(epoch, first_step, rank, processes)
-        if isinstance(self.train, Images):
-            for chunk in chunks:
-                yield self.augment(self.train.images[chunk], epoch, chunk), self.train.labels[chunk]
-        else:
-            yield from self._load(("train", epoch, chunk) for chunk in chunks)
+        return self._load(("train", epoch, chunk) for chunk in self._chunks(epoch, first_step, rank, processes))
 
     def _chunks(self, epoch: int, first_step: int, rank: int, processes: int) -> Iterator[np.ndarray]:
         passes = self.recipe.passes
@@ -178,17 +148,25 @@ class Data:
         """Batches of the split `val` or `test`, each image once, in order; of `processes`' parts, that of `rank`."""
         source, indices = (self.train, self.val_indices) if split == "val" else (self.test, self.test_indices)
         indices = np.array_split(indices, processes)[rank]
-        size = EVAL_BATCH if isinstance(source, Images) else EVAL_BATCH_STREAMED
+        in_memory = isinstance(source, Images) and self.transform is None
+        size = EVAL_BATCH if in_memory else EVAL_BATCH_STREAMED
         chunks = (indices[i : i + size] for i in range(0, len(indices), size))
-        if isinstance(source, Images):
-            for chunk in chunks:
-                yield normalise(source.images[chunk], self.config.mean, self.config.std), source.labels[chunk]
-        else:
-            yield from self._load((split, 0, chunk) for chunk in chunks)
+        if in_memory:
+            return (self._normalised(source.take(chunk)) for chunk in chunks)
+        return self._load((split, 0, chunk) for chunk in chunks)
+
+    def _normalised(self, images: Images) -> Batch:
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.config.mean, self.config.std))
+        pixels = images.images.float().div_(255).sub_(mean).div_(std)
+        return pixels.contiguous(memory_format=torch.channels_last), images.labels
 
     def _load(self, keys: Iterator[Key]) -> Iterator[Batch]:
         if self._loader is None:
-            self._loader = _Loader(self)
+            sources = {"train": self.train, "val": self.train, "test": self.test}
+            recipe = self.recipe if self.train is not None else None
+            self._loader = Loader(
+                Stream(self.config, recipe, self.seed, sources, self.train_indices, self.transform), self.workers
+            )
         for images, classes, broken in self._loader.run(keys):
             for name, reason in broken.items():
                 if name not in self.broken:
@@ -198,173 +176,13 @@ class Data:
                 yield images, classes
 
 
-class _Loader:
-    """One set of data workers for all splits and epochs. One iteration at a time: a new one ends the one before."""
-
-    def __init__(self, data: Data) -> None:
-        self.keys = _Keys()
-        self.loader = torch.utils.data.DataLoader(
-            _Stream(data),
-            batch_size=None,  # a worker makes whole batches
-            sampler=self.keys,
-            num_workers=data.workers,
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=data.workers > 0,
-            worker_init_fn=_ignore_stop_signals,
-        )
-        # before the interpreter waits for its child processes
-        weakref.finalize(self, _stop_workers, self.loader)
-
-    def run(self, keys: Iterator[Key]) -> Iterator[tuple[Tensor, Tensor, dict[str, str]]]:
-        self.keys.iterator = keys
-        try:
-            with _undisturbed_start():
-                batches = iter(self.loader)
-            for made in batches:
-                if isinstance(made, ConfigError):
-                    raise made
-                yield made
-        except (RuntimeError, EOFError, OSError) as error:
-            # the last two when it died between a batch and its hand-over
-            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
-                raise
-            raise SurroundingsError(
-                "a data worker died, often for want of memory or of space in /dev/shm: launch again to go on, with "
-                f"fewer data workers than {self.loader.num_workers} if it happens again"
-            ) from None
-
-
-class _Keys(torch.utils.data.Sampler):
-    """What the loader makes next."""
-
-    iterator: Iterator[Key] = iter(())
-
-    def __iter__(self) -> Iterator[Key]:
-        return self.iterator
-
-
-class _Stream(torch.utils.data.Dataset):
-    """A batch by its key, whichever process makes it: images, classes and broken images, or the error of a user.
-
-    The transforms are timm's; they draw from (seed, epoch, index).
-    """
-
-    def __init__(self, data: Data) -> None:
-        self.config, self.seed, self.train_indices = data.config, data.seed, data.train_indices
-        self.sources = {"train": data.train, "val": data.train, "test": data.test}
-        evaluation = data.transform or _eval_transform(data.config)
-        self.transforms = {"val": evaluation, "test": evaluation}
-        if data.train is not None:
-            self.transforms["train"] = _train_transform(data.config, data.recipe)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, dict[str, str]] | ConfigError:
-        split, epoch, indices = key
-        images: list[Tensor] = []
-        classes: list[int] = []
-        broken: dict[str, str] = {}
-        try:
-            for index in indices.tolist():
-                found = self._read(split, index, broken)
-                if found is not None:
-                    seed = derive(self.seed, epoch, index)
-                    random.seed(seed)
-                    np.random.seed(seed % 2**32)
-                    torch.default_generator.manual_seed(seed)
-                    images.append(self.transforms[split](found[0]))
-                    classes.append(found[1])
-        except BrokenImage as error:
-            return ConfigError(str(error))
-        except ConfigError as error:
-            return error
-        batch = torch.stack(images).contiguous(memory_format=torch.channels_last) if images else torch.empty(0)
-        return batch, torch.tensor(classes), broken
-
-    def _read(self, split: str, index: int, broken: dict[str, str]) -> Any:
-        """An image and its class; for a broken one the next whole training image, or None in evaluation."""
-        for candidate in self._candidates(split, index):
-            try:
-                return read_image(self.sources[split], candidate, self.config.channels)
-            except BrokenImage as error:
-                if not self.config.skip_broken:
-                    raise
-                broken[error.name] = error.reason
-        if split == "train":
-            raise ConfigError(f"data {self.config.name!r} at {self.config.root!r}: every training image is broken")
-        return None
-
-    def _candidates(self, split: str, index: int) -> Iterator[int]:
-        yield index
-        if split == "train":
-            position, count = int(np.searchsorted(self.train_indices, index)), len(self.train_indices)
-            for offset in range(1, count):
-                yield int(self.train_indices[(position + offset) % count])
-
-
-@contextmanager
-def _undisturbed_start() -> Iterator[None]:
-    """Hold signals back until workers ignore them, and keep SIGCHLD's handler: torch's raises in whatever runs then."""
-    before = signal.getsignal(signal.SIGCHLD)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, before)
-
-
-def _ignore_stop_signals(worker: int) -> None:
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _as_it_is(made: Any) -> Any:
-    return made
-
-
-def _stop_workers(loader: Any) -> None:
-    if getattr(loader, "_iterator", None) is not None:
-        loader._iterator._shutdown_workers()
-
-
-def _train_transform(config: DataConfig, recipe: Recipe) -> Any:
-    return transforms_imagenet_train(  # `create_transform` has no `force_color_jitter`
-        config.image_size,
-        scale=recipe.crop_scale,
-        ratio=recipe.crop_ratio,
-        hflip=recipe.flip_prob,
-        color_jitter=recipe.color_jitter or None,
-        force_color_jitter=True,
-        auto_augment=recipe.rand_augment,
-        interpolation="bicubic",
-        mean=config.mean,
-        std=config.std,
-        re_prob=recipe.erase_prob,
-        re_mode="pixel",
-        re_count=1,
-    )
-
-
-def _eval_transform(config: DataConfig) -> Any:
-    return create_transform(
-        (config.channels, config.image_size, config.image_size),
-        interpolation="bicubic",
-        mean=config.mean,
-        std=config.std,
-        crop_pct=config.eval_crop,
-    )
-
-
 def default_workers(config: AnyData, device: str, processes: int = 1) -> int:
     """Data workers for each of `processes` training processes on this machine.
 
-    None for small images, which are in memory. A GPU wants all the cores that it can get, up to 16; on a CPU the
-    training needs them itself.
+    A GPU wants all the cores that it can get, up to 16; on a CPU the training needs them itself, and small images,
+    which are in memory, need none.
     """
-    if config.image_size <= IN_MEMORY_UP_TO:
-        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device == "cpu" or not torch.cuda.is_available():
-        return min(16, cores // processes // 4)
+        return 0 if config.image_size <= IN_MEMORY_UP_TO else min(16, cores // processes // 4)
     return max(1, min(16, cores // processes))

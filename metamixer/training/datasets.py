@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,33 +16,11 @@ from torch import Tensor
 
 from ..config import ConfigError
 from ..rng import permutation
-from .augment import resize
 from .data_config import DataConfig
 from .image_folder import Parts, Source, open_folder, trained_classes
 
 SPLIT_SEED = 0  # which training images are held out is part of the data, not of a run
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
-
-
-@dataclass(frozen=True)
-class Images:
-    """Decoded images, uint8 (N, C, H, W), and their classes, int64 (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-    names = None
-    passed_over = ()
-
-    @property
-    def parts(self) -> Parts:
-        return {"": [len(self), ""]}
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: np.ndarray) -> Images:
-        return Images(self.images[indices], self.labels[indices])
 
 
 class BrokenImage(Exception):
@@ -53,7 +31,38 @@ class BrokenImage(Exception):
         self.name, self.reason = name, reason
 
 
-def open_split(config: DataConfig, split: str) -> Images | Source:
+@dataclass
+class Images(Source):
+    """Decoded images, uint8 (N, C, H, W), and their classes, int64 (N,); `broken` ones, by index, are left out."""
+
+    images: Tensor
+    labels: Tensor
+    broken: dict[int, BrokenImage] = field(default_factory=dict)
+
+    names = None
+
+    @property
+    def parts(self) -> Parts:
+        return {"": [len(self), ""]}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def open(self, index: int) -> tuple[Image.Image, int]:
+        if index in self.broken:
+            raise self.broken[index]
+        pixels = self.images.numpy()[index]
+        return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), int(self.labels[index])
+
+    def where(self, index: int) -> str:
+        return f"image {index}"
+
+    def take(self, indices: np.ndarray) -> Images:
+        whole = [index for index in indices.tolist() if index not in self.broken]
+        return Images(self.images[whole], self.labels[whole])
+
+
+def open_split(config: DataConfig, split: str) -> Source:
     """The split `train` or `test`, decoded, or as what `read_image` reads from.
 
     Raises:
@@ -76,7 +85,7 @@ def open_split(config: DataConfig, split: str) -> Images | Source:
     return found
 
 
-def class_names(config: DataConfig, splits: Mapping[str, Images | Source]) -> list[str] | None:
+def class_names(config: DataConfig, splits: Mapping[str, Source]) -> list[str] | None:
     """The classes of the training split, in order; None if the data set does not name them.
 
     Raises:
@@ -141,7 +150,7 @@ def read_image(source: Source, index: int, channels: int) -> tuple[Image.Image, 
         else:
             with image, Image.open(image) as opened:
                 pixels = _eight_bits(opened, channels, name)
-    except (MemoryError, ConfigError):
+    except (MemoryError, ConfigError, BrokenImage):
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -163,29 +172,36 @@ def _eight_bits(image: Image.Image, channels: int, name: str) -> Image.Image:
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def decode(config: DataConfig, source: Source, broken: dict[str, str]) -> tuple[Images, np.ndarray]:
-    """All images, the shorter side resized to the configured size and the centre cropped, and which are whole, (N,).
+def decode(config: DataConfig, source: Source) -> Images:
+    """All images, the shorter side resized to the configured size and the centre cropped.
 
-    With `skip_broken` a broken one stays black and is noted in `broken`, reason by name.
+    Raises:
+        ConfigError: one is broken, and broken ones are not to be skipped.
     """
     from torchvision.transforms import functional as F
 
     size = config.image_size
     images = torch.zeros(len(source), config.channels, size, size, dtype=torch.uint8)
-    labels = torch.zeros(len(source), dtype=torch.int64)
-    whole = np.ones(len(source), bool)
+    found = Images(images, torch.zeros(len(source), dtype=torch.int64))
     for i in range(len(source)):
         try:
-            image, labels[i] = read_image(source, i, config.channels)
+            image, found.labels[i] = read_image(source, i, config.channels)
         except BrokenImage as error:
             if not config.skip_broken:
                 raise ConfigError(str(error)) from None
-            broken[error.name] = error.reason
-            whole[i] = False
+            found.broken[i] = error
             continue
         image = F.resize(image, size, F.InterpolationMode.BICUBIC)
         images[i] = F.pil_to_tensor(F.center_crop(image, [size, size]))
-    return Images(images, labels), whole
+    return found
+
+
+def _resized(images: np.ndarray, size: int) -> Tensor:
+    """Grey images, uint8 (N, H, W), enlarged or shrunk to (N, 1, size, size)."""
+    if images.shape[1] != size:
+        resized = (Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in images)
+        images = np.stack([np.asarray(image) for image in resized])
+    return torch.from_numpy(images)[:, None]
 
 
 def _digits(size: int, split: str) -> Images:
@@ -193,10 +209,10 @@ def _digits(size: int, split: str) -> Images:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pixels = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
+    pixels = _resized(np.rint(digits.images * (255 / 16)).astype(np.uint8), size)
     order = permutation(SPLIT_SEED, 1, len(pixels))
     indices = order[500:] if split == "train" else order[:500]
-    return Images(resize(pixels, size), torch.from_numpy(digits.target.astype(np.int64))).take(indices)
+    return Images(pixels, torch.from_numpy(digits.target.astype(np.int64))).take(indices)
 
 
 def _fashion_mnist(config: DataConfig, split: str) -> Images:
@@ -214,9 +230,9 @@ def _fashion_mnist(config: DataConfig, split: str) -> Images:
                 "install Debian's package dataset-fashion-mnist or put its four .gz files into data.root"
             ) from None
         folder = cache / "FashionMNIST" / "raw"
-    images = np.frombuffer(_idx(folder, f"{split}-images-idx3-ubyte.gz"), np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    images = np.frombuffer(_idx(folder, f"{split}-images-idx3-ubyte.gz"), np.uint8, offset=16).reshape(-1, 28, 28)
     labels = np.frombuffer(_idx(folder, f"{split}-labels-idx1-ubyte.gz"), np.uint8, offset=8).astype(np.int64)
-    return Images(resize(torch.from_numpy(images.copy()), config.image_size), torch.from_numpy(labels))
+    return Images(_resized(images.copy(), config.image_size), torch.from_numpy(labels))
 
 
 def _idx(folder: Path, name: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,6 @@ from timm.models import get_pretrained_cfg
 from .. import ffnet  # noqa: F401 (registers FFNet in timm)
 from ..config import Config, ConfigError
 from ..initialise import Init
-from .randaugment import parse_rand_augment
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -128,7 +128,13 @@ def _even(value: int) -> int:
 
 
 def _rand_augment(text: str) -> str:
-    parse_rand_augment(text)  # timm, which augments large images, would pass over what it does not know
+    # timm passes over what it does not know
+    first, *sections = text.split("-")
+    known = r"(?:(m|n)\d+|(p)(?:0?\.\d+|0|1)|(mstd)\d+(?:\.\d+)?|(inc)[01])"
+    found = [re.fullmatch(known, section) for section in sections]
+    keys = [next(filter(None, match.groups())) for match in found if match]
+    if first != "rand" or len(set(keys)) < len(sections):
+        raise ValueError(f'rand_augment must look like "rand-m9-mstd0.5-inc1" (m, mstd, inc, n, p), got {text!r}')
     return text
 
 
