@@ -219,7 +219,7 @@ def has_cpp_compiler() -> bool:
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches in the device's memory, images channels-last; on a GPU the next one is copied during a step."""
+    """Batches in the device's memory, images channels-last; on a GPU the next one is made or copied during a step."""
 
     def copy(batch: Batch) -> Batch:
         images = batch[0].to(device, non_blocking=True, memory_format=torch.channels_last)
@@ -229,18 +229,19 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         yield from map(copy, batches)
         return
     stream, ready = torch.cuda.Stream(device), None
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            ahead = copy(batch)
+    while True:
+        with torch.cuda.stream(stream):  # a task makes its samples on the device, there too
+            batch = next(batches, None)
+            ahead = copy(batch) if batch is not None else None
         if ready is not None:
             yield ready
+        if ahead is None:
+            return
         current = torch.cuda.current_stream(device)
         current.wait_stream(stream)
         for tensor in ahead:
-            tensor.record_stream(current)  # lest its memory be given to another copy while a step reads it
+            tensor.record_stream(current)  # so that no other copy gets its memory while a step reads it
         ready = ahead
-    if ready is not None:
-        yield ready
 
 
 def _share(recipe: Recipe, world: World, device: torch.device) -> int:
