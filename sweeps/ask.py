@@ -253,7 +253,7 @@ class Asker:
         }
         return f"trial {trial['trial']}{known}: {words.get(trial['outcome'], f'{outcome.state}, {outcome.message}')}"
 
-    def report(self) -> bool:
+    def print_counts(self) -> bool:
         """Print how many trials there are by outcome; returns whether as many as were wanted have ended."""
         counts = Counter(trial["outcome"] for trial in self.trials())
         words = ", ".join(f"{number} {name}" for name, number in counts.items())
@@ -291,7 +291,7 @@ def search_here(asker: Asker, workers: int, device: str, stop_early: bool) -> bo
         raise problem
     if stopped:
         Console().print("stopped; the same command goes on from here", style="yellow")
-    return asker.report()
+    return asker.print_counts()
 
 
 def search_on_slurm(
@@ -320,7 +320,7 @@ def search_on_slurm(
             return taken
         now = find_standings(asker.root, configs).runs
         if not taken or {now[hash].state for hash in configs} <= {State.NEW, State.INTERRUPTED}:
-            return asker.report() and taken  # all have ended, or the rest can't be submitted
+            return asker.print_counts() and taken  # all have ended, or the rest can't be submitted
         if stop_early:
             running = [run for run in runs if now[run.hash].state == State.RUNNING]
             numbers = [now[run.hash].number for run in asker.unpromising(running)]

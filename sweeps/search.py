@@ -22,7 +22,7 @@ from .space import changes_of, keys_of, parameters_of, suggested_by
 SEARCHES = GRIDS / "searches"
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every trial
 
-DRAWS = 300  # from a space, to see that each option makes a run
+DRAWS = 100  # from a space, and as many with each option that made no run yet
 
 CostName = Literal["macs", "params", "latency"]  # multiply-adds and parameters of the folded network, milliseconds
 
@@ -126,24 +126,32 @@ class Definition:
             if hidden:
                 raise ConfigError(f"{key} comes after {hidden} and sets it too: put it first or leave one out")
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        met, good, problems, problem = dict[str, BaseDistribution](), set[Any](), dict[Any, str](), ""
-        for number in range(DRAWS):
-            trial = study.ask()
+        met, good, problems = dict[str, BaseDistribution](), set[Any](), dict[Any, tuple[str, dict[str, Any]]]()
+
+        def draw(fixed: dict[str, Any]) -> str:
+            """What is wrong with a trial that has these parameters, the others at random; nothing if it makes a run."""
+            study.enqueue_trial(fixed)
+            trial, problem = study.ask(), ""
             try:
                 self.config(trial)
-                good |= {*trial.params.items()}
+                good.update(trial.params.items())
             except ValueError as error:
                 problem = str(error)
-                problems = dict.fromkeys(trial.params.items(), problem) | problems
-            met |= trial.distributions
-            choices = {name: each.choices for name, each in met.items() if isinstance(each, CategoricalDistribution)}
-            options = {(name, label) for name, labels in choices.items() for label in labels}
-            if number >= DRAWS // 10 and options <= good:
-                break
-        for name, label in options & problems.keys() - good if good else ():
-            raise ConfigError(f"{name}: option {label!r} makes no run: {problems[name, label]}")
-        if not good:
-            raise ConfigError(f"none of {DRAWS} draws makes a run: {problem}" if problem else "nothing to choose from")
+                for option in trial.params.items():
+                    problems.setdefault(option, (problem, dict(trial.params)))
+            met.update(trial.distributions)
+            return problem
+
+        found = [draw({}) for _ in range(DRAWS)]
+        if all(found):
+            raise ConfigError(f"none of {DRAWS} draws makes a run: {found[0]}")
+        if not met:
+            raise ConfigError("the space has nothing to choose from")
+        for (name, label), (problem, drawn) in list(problems.items()):
+            inside = {each: value for each, value in drawn.items() if name.startswith(f"{each}[{value}]")}
+            categorical = isinstance(met[name], CategoricalDistribution)
+            if categorical and all((name, label) not in good and draw({**inside, name: label}) for _ in range(DRAWS)):
+                raise ConfigError(f"{name}: option {label!r} makes no run: {problem}")
         for name, changes in self.search.known.items():
             try:
                 parameters_of(space, self.base, override(self.base, changes))

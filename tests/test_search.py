@@ -179,6 +179,13 @@ def test_what_a_search_gets_wrong_is_one_line(search, line):
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
+def test_an_option_that_few_others_fit_is_no_misspelt_one():
+    """A micro-batch of 62 divides one batch of sixteen."""
+    batches = Choice(options=tuple(range(32, 64, 2)))
+    space = {"recipe.batch_size": batches, "recipe.micro_batch": Choice(options=(*range(2, 32, 2), 62))}
+    assert definition(space=space).dimensions().keys() == space.keys()
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
