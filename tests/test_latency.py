@@ -353,3 +353,15 @@ def test_the_command_times_a_grid_and_keeps_its_rows(grid, tmp_path, monkeypatch
     assert next(iter(found["network"])) == Subject(of_run("gelu", RUN)).key
     assert (found["median_ms"] > 0).all() and set(found["sessions"]) == {3} and set(found["batch"]) == {1}
     assert "gelu" in shown and "latency.jsonl" in shown
+
+
+@pytest.mark.parametrize("name", ["halved", '{"name": "query_key.linear", "expansion": 2.0}'])
+def test_the_command_times_an_operation_of_the_users_own_and_a_mixer_with_parameters(tmp_path, name):
+    (tmp_path / "my_op.py").write_text(
+        "from metamixer import Activation, register\n@register\nclass Halved(Activation):\n    name = 'halved'\n"
+        "    def forward(self, scores):\n        return scores / 2\n"
+    )
+    options = ("--runtime", "eager", "--rounds", 1, "--sessions", 1, "--resolution", 8, "--runs", tmp_path / "runs")
+    launch("bench", name, "--module", tmp_path / "my_op.py", *options)
+    (row,) = load(tmp_path / "runs", with_published=False).to_dict("records")
+    assert row["network"] == name and row["median_ms"] > 0
