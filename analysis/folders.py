@@ -49,6 +49,8 @@ def read_run(folder: str, with_config: bool, with_network: bool) -> Json:
         else:
             row |= _figures(result) | _made_with(folder)
             row["val_top1"] = _validation(folder, row["weights"])
+            if changed := result.get("code_changed"):
+                notes.append(f"the code changed while it was trained: {', '.join(changed)}")
             if result["state"] == "done" and math.isnan(row["top1"]):
                 notes.append("result.json has no top1")
         row["error"] = one_line(result.get("error"))

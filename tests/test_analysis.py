@@ -163,6 +163,8 @@ def test_a_table_that_mixes_threads_or_code_says_so(runs):
     assert "Mixed: its runs were made with different numbers of threads" in noted() and "4 (1 run)" in noted()
     rewrite(runs / key("gelu", 1) / "environment.json", code={"mixer.py": "def", "layers.py": "ghi"})
     assert "different versions of mixer.py, so" in noted()
+    rewrite(runs / key("gelu", 1) / "result.json", code_changed=["mixer.py"])
+    assert "gelu seed 1: the code changed while it was trained: mixer.py" in noted()
 
 
 def test_analysis_loads_neither_torch_nor_unasked_matplotlib():

@@ -91,7 +91,7 @@ def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | No
     Args:
         published: `variant`, `top1` (%), `resolution`, `distilled`, the cost's column: `published.published`.
     """
-    axes = new()[1] if axes is None else axes
+    axes = new(10, 6.4)[1] if axes is None else axes
     there = published.reindex(columns=[*dict.fromkeys([*published.columns, cost])])
     shown = there.dropna(subset=["top1", cost]).reset_index(drop=True)
     if not len(shown):

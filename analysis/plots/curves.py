@@ -34,7 +34,7 @@ def learning_curves(
     """
     axes = new(8.5, 5)[1] if axes is None else axes
     label = _COLUMNS.get(column, column)
-    title(axes, f"{meta.title}: means over seeds, in bands from the lowest to the highest seed")
+    title(axes, f"{meta.title}: means over seeds")
     if column not in curves or not curves[column].notna().any():
         axes.set(xlabel="epoch", ylabel=label)
         return nothing(axes, f"no {label} was written")
@@ -51,6 +51,8 @@ def learning_curves(
         errorbar=(lambda values: (values.min(), values.max())) if few else None,
         err_kws={"linewidth": 0, "alpha": 0.13}, linewidth=1.6 if few else 0.7, legend=few, ax=axes,
     )  # fmt: skip
+    if few:
+        title(axes, f"{meta.title}: means over seeds, in bands from the lowest to the highest")
     axes.set(xlabel="epoch", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if few:
