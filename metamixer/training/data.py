@@ -148,12 +148,9 @@ class Data:
         """Batches of the split `val` or `test`, each image once, in order; of `processes`' parts, that of `rank`."""
         source, indices = (self.train, self.val_indices) if split == "val" else (self.test, self.test_indices)
         indices = np.array_split(indices, processes)[rank]
-        in_memory = isinstance(source, Images) and self.transform is None
-        size = EVAL_BATCH if in_memory else EVAL_BATCH_STREAMED
-        chunks = (indices[i : i + size] for i in range(0, len(indices), size))
-        if in_memory:
-            return (self._normalised(source.take(chunk)) for chunk in chunks)
-        return self._load((split, 0, chunk) for chunk in chunks)
+        if isinstance(source, Images) and self.transform is None:
+            return (self._normalised(source.take(chunk)) for chunk in _chunks(indices, EVAL_BATCH))
+        return self._load((split, 0, chunk) for chunk in _chunks(indices, EVAL_BATCH_STREAMED))
 
     def _normalised(self, images: Images) -> Batch:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.config.mean, self.config.std))
@@ -174,6 +171,10 @@ class Data:
                     log.warning("%s: broken image left out (%s)", name, reason)
             if len(classes):
                 yield images, classes
+
+
+def _chunks(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    return (indices[i : i + size] for i in range(0, len(indices), size))
 
 
 def default_workers(config: AnyData, device: str, processes: int = 1) -> int:

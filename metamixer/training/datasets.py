@@ -41,9 +41,8 @@ class Images(Source):
 
     names = None
 
-    @property
-    def parts(self) -> Parts:
-        return {"": [len(self), ""]}
+    def __post_init__(self) -> None:
+        self.parts = {"": [len(self), ""]}
 
     def __len__(self) -> int:
         return len(self.labels)
