@@ -79,7 +79,6 @@ class Data:
             self.train, self.recipe = self._decoded(sources["train"]), recipe
             self._split_train()
         self.test = self._decoded(sources["test"])
-        self.test_indices = np.arange(len(self.test))
         self._loader: Loader | None = None
 
     def _decoded(self, source: Source) -> Source:
@@ -146,7 +145,7 @@ class Data:
 
     def evaluation(self, split: str, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
         """Batches of the split `val` or `test`, each image once, in order; of `processes`' parts, that of `rank`."""
-        source, indices = (self.train, self.val_indices) if split == "val" else (self.test, self.test_indices)
+        source, indices = (self.train, self.val_indices) if split == "val" else (self.test, np.arange(len(self.test)))
         indices = np.array_split(indices, processes)[rank]
         if isinstance(source, Images) and self.transform is None:
             return (self._normalised(source.take(chunk)) for chunk in _chunks(indices, EVAL_BATCH))
