@@ -42,16 +42,19 @@ def _names(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-# Without products. Element-wise functions are known by torch's own tag, views by their schema.
+# Without products. Other element-wise functions are known by torch's own tag, and views by their schema.
 _COMPUTED = _names(
+    "hardswish mish gelu _prelu_kernel log_sigmoid_forward threshold masked_fill floor_divide fill zero uniform normal "
+    "bernoulli native_dropout masked_scatter slice_scatter select_scatter diagonal_scatter index_copy put cummax "
+    "cummin count_nonzero median nanmean nansum trace searchsorted "
     "sum mean cumsum max min amax amin argmax argmin aminmax topk sort logsumexp norm linalg_vector_norm var std "
     "var_mean std_mean any all _softmax _safe_softmax _log_softmax native_batch_norm native_layer_norm "
     "native_group_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _fused_rms_norm "
     "avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices _adaptive_avg_pool2d _adaptive_avg_pool3d "
-    "adaptive_max_pool2d adaptive_max_pool3d col2im im2col cat stack roll flip gather index index_put index_put_ "
+    "adaptive_max_pool2d adaptive_max_pool3d col2im im2col cat stack roll flip gather index index_put "
     "_unsafe_index index_select index_add index_fill masked_select scatter scatter_add scatter_reduce embedding "
     "repeat repeat_interleave rot90 tril triu constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d "
-    "replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle copy_ _to_copy "
+    "replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle copy _to_copy "
     "upsample_nearest1d upsample_nearest2d _upsample_nearest_exact1d _upsample_nearest_exact2d upsample_linear1d "
     "upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa bucketize nonzero unfold"
 )
@@ -95,10 +98,11 @@ _MATRICES: dict[str, Callable[..., int]] = {
     "mkldnn_rnn_layer": _lstm,
 }
 _PRODUCTS: dict[str, Callable[..., int]] = {
-    **dict.fromkeys(_names("mul mul_"), _product),
-    **dict.fromkeys(_names("addcmul addcmul_"), lambda output, a, b, c, **_: _product(output, b, c)),
-    **dict.fromkeys(_names("lerp lerp_"), lambda output, a, b, weight, **_: _product(output, b, weight)),
+    "mul": _product,
+    "addcmul": lambda output, a, b, c, **_: _product(output, b, c),
+    "lerp": lambda output, a, b, weight, **_: _product(output, b, weight),
     "glu": lambda output, *_: output.numel(),
+    "grid_sampler_2d": lambda output, *_: 4 * output.numel(),  # of four neighbours
     **dict.fromkeys(_names("prod cumprod"), lambda output, x, *_, **__: x.numel()),
 }
 
@@ -148,7 +152,7 @@ class Tally(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        name = func.overloadpacket.__name__
+        name = func.overloadpacket.__name__.rstrip("_")  # in place or not
         if func.is_view or torch.Tag.inplace_view in func.tags or name in _FREE:
             return output
         inputs = {id(each): each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}

@@ -249,6 +249,7 @@ def test_recurrent_layers(layer, gates):
         (nn.Dropout(inplace=True), 0),
         (nn.Upsample(scale_factor=2, mode="nearest-exact"), 0),
         (nn.Sequential(nn.Flatten(2), nn.AvgPool1d(2)), 0),
+        (nn.Sequential(nn.Hardswish(inplace=True), nn.Mish(inplace=True), nn.PReLU(), nn.LogSigmoid()), 0),
         (nn.Sequential(nn.Flatten(2), nn.RMSNorm(N), nn.LayerNorm(N)), 0),
         (nn.Sequential(nn.Flatten(2), nn.MultiheadAttention(N, 2, batch_first=True)), None),
         (nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(N, 2, 3 * N, batch_first=True)), None),
@@ -271,7 +272,7 @@ def test_what_users_of_torch_take_for_granted(module, expected):
 )
 def test_timms_models_count(name):
     model = timm.create_model(name, device="meta")
-    assert count(model, (3, 224, 224), inplace=True).macs > 1e9
+    assert count(model, (3, 224, 224), inplace=True).macs > 2e8
 
 
 def test_the_largest_tensor_is_known():
