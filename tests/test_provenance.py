@@ -5,9 +5,11 @@ import json
 import pytest
 from small import RUN
 from test_training import Killed, at_steps
+from torch import nn
 
 from metamixer import override
 from metamixer.training import provenance
+from metamixer.training.data_config import TaskData
 from metamixer.training.folder import RunFolder
 from metamixer.training.provenance import PACKAGE, changed_code, code_of, mixed_code
 from metamixer.training.train import train
@@ -35,6 +37,11 @@ def test_a_result_says_which_code_made_it_and_what_has_changed_since(tmp_path, e
     edit("ops/baseline.py")
     assert changed_code(ffnet) == [] and changed_code(pooling) == ["ops/baseline.py"]
     assert mixed_code([ffnet, pooling, code_of(attention.build())]) == ["ops/baseline.py"]
+
+
+def test_a_tasks_own_code_is_recorded():
+    task = TaskData(task="recall", train_samples=64, test_samples=64).built
+    assert {"tasks/recall.py", "tasks/probe.py", "tasks/task.py"} <= code_of(nn.Identity(), task).keys()
 
 
 def test_code_that_changed_while_a_run_was_under_way_is_named(tmp_path, monkeypatch, edit):

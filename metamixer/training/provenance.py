@@ -18,15 +18,15 @@ from .folder import RunFolder
 
 PACKAGE = Path(__file__).parents[1]
 # files that training runs through but that no number depends on
-_WITHOUT_PART = {"checkpoint", "data_config", "folder", "profile", "provenance", "run_config", "score", "show", "state"}
+_WITHOUT_PART = set("checkpoint data_config folder provenance run_config score show signals state surroundings".split())
 
 
-def code_of(model: Any) -> dict[str, str]:
-    """The digest of each file of this package that a network and its training ran, by its path in the package.
+def code_of(model: Any, *others: Any) -> dict[str, str]:
+    """The digest of each file of this package that a network, other objects and training ran, by its path there.
 
     Comments and formatting do not count. What a user's own files hold is part of a run's configuration.
     """
-    modules = {cls.__module__ for part in model.modules() for cls in type(part).__mro__}
+    modules = {cls.__module__ for part in (*model.modules(), *others) for cls in type(part).__mro__}
     files = {Path(sys.modules[name].__file__ or "") for name in modules if name.startswith("metamixer.")}
     files |= {path for path in (PACKAGE / "training").glob("*.py") if path.stem not in _WITHOUT_PART}
     files |= {PACKAGE / "rng.py", PACKAGE / "ops" / "_common.py"}

@@ -24,6 +24,7 @@ from ..config import ConfigError
 from ..cost import count
 from . import checkpoint, provenance
 from .data import Data
+from .data_config import TaskData
 from .distributed import ALONE, ProcessLost, World, joined, lost_another
 from .evaluate import evaluate
 from .folder import RunFolder
@@ -157,7 +158,8 @@ class Trainer:
     def _record_environment(self, resumed: bool) -> None:
         """Versions and code of this start; `code_changed` names files that changed while the run was under way."""
         before = self.folder.read("environment.json") or {} if resumed else {}
-        code = provenance.code_of(self.learner.model)
+        task = [self.config.data.built] if isinstance(self.config.data, TaskData) else []
+        code = provenance.code_of(self.learner.model, *task)
         changed = set(provenance.mixed_code([before.get("code", {}), code]))
         self.code = {"code": code, "code_changed": sorted(changed | set(before.get("code_changed", ())))}
         now = provenance.environment(self.device)
