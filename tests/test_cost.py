@@ -268,7 +268,8 @@ def test_what_users_of_torch_take_for_granted(module, expected):
 
 
 @pytest.mark.parametrize(
-    "name", ["convmixer_768_32", "tnt_s_legacy_patch16_224", "sequencer2d_s", "vit_base_resnet26d_224"]
+    "name",
+    ["convmixer_768_32", "tnt_s_legacy_patch16_224", "sequencer2d_s", "vit_base_resnet26d_224", "mobilenetv3_rw"],
 )
 def test_timms_models_count(name):
     model = timm.create_model(name, device="meta")
