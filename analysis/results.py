@@ -20,16 +20,16 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from metamixer.config import KEYS_OF_SCHEMA_1
-from sweeps.trials import FILE, ended, find_search, read_trials, trials_with_ends
+from sweeps.trials import FILE, ended, find_search, read_trials
 
 from . import rates
 from .folders import read_json
-from .frame import load, plural
+from .frame import load
 from .predictions import UNREADABLE
 
 SUFFIX = ".tar.xz"
@@ -256,69 +256,28 @@ def _npz(**arrays: np.ndarray) -> bytes:
 
 
 def readme(folder: str | Path) -> str:
-    """What lies in a folder of packs: the runs, the commands and the versions that made them, in Markdown."""
-    folder = Path(folder)
+    """What lies in a folder of packs: how many runs, and the versions that made them, in Markdown."""
     lines = [
         "# Results that the notebooks open",
         "",
-        "Real runs of the project's own grids, packed by `python launch.py ship` (`analysis/results.py`), which writes",
-        "this file too. `tar xf` makes a folder of runs of a pack; `analysis.results.open_runs` reads them all as one.",
+        "Real runs of the project's own grids, made by `python launch.py run GRID --data DATA` or `launch.py search`,",
+        "and packed as GRID@DATA by `python launch.py ship`, which writes this file too. `analysis.results.open_runs`",
+        "reads all packs of a folder as one folder of runs.",
         "",
-        "| grid | data | runs | made by | versions | KB |",
-        "|---|---|---|---|---|---:|",
+        "| pack | runs | versions | KB |",
+        "|---|---|---|---:|",
     ]
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in sorted(Path(folder).glob(f"*{SUFFIX}")):
         root = _unpacked(path)
-        described = next(root.glob("grids/*.json"), None)  # the pack's file may have another name
-        if described is None:
-            lines.append(_of_search(root, path))
-            continue
-        manifest: dict[str, Any] = json.loads(described.read_text())
-        runs, _ = load(root, manifest["grid"], manifest["data"])
-        ended = runs[runs["state"].isin(["done", "failed"])]
-        environments = [read_json(f"{folder}/environment.json")[0] or {} for folder in ended["folder"]]
-        count = [f"{int((runs['state'] == 'done').sum())} of {len(runs)} finished"]
-        failed = int((runs["state"] == "failed").sum())
-        count += [f"{failed} failed"] if failed else []
-        count += [f"{runs['variant'].nunique()} variants, {plural(runs['seed'].nunique(), 'seed')}"]
-        cells = [
-            manifest["grid"],
-            manifest["data"],
-            ", ".join(count),
-            f"`{_command(manifest)}`",
-            _versions(environments),
+        states = [(read_json(found)[0] or {}).get("state") for found in root.glob("*/result.json")]
+        runs = ", ".join(f"{states.count(state)} {state}" for state in ("done", "failed") if state in states)
+        made = [read_json(found)[0] or {} for found in sorted(root.glob("*/environment.json"))]
+        versions = [
+            f"{key} {' and '.join(dict.fromkeys(str(of.get(key) or 'unknown').split('+')[0][:10] for of in made))}"
+            for key in ("python", "torch", "timm", "cpu", "commit")
         ]
-        lines.append(f"| {' | '.join(cells)} | {path.stat().st_size / 1000:.0f} |")
+        versions += ["some with changes that were not committed"] * any(of.get("dirty") for of in made)
+        said = ", ".join(versions) if made else ""
+        name = path.name.removesuffix(SUFFIX)
+        lines.append(f"| {name} | {runs or 'a search'} | {said} | {path.stat().st_size / 1000:.0f} |")
     return "\n".join(lines) + "\n"
-
-
-def _of_search(root: Path, path: Path) -> str:
-    folder = find_search(root)
-    name, _, data = folder.name.partition("@")
-    trials = trials_with_ends(root, folder)
-    done = sum(trial["outcome"] == "done" for trial in trials)
-    command = f"python launch.py search {name} --data {data}"
-    cells = [f"search {name}", data, f"{len(trials)} trials, {done} finished", f"`{command}`", "as the grids"]
-    return f"| {' | '.join(cells)} | {path.stat().st_size / 1000:.0f} |"
-
-
-def _command(manifest: dict[str, Any]) -> str:
-    data, _, changes = manifest["data"].partition("+")
-    search = manifest["grid"].removeprefix("confirm_")
-    if search != manifest["grid"]:  # as `launch.py confirm` names what it writes
-        return f"python launch.py confirm {search} --data {data} && python launch.py run confirm_{search}.py"
-    sets = "".join(f" --set {change}" for change in changes.split(",") if change)
-    seeds = ",".join(map(str, sorted({run["seed"] for run in manifest["runs"]})))
-    return f"python launch.py run {manifest['grid']} --data {data}{sets} --seeds {seeds}"
-
-
-def _versions(environments: list[dict[str, Any]]) -> str:
-    parts = []
-    for key in ("python", "torch", "timm", "cpu", "commit"):
-        found = list(
-            dict.fromkeys(str(environment.get(key) or "unknown").split("+")[0][:10] for environment in environments)
-        )
-        parts.append(f"{key} {' and '.join(found) or 'unknown'}")
-    if any(environment.get("dirty") for environment in environments):
-        parts.append("some with changes that were not committed")
-    return ", ".join(parts)

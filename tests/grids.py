@@ -22,7 +22,7 @@ def key(*parts):
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
-def write_grid(root, ladder=LADDER, grid="ffnification", data="digits", base="attention", schema=1):
+def write_grid(root, ladder=LADDER, grid="ffnification", data="digits", base="attention", schema=2):
     """A grid as the launcher leaves it: manifest, configs, metrics and results; its runs are `key(variant, seed)`."""
     runs = []
     for variant, (results, macs) in ladder.items():
@@ -39,7 +39,7 @@ def write_grid(root, ladder=LADDER, grid="ffnification", data="digits", base="at
     return path
 
 
-def write_run(folder, top1, macs, schema=1):
+def write_run(folder, top1, macs, schema=2):
     folder.mkdir(parents=True)
     model = {"stages": [{"depth": 1, "token_mixer": {"name": "metamixer"}}, {"depth": 2}]}
     (folder / "config.json").write_text(json.dumps({"schema": schema, "config": {"model": model, "seed": 0}}))

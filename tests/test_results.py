@@ -74,14 +74,8 @@ def test_the_readme_says_what_made_them(root, tmp_path):
     write_grid(root, data="digits+recipe.epochs=2")
     pack(root, "ffnification", "digits+recipe.epochs=2", tmp_path / "packs")
     text = (tmp_path / "packs" / "README.md").read_text()
-    for part in (
-        "26 of 27 finished, 1 failed, 9 variants, 3 seeds",
-        "`python launch.py run ffnification --data digits --seeds 0,1,2`",
-        "`python launch.py run ffnification --data digits --set recipe.epochs=2 --seeds 0,1,2`",
-        "torch 2.14.1",
-        "commit abc",
-    ):
-        assert part in text, text
+    assert "| ffnification@digits | 26 done, 1 failed | python unknown, torch 2.14.1" in text and "commit abc" in text
+    assert "| ffnification@digits+recipe.epochs=2 | 26 done, 1 failed | " in text
 
 
 def test_runs_of_other_test_images_are_kept_apart(root, tmp_path):
@@ -132,9 +126,8 @@ def test_torn_files_of_a_run_do_not_keep_the_others_from_being_shipped(root, tmp
     path = pack(root, "ffnification", "digits", tmp_path / "packs")
     opened = results.open_runs(tmp_path / "packs")
     assert not (opened / first / "predictions.npz").exists() and (opened / second / "predictions.npz").exists()
-    assert "commit abc and unknown" in (tmp_path / "packs" / "README.md").read_text()
     path.rename(tmp_path / "packs" / "renamed.tar.xz")
-    assert "| ffnification | digits | 26 of 27 finished" in results.readme(tmp_path / "packs")
+    assert "| renamed | 26 done" in results.readme(tmp_path / "packs")
 
 
 def test_several_grids_are_shipped_together_or_not_at_all(root, tmp_path, monkeypatch, capsys):
