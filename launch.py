@@ -110,6 +110,9 @@ def main() -> None:
         # ConfigError, and the ValueErrors of operations whose sizes do not fit
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, a folder that can't be written
+        print(f"error: {error.filename or 'here'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -263,7 +263,7 @@ class Asker:
 
 def search_here(asker: Asker, workers: int, device: str, stop_early: bool) -> bool:
     """Train the trials on this machine, each proposed when a worker is free; returns whether all have ended."""
-    given, outcomes, problems, looked = set[str](), list[Outcome](), list[ConfigError](), 0.0
+    given, outcomes, problems, looked = set[str](), list[Outcome](), list[Exception](), 0.0
 
     def trials() -> Iterator[PlannedRun]:
         """The next run to train, each time that a worker is free."""
@@ -274,7 +274,7 @@ def search_here(asker: Asker, workers: int, device: str, stop_early: bool) -> bo
                 lost = {each.run.hash for each in outcomes if each.state == State.INTERRUPTED}
                 if sum(trial["hash"] in lost and trial["outcome"] == OPEN for trial in asker.trials()) >= INTERRUPTED:
                     return
-        except ConfigError as error:  # raised once the runs that are being trained have ended
+        except (ConfigError, OSError) as error:  # raised once the runs that are being trained have ended
             problems.append(error)
 
     def watch(active: list[PlannedRun], so_far: list[Outcome]) -> list[PlannedRun]:

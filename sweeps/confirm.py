@@ -47,7 +47,8 @@ def confirm(root: Path, definition: Definition, top: int, seeds: Sequence[int] |
         out: its file, `confirm_NAME.py` if None.
 
     Raises:
-        ConfigError: nothing was searched, no trial is done, or the file can't be written or holds something else.
+        ConfigError: nothing was searched, no trial is done, or another file stands there.
+        OSError: the file can't be written.
     """
     folder = find_search(root, definition.name, definition.setting)
     study = make_study(root, folder, RunFolder(folder).read("search.json") or {})
@@ -77,11 +78,8 @@ def confirm(root: Path, definition: Definition, top: int, seeds: Sequence[int] |
         modules=definition.search.modules,
     )
     path = out or Path(f"confirm_{definition.name}.py")
-    try:
-        if path.exists() and path.read_bytes() != text.encode():  # of another setting, or edited since
-            raise ConfigError(f"{path}: another file stands there: name one with --out, or remove it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text.encode())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write here ({error.strerror or error})") from None
+    if path.exists() and path.read_bytes() != text.encode():  # of another setting, or edited since
+        raise ConfigError(f"{path}: another file stands there: name one with --out, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
     return path

@@ -88,6 +88,12 @@ def test_from_the_dry_run_to_the_grid_that_confirms_it(tmp_path, own_operation):
     assert "confirm on tiny" in launch("plan", out, "--runs", runs).stdout
 
 
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "runs" / "searches" / "tiny@tiny" / "trials.jsonl").mkdir(parents=True)
+    error = launch("search", write_search(tmp_path), "--runs", tmp_path / "runs", "--device", "cpu", code=2).stderr
+    assert error.count("\n") == 1 and "trials.jsonl: Is a directory" in error
+
+
 def test_mistakes_are_one_line(tmp_path):
     file, runs = write_search(tmp_path), tmp_path / "runs"
     for arguments, line in (
