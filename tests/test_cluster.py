@@ -530,6 +530,15 @@ def test_a_failed_run_is_failed_until_it_is_tried_again_here(tmp_path):
     assert find_states(tmp_path, [folder.path.name]) == {folder.path.name: State.INTERRUPTED}
 
 
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
+def test_a_device_that_is_not_there_is_no_fault_of_the_run(tmp_path, device):
+    folder = RunFolder(tmp_path / digest(RUN))
+    folder.create(RUN)
+    state, message = attempt(RUN, str(folder.path), device)
+    assert state == State.INTERRUPTED and f"device '{device}'" in message and "\n" not in message
+    assert find_states(tmp_path, [folder.path.name]) == {folder.path.name: State.INTERRUPTED}
+
+
 @pytest.mark.parametrize(
     "runs, size, parallel, expected",
     [
