@@ -170,9 +170,10 @@ def retry(
         if standing.state not in RETRIED:
             continue
         if not (profile or standing.submission):
+            again = f"search {entry.grid}" if entry.is_trial else f"run {entry.grid} --retry"
             console.print(
-                f"{entry.name}: {standing.state}, was never submitted: `launch.py run {entry.grid} --retry` trains it "
-                "here, --profile submits it",
+                f"{entry.name}: {standing.state}, was never submitted: `launch.py {again}` trains it here, --profile "
+                "submits it",
                 style="yellow",
             )
             continue
