@@ -81,7 +81,7 @@ def print_costs(network: Network, layers: bool = False, console: Console | None 
     console.print(f"{network.name} at {size}, folded", highlight=False)
     if not _is_mixer(network):
         console.print(_table("stage", by_stage(costs, model), whole))
-    if any(isinstance(module, MetaMixer) for module in model.modules()):
+    if _is_mixer(network) or any(isinstance(module, MetaMixer) for module in model.modules()):
         console.print(_table("part", by_slot(costs), whole))
     if layers:
         console.print(_table("layer", costs, whole))

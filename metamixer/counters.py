@@ -35,7 +35,7 @@ def register_cost(module: type[nn.Module], macs: ModuleCost) -> None:
 
 # Norms are free, and scales fold into the layer before them.
 for _free in (nn.RMSNorm, timm.layers.RmsNorm, timm.layers.RmsNorm2d, timm.layers.LayerScale, timm.layers.LayerScale2d):
-    register_cost(_free, lambda module, *inputs: 0)
+    register_cost(_free, lambda module, x: 0)
 
 
 def _names(names: str) -> frozenset[str]:
@@ -125,7 +125,7 @@ class Tally(TorchDispatchMode):
             handle
             for name, module in model.named_modules()
             for handle in (
-                module.register_forward_pre_hook(self._entering(name)),
+                module.register_forward_pre_hook(self._entering(name), with_kwargs=True),
                 module.register_forward_hook(self._leaving),
             )
         ]
@@ -135,12 +135,12 @@ class Tally(TorchDispatchMode):
         for handle in self._hooks:
             handle.remove()
 
-    def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
-        def enter(module: nn.Module, inputs: Any) -> None:
+    def _entering(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def enter(module: nn.Module, inputs: Any, named: Any) -> None:
             self._inside.append(name)
             macs = _declared(module)
             if macs is not None:
-                self.costs[name]["macs"] += 0 if self._declared else macs(module, *inputs)
+                self.costs[name]["macs"] += 0 if self._declared else macs(module, *inputs, **named)
                 self._declared += 1
 
         return enter
