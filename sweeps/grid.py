@@ -196,7 +196,8 @@ def undeclared(parent: RunConfig, config: RunConfig, changes: dict[str, Any]) ->
     for key, (before, after) in found.items():
         parts = key.split(".")
         replaced = any(".".join([*parts[:end], "name"]) in found for end in range(1, len(parts)))
-        if not (replaced or declared.fullmatch(key)):
+        of_an_operation = parts[0] == "modules"  # the user's file that it is defined in
+        if not (replaced or of_an_operation or declared.fullmatch(key)):
             lines.append(re.sub(r"stages\.\d+", "stages.*", key) + f": {before} → {after}")
     return list(dict.fromkeys(lines))
 

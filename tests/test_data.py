@@ -22,6 +22,7 @@ from metamixer import ConfigError, override
 from metamixer.rng import derive, permutation
 from metamixer.training.data import Data, default_workers
 from metamixer.training.datasets import FASHION_MNIST, Images
+from metamixer.training.loader import train_transform
 
 
 def data(changes=None, seed=0, workers=0):
@@ -511,3 +512,11 @@ def test_data_workers_by_the_cores(monkeypatch, cores, gpu, size, processes, exp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     config = override(RUN, {"data.image_size": size}).data
     assert default_workers(config, "auto", processes) == expected
+
+
+@pytest.mark.parametrize("rand_augment", [None, "rand-m9-mstd0.5-inc1"])
+@pytest.mark.parametrize("strength", [0.0, 0.4])
+def test_colour_jitter_depends_on_its_own_key_alone(rand_augment, strength):
+    recipe = override(RUN.recipe, {"rand_augment": rand_augment, "color_jitter": strength})
+    steps = [type(step).__name__ for step in train_transform(RUN.data, recipe).transforms]
+    assert ("ColorJitter" in steps) == (strength > 0) and ("RandAugment" in steps) == (rand_augment is not None)
