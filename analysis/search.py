@@ -108,9 +108,9 @@ def short(parameter: str) -> str:
 def importances(study: optuna.Study, objective: str = "top1") -> pd.DataFrame:
     """How much of an objective's variance over the done trials each parameter explains (fANOVA, Hutter et al. 2014).
 
-    Columns `parameter`, `importance` (a share; those of the unconditional parameters add up to 1), `trials` (how many
-    have it) and `conditional`: of a parameter that only some trials have, the share is that within those, and not to
-    be compared with the others. Empty below 8 done trials.
+    Columns `parameter`, `objective`, `importance` (a share; those of the unconditional parameters add up to 1),
+    `trials` (how many have it) and `conditional`: of a parameter that only some trials have, the share is that within
+    those, and not to be compared with the others. Empty below 8 done trials.
 
     Args:
         objective: "top1" or a cost that was sought.
@@ -138,7 +138,7 @@ def importances(study: optuna.Study, objective: str = "top1") -> pd.DataFrame:
         having = [trial for trial in done if name in trial.params]
         if len(having) < len(done) and name in (found := shares(having)):
             rows.append((name, found[name], len(having), True))
-    frame = pd.DataFrame(rows, columns=["parameter", "importance", "trials", "conditional"])
+    frame = pd.DataFrame(rows, columns=["parameter", "importance", "trials", "conditional"]).assign(objective=objective)
     return frame.sort_values(["conditional", "importance"], ascending=[True, False], ignore_index=True)
 
 
@@ -195,9 +195,10 @@ def _foot(top1: Any) -> float:
 def importances_picture(shares: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """What fANOVA says, a bar a parameter; hollow ones are conditional, measured among the trials that have them."""
     axes = axes or new(height=1.6 + 0.3 * max(len(shares), 4))[1]
-    axes.set_title("what explains the objective (fANOVA)", loc="left", fontsize=10)
     if not len(shares):
         return nothing(axes, f"fewer than {ENOUGH} trials are done")
+    what = UNITS[shares["objective"].iloc[0]].removesuffix(" (%)")
+    axes.set_title(f"what explains {what} (fANOVA)", loc="left", fontsize=10)
     rows = shares[::-1]
     fills = ["white" if conditional else VARIANT for conditional in rows["conditional"]]
     names = [
