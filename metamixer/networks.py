@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,7 +34,8 @@ State = dict[str, Tensor]
 class Network:
     """A network in eval mode, not folded; images are (C, H, W), normalised by `mean` and `std`.
 
-    `run` is the run that it belongs to, None for others. A mixer's `input_size` is that of its map.
+    `run` is the run that it belongs to, None for others; `classes` are named where its checkpoint does. A mixer's
+    `input_size` is that of its map.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Network:
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     run: RunConfig | None = None
+    classes: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,10 @@ def find_network(name: str, resolution: int | None = None, trained: bool = False
             if result.get("state") != "done":
                 raise ConfigError(f"{folder.path}: the run has not finished, so it reports no weights")
             path = folder.path / checkpoint.LAST
-            state = checkpoint.read(path)["ema" if result["weights"] == "ema" else "model"]
+            content = checkpoint.read(path)
+            state = content["ema" if result["weights"] == "ema" else "model"]
             checkpoint.load_weights(found.model, state, str(path))
+            found = replace(found, classes=content.get("classes"))
         return found
     if Path(name).is_file() and Path(name).suffix != ".json":
         held = held_by(name)
@@ -100,7 +104,7 @@ def find_network(name: str, resolution: int | None = None, trained: bool = False
             return _of_timm(held.timm_name, resolution, state, name)
         found = of_run(name, held.run, resolution)
         checkpoint.load_weights(found.model, state, f"{name} ({kind})")
-        return found
+        return replace(found, classes=held.classes)
     return _of_mixer(name, resolution or MIXER_SIZE)
 
 

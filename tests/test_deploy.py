@@ -255,7 +255,8 @@ def test_a_runs_reported_weights(tmp_path):
     raw, average = RUN.build(), RUN.build()
     folder = RunFolder(tmp_path / digest(RUN))
     folder.create(RUN)
-    checkpoint.save(folder, {"model": raw.state_dict(), "ema": average.state_dict()})
+    names = [f"kind {i}" for i in range(10)]
+    checkpoint.save(folder, {"model": raw.state_dict(), "ema": average.state_dict(), "classes": names})
     with pytest.raises(ConfigError, match="has not finished"):
         find_network(str(folder.path), trained=True)
     for reported, model in (("raw", raw), ("ema", average)):
@@ -263,3 +264,4 @@ def test_a_runs_reported_weights(tmp_path):
         found = find_network(str(folder.path), trained=True)
         assert torch.equal(found.model.head.fc.weight, model.head.fc.weight)
     assert (found.input_size, found.mean) == ((1, 12, 12), RUN.data.mean)
+    assert class_labels(found, None) == names

@@ -36,6 +36,8 @@ def test_a_network_is_known_by_what_it_is_built_from():
     assert network_key(values) == network_key(override(RUN, {"recipe.epochs": 9}).to_dict())
     assert network_key(values) != network_key(values, image_size=16) == network_key(RUN.to_dict(), 16)
     assert network_key(values) != network_key(override(RUN, {"data.num_classes": 3}).to_dict())
+    probe = {**values, "data": {"task": {"name": "recall", "pairs": 4}, "train_samples": 9}}  # its sizes are the task's
+    assert network_key(probe) != network_key({**probe, "data": {"task": {"name": "recall", "pairs": 8}}})
 
 
 def test_published_latencies():

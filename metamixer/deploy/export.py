@@ -46,7 +46,7 @@ def export(
         format: coreml (an ML program at fp16), executorch or onnx (fp32).
         out: the file; `NAME.mlpackage`, `.pte` or `.onnx` if None.
         quantize: compression of Core ML's weights: int8, palette4, palette6 or palette8.
-        labels: a file of the classes' names, for Core ML; ImageNet's if None and there are 1000, else numbers.
+        labels: a file of the classes' names, for Core ML; if None the run's, ImageNet's for 1000, or numbers.
         delegate: ExecuTorch's, xnnpack (fp32) if None, or coreml (fp16).
 
     Raises:
@@ -95,12 +95,14 @@ def export(
 
 
 def class_labels(network: Network, file: Path | None) -> list[str]:
-    """A name for each class: the lines of a file, ImageNet's for 1000 classes, else numbers.
+    """A name for each class: the lines of a file, else those of the run, ImageNet's for 1000 classes, or numbers.
 
     Raises:
         ConfigError: the file can't be read, or has not a name of its own for each class.
     """
     classes: int = network.model.num_classes  # type: ignore[assignment]
+    if file is None and network.classes:
+        return network.classes
     if file is None and classes == 1000:
         info = ImageNetInfo("imagenet-1k")
         # some names occur twice (crane, maillot), and Core ML wants them different

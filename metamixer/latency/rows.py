@@ -75,8 +75,8 @@ def network_key(run: dict[str, Any], image_size: int | None = None) -> str:
         image_size: width of the images, where it isn't the run's own.
     """
     data = run["data"]
-    parts = {"model": run["model"], "channels": data["channels"], "image_size": image_size or data["image_size"]}
-    parts["num_classes"] = data["num_classes"]
+    parts = {"model": run["model"], "image_size": image_size or data.get("image_size")}
+    parts |= {"task": data["task"]} if "task" in data else {key: data[key] for key in ("channels", "num_classes")}
     if run.get("modules"):
         parts["modules"] = [module["digest"] for module in run["modules"]]
     content = json.dumps({"schema": SCHEMA, "config": parts}, sort_keys=True, separators=(",", ":"))
