@@ -1,6 +1,8 @@
 """Commands on finished runs: tables, pictures, pages, packs."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -64,6 +66,16 @@ def ship(
         print(f"{path}: {path.stat().st_size / 1000:.0f} KB{along}")
 
 
+@contextmanager
+def _keeping(files: str) -> Iterator[None]:
+    """Print which files were written, or why they can't be: what was shown before stands all the same."""
+    try:
+        yield
+        print(files)
+    except OSError as error:
+        print(f"{files}: not kept, cannot write here ({error.strerror or error})")
+
+
 def show_grid(root: Path, grid: str, setting: str | None) -> None:
     """The tables of a grid's finished runs, kept as CSV, and their picture; of all its settings if none is given."""
     from rich.console import Console
@@ -81,14 +93,10 @@ def show_grid(root: Path, grid: str, setting: str | None) -> None:
         for comparison in comparisons:
             console.print(render(comparison, meta))
         stem = root / "grids" / f"{grid}@{meta.data}"
-        try:
+        with _keeping(f"picture: {stem}.png   table: {stem}.csv"):
             for comparison, path in zip(comparisons, (f"{stem}.csv", f"{stem}-best.csv"), strict=False):
                 to_csv(comparison, meta, path)
             save(picture(comparisons[0], meta), f"{stem}.png")
-            said = f"picture: {stem}.png   table: {stem}.csv"
-        except OSError as error:
-            said = f"{stem}.csv, .png: not kept, cannot write here ({error.strerror or error})"
-        console.print(said, soft_wrap=True, highlight=False)
     if setting is None and meta.levels:
         show_profile(root, grid)
 
@@ -104,9 +112,9 @@ def show_profile(root: Path, grid: str) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=110)
     console.print(render(table, metric))
     stem = root / "grids" / f"{grid}_profile"
-    table.to_csv(f"{stem}.csv", index=False)
-    save(profile_map(table, metric), f"{stem}.png")
-    console.print(f"picture: {stem}.png   table: {stem}.csv", soft_wrap=True, highlight=False)
+    with _keeping(f"picture: {stem}.png   table: {stem}.csv"):
+        table.to_csv(f"{stem}.csv", index=False)
+        save(profile_map(table, metric), f"{stem}.png")
 
 
 def show_search(root: Path, name: str, setting: str | None, export: Path | None = None) -> None:
@@ -120,10 +128,10 @@ def show_search(root: Path, name: str, setting: str | None, export: Path | None 
     console = Console() if sys.stdout.isatty() else Console(width=110)
     console.print(search.render_trials(study))
     folder = root / "searches" / study.study_name
-    search.trials_frame(study).to_csv(folder / "trials.csv", index=False)
-    save(search.front_picture(study), folder / "front.png")
-    save(search.importances_picture(search.importances(study)), folder / "importances.png")
-    console.print(f"{folder}: trials.csv, front.png, importances.png", soft_wrap=True, highlight=False)
+    with _keeping(f"{folder}: trials.csv, front.png, importances.png"):
+        search.trials_frame(study).to_csv(folder / "trials.csv", index=False)
+        save(search.front_picture(study), folder / "front.png")
+        save(search.importances_picture(search.importances(study)), folder / "importances.png")
     if export is not None:
         search.export(study, export)
         print(f"{export}: optuna-dashboard sqlite:///{export}")

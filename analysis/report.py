@@ -30,6 +30,7 @@ body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 66rem; mar
 table {{ border-collapse: collapse; margin: .6rem 0; display: block; overflow-x: auto; }}
 th {{ border-bottom: 2px solid #444; text-align: left; cursor: pointer; }} td {{ border-bottom: 1px solid #ddd; }}
 th, td {{ padding: .25rem .7rem; white-space: nowrap; }} img {{ max-width: 100%; height: auto; }}
+td:has(code) {{ white-space: normal; text-align: left !important; }}
 pre {{ font-size: .85rem; white-space: pre-wrap; }} .prompt, .anchor-link {{ display: none; }}
 </style></head><body>
 {body}
@@ -73,6 +74,7 @@ def write_report(root: str | Path, grid: str, data: str | None = None, out: str 
     with tempfile.TemporaryDirectory() as place:
         ran = Path(place) / NOTEBOOK.name
         how = {"kernel_name": "python3", "cwd": str(NOTEBOOK.parent), "progress_bar": False}
+        how["extra_arguments"] = ["--IPKernelApp.log_level=50"]  # what a kernel says of its own start and end
         papermill.execute_notebook(NOTEBOOK, ran, parameters, **how)
         body, _ = HTMLExporter(template_name="basic", exclude_input=True).from_filename(str(ran))
     try:
