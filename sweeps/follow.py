@@ -23,6 +23,7 @@ from .submissions import jobs_folder
 from .trials import launched
 
 ROWS = 60  # more runs than this are shown by variant
+NOTES = 10  # different ones, the most frequent first
 STYLES = {State.DONE: "green", State.FAILED: "red", State.INTERRUPTED: "yellow", State.RUNNING: "cyan"}
 
 
@@ -123,8 +124,13 @@ def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -
         failure = (standing.result or {}).get("error") if standing.state == State.FAILED else None
         if note := failure or standing.note:
             notes.setdefault(note, []).append(entry.name)
-    for note, names in notes.items():
+    frequent = sorted(notes.items(), key=lambda item: -len(item[1]))
+    for note, names in frequent[:NOTES]:
         lines.append(Text(f"{names[0]}{f' (and {len(names) - 1} more)' if len(names) > 1 else ''}: {note}", "yellow"))
+    if len(frequent) > NOTES:
+        lines.append(
+            Text(f"and {len(frequent) - NOTES} other notes; `launch.py status RUN` shows a run's own", "yellow")
+        )
     if now.problem:
         lines.append(Text(f"{now.problem}; states are from the runs' own files", "yellow"))
     lines.append(Text(f"logs: {root}/HASH/log.txt, or `launch.py logs`"))

@@ -259,6 +259,19 @@ def test_many_runs_are_a_row_for_each_variant_and_an_error_is_said_once(root, mo
     assert len(capsys.readouterr().out.splitlines()) > 69
 
 
+def test_of_many_different_notes_the_most_frequent_are_shown(root, capsys):
+    plan = make_plan(LOADED, root, seeds=list(range(10)))
+    plan.write_manifest()
+    for index, run in enumerate(plan.runs):
+        plan.folder(run).create(run.config)
+        plan.folder(run).fail(f"RuntimeError: number {max(index - 10, 0):03}", 1)
+    show_status(root, [], None, every=False, watch=None)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    said = [line for line in lines if "RuntimeError" in line]
+    assert said[0] == "gelu seed 0 (and 10 more): RuntimeError: number 000" and len(said) == 10
+    assert any(line.startswith("and 10 other notes") for line in lines)
+
+
 def test_runs_are_named_by_grid_hash_or_variant(slurm, root):
     assert launch(root)
     runs = make_plan(LOADED, root).runs
