@@ -44,6 +44,8 @@ def _shapes(task: Task, inputs: Tensor, answers: Tensor) -> str:
     assert inputs.dtype == torch.float32 and bool(inputs.isfinite().all()), "inputs are finite float32"
     dimensions = {"pooled": 1, "cells": 3}[task.head]
     assert answers.ndim == dimensions, f"head {task.head!r}: answers have {dimensions} axes, not {answers.ndim}"
+    size = tuple(answers.shape[1:])
+    assert not size or size == task.answer_size, f"answers are {size}, declared is {task.answer_size}"
     return f"inputs {tuple(inputs.shape[1:])}, answers {tuple(answers.shape[1:]) or 'one each'}"
 
 

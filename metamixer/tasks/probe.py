@@ -52,7 +52,7 @@ class Probe(Task):
         height, width = self.grid
         scale = CELL if config.picture else 1
         self.in_chans = 3 if config.picture else sum(fields)
-        self.input_size = height * scale, width * scale
+        self.input_size, self.answer_size = (height * scale, width * scale), self.grid
         chance = self.chance()
         solved = chance + 0.9 * (100 - chance)
         self.metrics = (Metric("accuracy", "%", chance=chance, levels=self.levels(), solved=solved),)

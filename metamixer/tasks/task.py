@@ -53,6 +53,7 @@ class Task:
         head: whether a network answers once, (B, num_classes), or for every cell, (B, num_classes, H, W).
         in_chans: channels of the input.
         input_size: height and width of the input.
+        answer_size: height and width of the answers, where there is one for every cell.
         metrics: what `measure` gives; the first one decides.
     """
 
@@ -60,6 +61,7 @@ class Task:
     head: Head = "pooled"
     in_chans: int
     input_size: tuple[int, int]
+    answer_size: tuple[int, int]
     num_classes: int
     metrics: tuple[Metric, ...]
 

@@ -69,13 +69,23 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _task_fits(self) -> "RunConfig":
-        if isinstance(self.data, TaskData):
-            for key, plain in _OF_IMAGES.items():
-                if getattr(self.recipe, key) != plain:
-                    raise ConfigError(
-                        f"recipe.{key} {getattr(self.recipe, key)!r}: a task's samples are trained on as they are, "
-                        f"set it to {json.dumps(plain)}"
-                    )
+        if not isinstance(self.data, TaskData):
+            return self
+        for key, plain in _OF_IMAGES.items():
+            if getattr(self.recipe, key) != plain:
+                raise ConfigError(
+                    f"recipe.{key} {getattr(self.recipe, key)!r}: a task's samples are trained on as they are, "
+                    f"set it to {json.dumps(plain)}"
+                )
+        task = self.data.built
+        if task.head == "cells":
+            height, width = (self.model.map_sizes(side)[-1] for side in task.input_size)
+            if (height, width) != task.answer_size:
+                asked = "×".join(map(str, task.answer_size))
+                raise ConfigError(
+                    f"task {task.name!r} asks {asked} cells, the network answers for {height}×{width}: change "
+                    "model.stem_stride or model.downsample"
+                )
         return self
 
     @classmethod
