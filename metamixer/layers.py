@@ -68,7 +68,7 @@ class NormConvSkip(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
-        scale, shift = _affine(self.norm)
+        scale, shift = affine(self.norm)
         weight = self.conv.weight * scale[None, :, None, None]
         fused = _like(self.conv)
         assert fused.bias is not None
@@ -145,7 +145,7 @@ def _like(conv: nn.Conv2d) -> nn.Conv2d:
     ).train(conv.training)
 
 
-def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """A BatchNorm in eval mode as `x * scale + shift`."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)

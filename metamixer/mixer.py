@@ -193,7 +193,8 @@ def fast_path(
     return add
 
 
-LARGEST = 2**20  # coefficients of a head and an image that are held at once: those of a map 32 wide
+# coefficients of an image that are held at once, if heads had one channel: those of 64 channels on a map 32 wide
+LARGEST = 2**26
 
 
 class _DotProduct(MetaMixer):
@@ -259,11 +260,11 @@ class ChunkedAttention(_DotProduct):
 
     def __init__(self, config: MetaMixerConfig, site: Site) -> None:
         super().__init__(config, site)
-        self.chunks = -(-((site.height * site.width) ** 2) // LARGEST)
+        self.chunks = -(-_coefficients(site) // LARGEST)
 
     @classmethod
     def applies(cls, config: MetaMixerConfig, site: Site) -> bool:
-        return (site.height * site.width) ** 2 > LARGEST
+        return _coefficients(site) > LARGEST
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.operands(x)
@@ -278,6 +279,10 @@ class ChunkedAttention(_DotProduct):
     def rows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries (B, heads, d, n), keys and values (B, heads, d, N) → sums of values (B, heads, d, n)."""
         return v @ self.activation(q.transpose(-2, -1) @ k).transpose(-2, -1)
+
+
+def _coefficients(site: Site) -> int:
+    return site.dim * (site.height * site.width) ** 2
 
 
 for _activation in REGISTRY["activation"].values():

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..layers import ConvNorm
+from ..layers import ConvNorm, affine
 from ..operation import Baseline, OperationConfig, Site, register
 from ._common import DepthwiseConfig, Kernel, check_tokens, depthwise
 
@@ -90,10 +90,9 @@ class RepMixer(Baseline):
         fused.weight[:, :, centre, centre] += small.weight[:, :, 0, 0]
         fused.bias += small.bias
         for norm, sign in ((self.identity, 1), (self.subtracted, -1)):
-            assert norm.running_mean is not None and norm.running_var is not None
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            scale, shift = affine(norm)
             fused.weight[:, 0, centre, centre] += sign * scale
-            fused.bias += sign * (norm.bias - norm.running_mean * scale)
+            fused.bias += sign * shift
         return fused
 
 
