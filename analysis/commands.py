@@ -142,11 +142,15 @@ def show_latencies(rows: "list[Row]", notes: list[str]) -> None:
     from rich.console import Console
 
     from analysis.latency import to_frame
+    from analysis.latency_table import notes as of_rows
     from analysis.latency_table import render
 
     console = Console()
     if rows:
-        console.print(render(to_frame(rows)))
+        table = to_frame(rows)
+        console.print(render(table))
+        for line in of_rows(table):
+            console.print(line, style="dim", soft_wrap=True, highlight=False)
     for line in notes:
         console.print(line, style="yellow", soft_wrap=True, highlight=False)
 

@@ -122,16 +122,9 @@ def notes(rows: pd.DataFrame) -> list[str]:
 
 
 def render(rows: pd.DataFrame) -> Table:
-    """The table for a terminal."""
+    """The table for a terminal; `notes` belong below it."""
     heads, body = pivot(rows)
-    table = Table(
-        caption=Text("\n".join(notes(rows)), style="dim"),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for i, head in enumerate(heads):
         table.add_column(head, justify="left" if i == 0 else "right", overflow="fold")
     for cells in body:

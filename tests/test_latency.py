@@ -205,6 +205,12 @@ def test_networks_take_turns_in_shuffled_rounds(fakes):
     assert (first.macs, first.parameters, first.threads, first.runtime) == (3 * 3 * 64, 12, 1, "fake")
 
 
+def test_a_network_without_parameters_has_a_row(fakes):
+    fakes[0].append(1.0)
+    (row,) = measure([subject(nn.AvgPool2d(3, 1, 1))], [Fake()], sessions=1).rows
+    assert (row.parameters, row.macs) == (0, 0)
+
+
 def test_it_is_repeated_until_the_sessions_agree_or_said_that_they_do_not(fakes):
     drifts, _ = fakes
     drifts += [1.0, 1.3, 1.0, 1.0, 1.0, 1.0]  # one session that something disturbed

@@ -151,6 +151,7 @@ def measure(
         job = {"threads": threads, "rounds": rounds, "folder": folder}
         try:
             _sessions(tasks, job, sessions, progress, report.refused)
+            progress("done", 1.0)
         except KeyboardInterrupt:
             report.refused.append("stopped: rows are those of the sessions that had ended")
     report.rows = [task.row(threads, batch) for task in tasks if task.sessions]

@@ -22,6 +22,7 @@ SCHEMA = 1  # of the rows, and of the values that keys are made from
 
 Text = Annotated[str, Field(min_length=1)]
 Whole = Annotated[int, Field(ge=1, lt=2**63)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Ms = Annotated[float, Field(ge=0)]
 
 
@@ -59,10 +60,10 @@ class Row(Config):
     sessions: Whole | None = None
     spread_ms: Ms | None = None
     quiet: bool | None = None
-    parameters: Whole | None = None
-    macs: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    activations: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    moved: Whole | None = None
+    parameters: Count | None = None
+    macs: Count | None = None
+    activations: Count | None = None
+    moved: Count | None = None
     source: str = ""
     samples_ms: tuple[tuple[float, ...], ...] = ()
 
