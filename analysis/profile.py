@@ -18,7 +18,8 @@ SIGNS = {"above": " ▲", "below": " ▼", "hint": " ?"}
 
 
 def profile(root: str | Path, grid: str) -> tuple[pd.DataFrame, Metric]:
-    """A row for each variant on each task that `grid` ran on, in declared order, and the metric.
+    """A row for each variant on each task that `grid` ran on, and the metric. Variants are in declared order,
+    tasks in the order of what the base can do.
 
     Columns: `variant`, `base`, `task`, `n` (seeds with a result), `mean` and `sd` of the metric, `chance` and `solved`
     of the task, `level` (where the mean stands between them: 0 chance, 1 solved), and the comparison with the base as
@@ -37,6 +38,8 @@ def profile(root: str | Path, grid: str) -> tuple[pd.DataFrame, Metric]:
         raise ValueError(f"{grid} in {root} ran on no task that has a chance level")
     table = pd.concat([part for part, _ in parts], ignore_index=True)
     table["level"] = ((table["mean"] - table["chance"]) / (table["solved"] - table["chance"])).clip(0, 1)
+    able = table[table["base"]].set_index("task")["level"]  # tasks stand in the order of what the base can do
+    table = table.sort_values("task", key=lambda task: -able.reindex(task).to_numpy(), kind="stable", ignore_index=True)
     others = ~table["base"]
     table.loc[others, "p_holm"] = holm(table.loc[others, "p"].to_numpy(float))
     table["verdict"] = np.where(others, verdicts(table), "base")

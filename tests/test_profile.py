@@ -82,7 +82,7 @@ def test_a_grid_runs_on_all_its_tasks_at_once_and_ends_with_the_profile(tmp_path
     grid = tmp_path / "tiny.py"
     grid.write_text(
         '"""Two tasks."""\n'
-        "from ablations.probes import GRID\nfrom metamixer.config import override\nfrom sweeps import Grid\n"
+        "from ablations.profile import GRID\nfrom metamixer.config import override\nfrom sweeps import Grid\n"
         'few = {"data.train_samples": 64, "data.val_samples": 0, "data.test_samples": 20, "recipe.epochs": 2, '
         '"recipe.warmup_epochs": 0}\n'
         'GRID = Grid(bases={name: override(GRID.bases[name], few) for name in ("parity", "majority")}, seeds=(0,), '
