@@ -108,7 +108,7 @@ def describe(cls: type[Config]) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    """A type as a reader wants it: without its bounds and modules."""
+    """A type for a reader: without its bounds and modules."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(arguments[0])

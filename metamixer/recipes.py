@@ -76,8 +76,8 @@ SMALL = Recipe(
 # and what a grid of many runs, or of slow ones, changes in that: too short for an average of the weights
 SCREENING = {"data.train_samples": 5000, "recipe.epochs": 4, "recipe.ema_decay": None}
 
-# a mirrored digit is no digit; with a tenth of the steps the EMA is shorter again, lest the average
-# of BatchNorm's statistics still remember their start
+# A mirrored digit is no digit. With a tenth of the steps the EMA is shorter again, so that the average of BatchNorm's
+# statistics forgets its start.
 SMALL_DIGITS = override(SMALL, {"flip_prob": 0.0, "lr": 4e-3, "ema_decay": 0.8})
 
 # Probes: 600 steps of 64 new samples each, learning rates that fall from the second tenth on

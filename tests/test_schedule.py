@@ -84,7 +84,7 @@ def test_learning_rates_are_scaled_only_when_asked():
     [
         ({"micro_batch": 12}, "batch_size 32 must be a multiple of micro_batch 12"),
         ({"micro_batch": 1}, "greater than 1"),
-        ({"schedule": "constant", "cooldown_epochs": 3}, "'constant' wants cooldown_epochs 0, got 3"),
+        ({"schedule": "constant", "cooldown_epochs": 3}, "'constant' takes cooldown_epochs 0, got 3"),
         ({"schedule": "linear"}, "'cosine' or 'constant'"),
         ({"min_lr": 1.0}, "min_lr 1.0 must not exceed lr"),
         ({"distillation": {"teacher": "resnet10t", "temperature": 2.0}}, "hard distillation has no temperature"),

@@ -100,7 +100,7 @@ def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], source:
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unexpected:
-        what = f"it lacks {missing[0]!r}" if missing else f"it has {unexpected[0]!r}, which the model has not"
+        what = f"it lacks {missing[0]!r}" if missing else f"it has {unexpected[0]!r}, the model does not"
         count = len(missing) + len(unexpected)
         raise ConfigError(f"{source}: checkpoint of another model: {what} ({count} names differ)")
     for name, tensor in own.items():

@@ -204,7 +204,7 @@ class Recipe(Config):
         if self.schedule == "cosine" and self.min_lr > self.lr:
             raise ConfigError(f"min_lr {self.min_lr} must not exceed lr {self.lr}")
         if self.schedule == "constant" and self.cooldown_epochs:
-            raise ConfigError(f"schedule 'constant' wants cooldown_epochs 0, got {self.cooldown_epochs}")
+            raise ConfigError(f"schedule 'constant' takes cooldown_epochs 0, got {self.cooldown_epochs}")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ConfigError(f"batch_size {self.batch_size} must be a multiple of micro_batch {self.micro_batch}")
         for key in ("crop_scale", "crop_ratio"):

@@ -45,7 +45,7 @@ def surroundings(error: BaseException) -> str | None:
         return _out_of_memory(text)
     if any(sign in str(error) for sign in _WORKER):
         return (
-            "a data worker died, often for want of memory or of space in /dev/shm; launch again to go on, with fewer "
+            "a data worker died, often because memory or space in /dev/shm ran out; launch again to go on, with fewer "
             "data workers if it happens again"
         )
     if any(sign in str(error) for sign in _DEVICE):

@@ -100,7 +100,7 @@ def train(
                 raise SurroundingsError(f"{folder.path}: {known}") from error
             if folder.path.exists():
                 at = (folder.read("progress.json") or {}).get("epoch", 0) + 1
-                # whichever process it is: of an error that only one of them meets, the others see that it is gone
+                # any process writes it: the others only see that this one is gone
                 folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", at)
             raise
 
@@ -322,7 +322,7 @@ class Trainer:
         return self.world.broadcast(self.folder.result())
 
     def _report_progress(self, state: str = "running") -> None:
-        """Leave a heartbeat for whoever watches."""
+        """Write a heartbeat for those who watch."""
         loss = self.learner.mean_loss() if self.step % self.data.steps else self.row.get("train_loss")
         if not self.world.first:
             return
