@@ -226,6 +226,15 @@ def test_folders_of_one_name_in_a_tar_file_are_refused(tmp_path):
     refused(tmp_path, "two folders of one name, cat/old and dog/old", classes=2)
 
 
+def test_folders_and_tar_files_that_cannot_be_read_are_one_line(tmp_path):
+    tree(tmp_path, images("train", "ash", "birch") + images("val", "ash", count=1))
+    (tmp_path / "val/ash/gone.png").symlink_to(tmp_path / "nowhere")
+    refused(tmp_path, "val/ash/gone.png: cannot be read (No such file", classes=2)
+    shutil.rmtree(tmp_path / "val")
+    (tmp_path / "val.tar").write_bytes(b"no tar file")
+    refused(tmp_path, "val.tar: no image can be found in these tar files", classes=2)
+
+
 def test_a_home_folder_and_a_name_in_any_bytes(tmp_path, monkeypatch):
     """13.36: `~` in data.root."""
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -15,6 +15,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -65,11 +66,9 @@ def open_folder(root: str | None, split: str) -> ClassFolders | TarFiles:
     place = _place(root, split)
     if place is None:
         raise ConfigError(f"data.root {root!r}: no folder {' or '.join(SPLITS[split])} in it")
-    try:
+    with _one_line(place):
         tars = _tar_files(place)
         return TarFiles(place, tars) if tars else ClassFolders(place)
-    except OSError as error:
-        raise ConfigError(f"{error.filename or place}: cannot be read ({error.strerror or error})") from None
 
 
 def number_classes(source: Source, classes: list[str], place: str) -> None:
@@ -109,8 +108,9 @@ def manifest(root: str) -> str | None:
     for split in SPLITS:
         place = _place(root, split)
         if place is not None:
-            tars = _tar_files(place)
-            splits[split] = _tar_parts(tars) if tars else ClassFolders(place).parts
+            with _one_line(place):
+                tars = _tar_files(place)
+                splits[split] = _tar_parts(tars) if tars else ClassFolders(place).parts
     return manifest_of(splits)
 
 
@@ -235,6 +235,15 @@ def _place(root: str | None, split: str) -> Path | None:
     return None
 
 
+@contextmanager
+def _one_line(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        name = os.fsdecode(error.filename or place)
+        raise ConfigError(f"{name}: cannot be read ({error.strerror or error})") from None
+
+
 def _tar_files(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
@@ -256,11 +265,14 @@ def _tar_parts(tars: list[Path]) -> Parts:
 
 def _list_tars(place: Path) -> tuple[Any, Any, dict[str, int]]:
     try:
-        return extract_tarinfos(str(place), extensions=readable())[:3]
-    except OSError:  # no index can be left on a disk that is not ours to write
-        return extract_tarinfos(str(place), extensions=readable(), cache_tarinfo=False)[:3]
-    except ValueError:
-        raise ConfigError(f"{place}: no image in these tar files") from None
+        try:
+            return extract_tarinfos(str(place), extensions=readable())[:3]
+        except OSError:  # no index can be left on a disk that is not ours to write
+            return extract_tarinfos(str(place), extensions=readable(), cache_tarinfo=False)[:3]
+    except OSError:
+        raise
+    except Exception as error:  # whatever tarfile, or timm of its index, says
+        raise ConfigError(f"{place}: no image can be found in these tar files ({error})") from None
 
 
 def _first_process_first(work: Callable[[], Any]) -> Any:
