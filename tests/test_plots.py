@@ -223,6 +223,6 @@ def test_networks_that_can_not_be_looked_at_are_said(tmp_path):
     elsewhere = override(RUN, {"data.name": "folder", "data.root": str(tmp_path / "nowhere")})
     network = Network("it", RUN.build(), (1, 12, 12), run=elsewhere)
     noise, what = inside.images([inside.Inside("it", network, False)], 8)
-    assert noise.shape == (8, 1, 12, 12) and what == "8 images of noise (folder is not on this machine)"
+    assert noise.shape == (8, 1, 12, 12) and what.startswith("8 images of noise (folder")
     axes = plots.receptive_fields({}, {}, "no images")
     assert "no run" in axes[0, 0].texts[0].get_text()
