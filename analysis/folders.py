@@ -47,7 +47,7 @@ def read_run(folder: str, with_config: bool, with_network: bool) -> Json:
         if other:  # the meaning of its figures may be another one
             notes.append("its figures are left out" if foreign else f"result.json {other}, figures left out")
         else:
-            row |= _figures(result) | _made_with(folder)
+            row |= _figures(result) | _made_with(folder, result)
             row["val_top1"] = _validation(folder, row["weights"])
             if changed := result.get("code_changed"):
                 notes.append(f"the code changed while it was trained: {', '.join(changed)}")
@@ -97,10 +97,11 @@ def _unfinished(folder: str, notes: list[str]) -> Json:
     return {"state": str(state_of(RunFolder(folder))), "epochs": (progress or {}).get("epoch")}
 
 
-def _made_with(folder: str) -> Json:
-    """What a finished run's numbers depend on besides its configuration: `threads`, and a digest of the `code`."""
-    environment = read_json(os.path.join(folder, "environment.json"))[0] or {}
-    return {"threads": environment.get("threads"), "code": environment.get("code")}
+def _made_with(folder: str, result: Json) -> Json:
+    """What a finished run depends on besides its configuration: `threads`, and a digest of each file of its `code`."""
+    if "code" not in result:  # runs of schema 1 say less, and elsewhere
+        result = read_json(os.path.join(folder, "environment.json"))[0] or {}
+    return {"threads": result.get("threads"), "code": result.get("code")}
 
 
 def read_json(path: str | Path, absent_is_fine: bool = False, only_schema: bool = False) -> tuple[Json | None, str]:
