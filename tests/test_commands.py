@@ -270,13 +270,6 @@ def test_damaged_and_foreign_checkpoints_are_one_line(released, folder, tmp_path
     assert "not a whole checkpoint" in launch("evaluate", torn, *arguments, code=2).stderr
 
 
-def test_profile_shows_the_parts_of_a_step_and_writes_nothing(trained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shown = launch("profile", trained[0] / "run.json", "--device", "cpu").stdout
-    assert all(part in shown for part in ("data", "forward", "backward", "optimizer", "MiB"))
-    assert not list(tmp_path.iterdir())
-
-
 def test_data_that_cannot_be_used_leaves_no_folder_behind(tmp_path):
     run = stored(override(RUN, {"data": {**RUN.data.to_dict(), "name": "folder", "root": str(tmp_path / "nowhere")}}),
                  tmp_path / "run.json")  # fmt: skip

@@ -23,6 +23,7 @@ from metamixer.rng import derive, permutation
 from metamixer.training.data import Data, default_workers
 from metamixer.training.datasets import FASHION_MNIST, Images
 from metamixer.training.loader import train_transform
+from metamixer.training.surroundings import SurroundingsError
 
 
 def data(changes=None, seed=0, workers=0):
@@ -356,7 +357,7 @@ def test_a_file_that_cannot_be_read_is_not_a_broken_image(folder, tmp_path):
     shutil.copytree(folder, root)
     found = data(streamed(root, **{"data.skip_broken": True, "data.val_samples": 0}))
     (root / BROKEN[0]).unlink()  # as a network disk that is away for a while
-    with pytest.raises(ConfigError, match=r"class0/2\.png: cannot be read \(No such file"):
+    with pytest.raises(SurroundingsError, match=r"class0/2\.png: cannot be read \(No such file"):
         list(found.batches(0))
 
 

@@ -89,7 +89,7 @@ class Data:
         if small and not isinstance(source, Images):
             source = decode(config, source)
         if isinstance(source, Images):
-            self.broken.update({error.name: error.reason for error in source.broken.values()})
+            self.broken.update(source.broken.values())
             if config.eval_crop != 1:
                 raise ConfigError(f"data.eval_crop {config.eval_crop}: small images are evaluated whole, set it to 1.0")
         return source

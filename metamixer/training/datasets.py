@@ -18,6 +18,7 @@ from ..config import ConfigError
 from ..rng import permutation
 from .data_config import DataConfig
 from .image_folder import Parts, Source, open_folder, trained_classes
+from .surroundings import SurroundingsError
 
 SPLIT_SEED = 0  # which training images are held out is part of the data, not of a run
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
@@ -33,11 +34,14 @@ class BrokenImage(Exception):
 
 @dataclass
 class Images(Source):
-    """Decoded images, uint8 (N, C, H, W), and their classes, int64 (N,); `broken` ones, by index, are left out."""
+    """Decoded images, uint8 (N, C, H, W), and their classes, int64 (N,).
+
+    `broken` ones, by index, with name and reason, are black and left out.
+    """
 
     images: Tensor
     labels: Tensor
-    broken: dict[int, BrokenImage] = field(default_factory=dict)
+    broken: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     names = None
 
@@ -49,7 +53,7 @@ class Images(Source):
 
     def open(self, index: int) -> tuple[Image.Image, int]:
         if index in self.broken:
-            raise self.broken[index]
+            raise BrokenImage(*self.broken[index])
         pixels = self.images.numpy()[index]
         return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), int(self.labels[index])
 
@@ -139,7 +143,8 @@ def read_image(source: Source, index: int, channels: int) -> tuple[Image.Image, 
 
     Raises:
         BrokenImage: it can't be decoded.
-        ConfigError: it can't be read, which a disk or a network may be to blame for, or its pixels can't be used.
+        SurroundingsError: it can't be read, which a disk or a network may be to blame for.
+        ConfigError: its pixels can't be used.
     """
     name = source.where(index)
     try:
@@ -153,7 +158,7 @@ def read_image(source: Source, index: int, channels: int) -> tuple[Image.Image, 
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise ConfigError(f"{name}: cannot be read ({error.strerror})") from None
+            raise SurroundingsError(f"{name}: cannot be read ({error.strerror})") from None
         if isinstance(error, Image.DecompressionBombError):
             raise ConfigError(f"{name}: {error} Make it smaller.") from None
         raise BrokenImage(name, str(error).split("\n")[0][:80] or type(error).__name__) from None
@@ -188,7 +193,7 @@ def decode(config: DataConfig, source: Source) -> Images:
         except BrokenImage as error:
             if not config.skip_broken:
                 raise ConfigError(str(error)) from None
-            found.broken[i] = error
+            found.broken[i] = error.name, error.reason
             continue
         image = F.resize(image, size, F.InterpolationMode.BICUBIC)
         images[i] = F.pil_to_tensor(F.center_crop(image, [size, size]))

@@ -26,9 +26,8 @@ from timm.data.readers.reader_image_in_tar import extract_tarinfos
 from ..config import ConfigError
 
 SPLITS = {"train": ("train", "training"), "test": ("validation", "val", "valid", "eval", "test")}
-Parts = dict[
-    str, list[Any]
-]  # of a split: by class or tar file, the number of files and a digest of their names and sizes
+# of a split: by class or tar file, the number of files and a digest of their names and sizes
+Parts = dict[str, list[Any]]
 
 
 class Source(Protocol):
