@@ -240,8 +240,7 @@ RECIPES: dict[str, NamedRun] = {
         "this project",
         "100 % measured",
         {
-            # at 0.02 attention is slow to find places, at 0.5 slow to look past them (docs/probes.md)
-            "model": isotropic(2, 32, "attention", position_sd=0.1),
+            "model": isotropic(2, 32, "attention"),
             "data": {"task": "recall", "train_samples": 50 * 64, "val_samples": 500, "test_samples": 1000},
             "recipe": PROBE,
         },
