@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -251,16 +251,23 @@ def _hash(content: str) -> str:
 
 def differences(base: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """Keys on which two configurations differ, with both values."""
-    a, b = _flatten(base.to_dict()), _flatten(other.to_dict())
-    return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
+    return dict(sorted(_differences(base.to_dict(), other.to_dict(), "")))
 
 
-def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    items: Any
-    if isinstance(node, dict):
-        items = node.items()
-    elif isinstance(node, list) and any(isinstance(item, dict) for item in node):
-        items = ((str(i), item) for i, item in enumerate(node))
-    else:
-        return {prefix.rstrip("."): node}
-    return {key: value for name, item in items for key, value in _flatten(item, f"{prefix}{name}.").items()}
+def _differences(a: Any, b: Any, key: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    if a == b:  # most of two configurations is alike
+        return
+    ours, theirs = _items(a), _items(b)
+    values = a if ours is None else None, b if theirs is None else None
+    if values[0] != values[1]:
+        yield key, values
+    ours, theirs = ours or {}, theirs or {}
+    for name in dict.fromkeys([*ours, *theirs]):
+        yield from _differences(ours.get(name), theirs.get(name), f"{key}.{name}" if key else name)
+
+
+def _items(node: Any) -> dict[str, Any] | None:
+    """What a node holds by key; None for a value."""
+    if isinstance(node, list) and any(isinstance(item, dict) for item in node):
+        return {str(index): item for index, item in enumerate(node)}
+    return node if isinstance(node, dict) else None
