@@ -117,7 +117,7 @@ def notes(rows: pd.DataFrame) -> list[str]:
                          " sessions")  # fmt: skip
         lines.append(f"{one.runtime}: {', '.join(parts)}.")
     if (~rows["quiet"].fillna(True)).any():
-        lines.append("Noisy: the sessions' medians lie further apart than 5 %, however often it was measured.")
+        lines.append("Noisy: the spread stays above 5 %, even after more sessions.")
     return lines
 
 

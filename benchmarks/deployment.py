@@ -24,7 +24,7 @@ BEGIN, END = "<!-- catalogue -->", "<!-- end -->"
 INTRODUCTION = f"""## The catalogue
 
 Each mixer is converted alone, folded, with {DIM} channels on a map of {SIZE}×{SIZE}. ExecuTorch and ONNX Runtime
-run it. The difference to eager PyTorch is relative (of L2 norms). Operations that XNNPACK does not cover run on
+run it. The difference to eager PyTorch is relative (of L2 norms). Operations that XNNPACK does not support run on
 portable kernels, which are slow. `python benchmarks/deployment.py` makes this table.
 """
 
