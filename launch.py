@@ -74,7 +74,9 @@ then(sweeps.commands.bench, _benched)
 
 @app.command()
 def collect(
-    grid: Annotated[str, typer.Argument(help="A grid or a search, or the beginning of a hash or a variant of a grid.")],
+    grid: Annotated[
+        str, typer.Argument(help="A grid or a search; a variant or the beginning of a run's hash shows its grid.")
+    ],
     data: analysis.commands.DataName = None,
     runs: analysis.commands.Runs = Path("runs"),
     export: Annotated[

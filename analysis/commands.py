@@ -39,9 +39,7 @@ def ship(
     data: DataName = None,
     runs: Runs = Path("runs"),
     out: Annotated[Path, typer.Option(help="The folder for the packs.")] = Path("notebooks/results"),
-    weights: Annotated[
-        Optional[str], typer.Option(help="Variants whose weights go along, of each grid that has them: a,b.")
-    ] = None,
+    weights: Annotated[Optional[str], typer.Option(help="Variants whose weights are packed too: a,b.")] = None,
 ) -> None:
     """Pack finished runs for the notebooks, without checkpoints."""
     from analysis.frame import settings
@@ -68,7 +66,7 @@ def ship(
 
 @contextmanager
 def _keeping(files: str) -> Iterator[None]:
-    """Print which files were written, or why they can't be: what was shown before stands all the same."""
+    """Print the names of the written files, or why they can't be written; the table above is shown either way."""
     try:
         yield
         print(files)
@@ -138,7 +136,7 @@ def show_search(root: Path, name: str, setting: str | None, export: Path | None 
 
 
 def show_latencies(rows: "list[Row]", notes: list[str]) -> None:
-    """The table of what was measured, and a line for each thing that was not."""
+    """The table of latencies, and a line for each network that was not timed."""
     from rich.console import Console
 
     from analysis.latency import to_frame

@@ -121,7 +121,7 @@ def read_json(path: str | Path, absent_is_fine: bool = False, only_schema: bool 
     except OSError as error:
         return None, f"can't be read ({error.strerror})"
     except ValueError:
-        return None, "is half-written or no JSON"
+        return None, "is half-written or not JSON"
     return (content, "") if isinstance(content, dict) else (None, "holds no JSON object")
 
 

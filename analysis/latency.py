@@ -43,7 +43,7 @@ _PUBLISHED = Path(__file__).parent / "published_latency.csv"
 
 
 def load(root: str | Path, with_published: bool = True, report: Callable[[str], object] = log.warning) -> pd.DataFrame:
-    """What is known of latencies beside the runs in `root`, and what was published; columns are `COLUMNS`.
+    """Latencies measured beside the runs in `root`, and the published ones; columns are `COLUMNS`.
 
     `report` is called with a line for each row that can't be read.
     """

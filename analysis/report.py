@@ -85,7 +85,7 @@ def write_report(root: str | Path, grid: str, data: str | None = None, out: str 
 
 
 def exploratory(runs: pd.DataFrame, meta: Meta) -> str:
-    """What nobody declared, in Markdown: variants by other metrics, and pairs of them. Nothing is more than a hint."""
+    """Undeclared comparisons in Markdown: other metrics, and pairs of variants. Each is a hint at most."""
     found = []
     for column in ("top5", "loss", "top1_raw", "top1"):
         if column != meta.declared and runs[column].notna().any():

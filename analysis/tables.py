@@ -153,7 +153,7 @@ def _left_out(meta: Meta) -> list[str]:
 
 
 def summary(meta: Meta) -> str:
-    """What was asked, what was run, and what is in no mean: a few lines to open a notebook with."""
+    """The question, the runs, and those that no mean includes: a few lines to open a notebook with."""
     question = [meta.question] if meta.question else []
     head = f"Grid {meta.grid} on {meta.data}, base {meta.base}, {plural(len(meta.seeds), 'seed')}."
     return "\n".join([*question, head, *(_left_out(meta) or ["Nothing is left out."])])

@@ -1,4 +1,4 @@
-"""The table of docs/deployment.md: every mixer of the catalogue in every format, or what stands in its way.
+"""The table of docs/deployment.md: every mixer of the catalogue in every format, or why it does not convert.
 
 python benchmarks/deployment.py                  # writes it between the page's marks; 3 minutes on 2 cores
 python benchmarks/deployment.py --out page.md

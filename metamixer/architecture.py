@@ -1,4 +1,4 @@
-"""Configurations of the backbone: its stages, and what stands around its mixers."""
+"""Configurations of the backbone: its stages, and the parts around its mixers."""
 
 from itertools import pairwise
 from typing import Annotated, Any, Literal

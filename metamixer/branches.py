@@ -1,4 +1,4 @@
-"""How large a network's residual branches are beside what they are added to: where mixers start unequal."""
+"""The size of residual branches relative to their inputs: it shows where mixers start unequal."""
 
 from __future__ import annotations
 

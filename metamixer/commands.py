@@ -1,4 +1,4 @@
-"""Commands on one network or one run: train, evaluate, profile, check, cost, export."""
+"""Commands on one network or one run: train, evaluate, check, cost, export."""
 
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -75,7 +75,8 @@ def evaluate(
         Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the data, e.g. data.image_size=384.")
     ] = None,
     model: Annotated[
-        Optional[str], typer.Option("--model", help="timm name of a checkpoint's network, where its file name is none.")
+        Optional[str],
+        typer.Option("--model", help="timm name of a checkpoint's network, if the file's name is not one."),
     ] = None,
     workers: DataWorkers = None,
     device: Device = "auto",
@@ -124,7 +125,7 @@ def check(
         value = json.loads(name) if name.lstrip().startswith("{") else name
     except json.JSONDecodeError as error:
         example = """'{"name": "linear", "expansion": 2.0}'"""
-        raise ConfigError(f"check {name}: no JSON ({error.msg}, column {error.colno}); write e.g. {example}") from None
+        raise ConfigError(f"check {name}: not JSON ({error.msg}, column {error.colno}); write e.g. {example}") from None
     load(module)
     if (value if isinstance(value, str) else value.get("name")) in TASKS:
         rows = check_task(value)

@@ -114,7 +114,7 @@ def _own_operations(model: nn.Module, input_size: tuple[int, int, int]) -> dict[
     if tally.unknown:
         names = ", ".join(f"{name} ({times}×)" for name, times in sorted(tally.unknown.items()))
         raise ValueError(
-            f"multiply-adds not counted for {names}: say what the module costs that computes it, "
+            f"multiply-adds not counted for {names}: register the cost of the module that computes it, "
             "with metamixer.counters.register_cost(ITS_CLASS, macs)"
         )
     return tally.costs

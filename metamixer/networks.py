@@ -76,7 +76,7 @@ def find_network(name: str, resolution: int | None = None, trained: bool = False
     if resolution is not None and resolution < 8:
         raise ConfigError(f"resolution {resolution}: at least 8 px")
     if source is not None and not timm.is_model(name):
-        raise ConfigError(f"weights {source!r}: {name!r} is no timm model; a run's folder has its own")
+        raise ConfigError(f"weights {source!r}: {name!r} is not a timm model; a run's folder has its own weights")
     if timm.is_model(name):
         if source is None:
             return _of_timm(name, resolution)
@@ -120,7 +120,7 @@ def _of_mixer(name: str, size: int) -> Network:
     try:
         value = json.loads(name) if name.lstrip().startswith("{") else name
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{name}: no JSON ({error.msg}, column {error.colno})") from None
+        raise ConfigError(f"{name}: not JSON ({error.msg}, column {error.colno})") from None
     mixer = build_mixer(find(value, MIXER_DIM).config, Site(MIXER_DIM, size, size))
     return Network(name, mixer.eval(), (MIXER_DIM, size, size))
 
@@ -252,4 +252,4 @@ def _network_of(source: str) -> str:
         for tag, cfg in tagged.cfgs.items():
             if cfg.url and Path(cfg.url).name == Path(source).name:
                 return f"{network}.{tag}"
-    raise ConfigError(f"{source}: which network is it of? give --model NAME, e.g. --model ffnet_1")
+    raise ConfigError(f"{source}: which network is this? Give --model NAME, e.g. --model ffnet_1")

@@ -34,7 +34,7 @@ KEYED_LAYOUTS = ALL_LAYOUTS - {Layout.MAP}  # those with an axis that runs over 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Shape of what a query-key interaction hands on. `channels` counts C' for a map, else heads·d."""
+    """Shape of the scores that a query-key interaction returns. `channels` counts C' for a map, else heads·d."""
 
     layout: Layout
     channels: int
@@ -61,7 +61,7 @@ class Site(NamedTuple):
     seed: int | None = None
 
     def within(self, part: str) -> "Site":
-        """The same site, for a part of what stands there."""
+        """The same site, for a part of the operation there."""
         return self._replace(place=f"{self.place}.{part}".lstrip("."))
 
 
@@ -198,7 +198,7 @@ def resolve(slot: Slot, value: Any) -> OperationConfig:
     """The configuration of an operation from a name, a dict with a `name`, or a ready configuration.
 
     Raises:
-        ConfigError: no such operation, or parameters that it does not take; the line says what there is.
+        ConfigError: no such operation, or no such parameter; the line names those that exist.
     """
     if isinstance(value, OperationConfig):
         value = value.to_dict()

@@ -103,7 +103,7 @@ class Asker:
             elif found := differences(parse(About, {**known, "question": self.about.question}), self.about):
                 lines = "; ".join(f"{key}: {before} → {now}" for key, (before, now) in found.items())
                 raise ConfigError(
-                    f"{self.folder.name} was begun with another search: {lines}. Give the changed one a name of its "
+                    f"{self.folder.name} was begun with another search: {lines}. Give the changed search a name of its "
                     f"own (another file), or put {self.folder} aside"
                 )
 

@@ -97,8 +97,8 @@ def run(
         Optional[int], typer.Option(min=1, help="Runs at a time; one for each core or GPU if not given.")
     ] = None,
     device: Device = "auto",
-    retry: Annotated[bool, typer.Option("--retry", help="Run failed ones again.")] = False,
-    retrain: Annotated[bool, typer.Option("--retrain", help="Train finished runs of other code again.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Run failed runs again.")] = False,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train runs again that other code trained.")] = False,
     cluster: Annotated[
         str, typer.Option(help="local: here; debug: here, in one process; slurm: submit job arrays and return.")
     ] = "local",
@@ -136,7 +136,7 @@ def status(
     data: DataName = None,
     runs: Runs = Path("runs"),
     every: Annotated[bool, typer.Option("--all", help="A row for every run, however many.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay, and show it anew every few seconds.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay, and show the table again every few seconds.")] = False,
 ) -> None:
     """Show where runs stand; writes nothing.
 
@@ -186,7 +186,7 @@ def retry(
 ) -> None:
     """Submit failed and interrupted runs again.
 
-    Each asks for what it asked for last, unless a profile is given.
+    A run asks for the same resources as last time, unless you give a profile.
     """
     from sweeps.cluster import retry as retry_runs
 
@@ -200,7 +200,7 @@ def retry(
 def bench(
     models: Annotated[
         Optional[list[str]],
-        typer.Argument(help="timm models, recipes, mixers, runs' folders, or grids (then each of its variants)."),
+        typer.Argument(help="timm models, recipes, mixers, runs' folders, or grids (all their variants)."),
     ] = None,
     runtime: Annotated[
         Optional[list[str]],
@@ -221,7 +221,7 @@ def bench(
     runs: Runs = Path("runs"),
     module: Modules = None,
     file: Annotated[
-        Optional[Path], typer.Option("--import", help="Keep what a phone measured, from a CSV (docs/latency.md).")
+        Optional[Path], typer.Option("--import", help="Keep a phone's figures, from a CSV file (docs/latency.md).")
     ] = None,
 ) -> "Report":
     """Time networks on runtimes, beside their costs.
@@ -236,7 +236,9 @@ def bench(
                   "--data": data, "--set": set, "--only": only, "--match": match, "--module": module,
                   "--threads": threads != 1, "--batch": batch != 1}  # fmt: skip
         if given := [option for option, value in others.items() if value]:
-            raise ValueError(f"--import: {given[0]} is for what is timed here; a table says what was measured, and how")
+            raise ValueError(
+                f"--import: {given[0]} is for networks that are timed here; the table has its own figures and settings"
+            )
         report = Report(imports.read_csv(file))
         report.notes += imports.add_costs(report.rows, runs)
     else:

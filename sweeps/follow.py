@@ -112,7 +112,7 @@ def show_status(root: Path, targets: Sequence[str], data: str | None, every: boo
 
 
 def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -> list[RenderableType]:
-    """A table by run, or of many runs by variant; what there is to say about them; and the counts."""
+    """A table by run, or of many runs by variant; notes about them; and the counts."""
     by_run = every or len(entries) <= ROWS
     table, more = (_by_run(root, entries, now), 0) if by_run else _by_variant(entries, now)
     lines: list[RenderableType] = [table]

@@ -226,7 +226,7 @@ def blaming(variant: str) -> Iterator[None]:
             raise
         raise ConfigError(
             f"variant {variant!r}: {place(error)}{type(error).__name__}: {' '.join(str(error).split())}; "
-            "`launch.py check OPERATION --module FILE` says what holds"
+            "`launch.py check OPERATION --module FILE` shows which promises it breaks"
         ) from None
 
 

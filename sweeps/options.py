@@ -11,7 +11,7 @@ import typer
 
 GridName = Annotated[str, typer.Argument(help="A grid in ablations/, or the path of a grid's file.")]
 DataName = Annotated[
-    Optional[str], typer.Option("--data", help="Which of the grid's settings, or all; its first one if not given.")
+    Optional[str], typer.Option("--data", help="A key of the grid's bases, or all; the first one if not given.")
 ]
 Overrides = Annotated[
     Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the base of the grid, e.g. recipe.epochs=3.")
@@ -28,11 +28,9 @@ Match = Annotated[
 ]
 LearningRates = Annotated[
     Optional[str],
-    typer.Option(
-        "--lrs", help="Learning rates that every variant runs at too, separated by commas; none: only its own."
-    ),
+    typer.Option("--lrs", help="More learning rates for every variant, separated by commas; none: only its own."),
 ]
-Twice = Annotated[bool, typer.Option("--aa", help="An A/A test in its place: the base as two variants of other seeds.")]
+Twice = Annotated[bool, typer.Option("--aa", help="Run an A/A test: the base as two variants with different seeds.")]
 Modules = Annotated[Optional[list[str]], typer.Option("--module", help="File that registers operations of your own.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
 ProfileName = Annotated[Optional[str], typer.Option("--profile", help="Profile of the jobs; `default` if not given.")]
@@ -40,8 +38,8 @@ ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of
 Resources = Annotated[
     Optional[list[str]], typer.Option("--resource", help="KEY=VALUE changed in the profile, e.g. minutes=600.")
 ]
-MaxAttempts = Annotated[int, typer.Option(min=1, help="Starts in a row without progress that a run may have.")]
-MaxHours = Annotated[Optional[float], typer.Option(help="Refuse to submit what may take more GPU-hours than this.")]
+MaxAttempts = Annotated[int, typer.Option(min=1, help="How often in a row a run may start without progress.")]
+MaxHours = Annotated[Optional[float], typer.Option(help="Refuse a launch that may take more GPU-hours.")]
 
 
 @dataclasses.dataclass(frozen=True)

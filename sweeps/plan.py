@@ -68,7 +68,7 @@ class Plan:
         return self.root / "grids" / f"{self.loaded.name}@{self.setting}.json"
 
     def write_manifest(self) -> None:
-        """Record which runs make up the grid, for whoever has only the folder.
+        """Record which runs make up the grid, for readers of the folder alone.
 
         Runs of launches before that are not part of it (others were asked for, or the grid's file was edited) but still
         wait or run are kept beside them: they can be seen and cancelled, and are in no table.

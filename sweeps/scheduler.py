@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from metamixer.config import ConfigError
 
-TIMEOUT = 15.0  # seconds for each command: a busy controller must not hold up a reader
+TIMEOUT = 15.0  # seconds for each command: a busy controller must not delay `status`
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 ALIVE = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 

@@ -45,7 +45,7 @@ def search(
     module: Modules = None,
     cluster: Annotated[str, typer.Option(help="local: here; slurm: submit trials and return.")] = "local",
     watch: Annotated[
-        bool, typer.Option("--watch", help="On a cluster: stay, and propose anew as trials end, until all have.")
+        bool, typer.Option("--watch", help="On a cluster: stay, and propose a trial for each that ends.")
     ] = False,
     stop_early: Annotated[
         bool,
@@ -53,13 +53,11 @@ def search(
     ] = False,
     max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would be searched; writes nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the search; writes nothing.")] = False,
 ) -> Launched:
     """Search mixers and recipes with Optuna.
 
-    It ends when so many trials have finished, with the best of them and the pictures.
+    After the given number of trials it shows the best ones and the pictures.
     """
     from metamixer.config import ConfigError
     from sweeps.ask import Asker, print_search, search_here, search_on_slurm
@@ -92,9 +90,7 @@ def confirm(
     set: Overrides = None,
     runs: Runs = Path("runs"),
     module: Modules = None,
-    top: Annotated[
-        int, typer.Option(min=1, help="The best trials to confirm, of the front where costs are sought.")
-    ] = 3,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best trials to confirm.")] = 3,
     seeds: Seeds = None,
     out: Annotated[Optional[Path], typer.Option(help="The grid's file; confirm_NAME.py if not given.")] = None,
 ) -> None:

@@ -76,7 +76,7 @@ def _settled(result: dict[str, Any] | None, submission: Submission) -> bool:
 
 
 def _of_job(folder: RunFolder, job: Job | None, problem: str) -> tuple[State, str]:
-    """State of a run that was submitted and has no result since, and what there is to say about it."""
+    """State of a run that was submitted and has no result since, and a note about it."""
     if job is not None and job.waiting:
         # a job that failed to start on a broken node waits until somebody lets it go
         held = "held" in job.reason.lower()

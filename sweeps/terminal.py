@@ -23,7 +23,7 @@ from .states import State
 from .submissions import launch_lock
 
 LARGE = 2.0  # GiB of one tensor from which a plan warns
-ROWS = 100  # of a plan's table: who has more variants does not read it
+ROWS = 100  # of a plan's table: nobody reads more
 
 
 def print_plan(plan: Plan) -> None:

@@ -52,7 +52,7 @@ def test_configs_are_read_only_on_request(runs):
     (runs / key("gelu", 0) / "config.json").write_text('{ "schema": 1, "config": {"mod')
     assert (frame.load(runs, "ffnification")[0]["note"] == "").all()
     noted = frame.load(runs, "ffnification", with_config=True)[0].set_index("hash").loc[key("gelu", 0)]
-    assert noted["note"] == "config.json is half-written or no JSON" and noted["top1"] == 96.18
+    assert noted["note"] == "config.json is half-written or not JSON" and noted["top1"] == 96.18
 
 
 def test_no_such_grid_is_one_line_that_lists_the_others(runs):

@@ -496,7 +496,7 @@ def test_parameters_come_as_json_on_the_command_line(registry, monkeypatch):
     assert "1 of 1 hold" in launch("check", json.dumps(slots)).stdout
     assert "unknown qk" in launch("check", json.dumps(slots | {"qk": 1}), code=1).stdout
     error = launch("check", "{name: sine}", code=2).stderr
-    assert error.startswith("error: check {name: sine}: no JSON") and error.count("\n") == 1
+    assert error.startswith("error: check {name: sine}: not JSON") and error.count("\n") == 1
 
 
 def test_core_ml_names_what_it_cannot_convert(registry, monkeypatch):

@@ -200,8 +200,8 @@ def test_an_average_that_cannot_have_forgotten_its_start_is_pointed_out():
     lagging = [line for line in run.warnings() if "EMA" in line]
     # 32 steps an epoch, 5 epochs: 0.98^160 = 0.039
     assert lagging == [
-        "after 160 steps an EMA of 0.98 still holds 4e-02 of its start, which BatchNorm's small variances do not "
-        "forgive: lower recipe.ema_decay or set it to null"
+        "after 160 steps an EMA of 0.98 still holds 4e-02 of its start, which spoils BatchNorm's small "
+        "variances: lower recipe.ema_decay or set it to null"
     ]
     for changes in ({"recipe.ema_decay": None}, {"recipe.ema_decay": 0.9}, {"recipe.epochs": 25}):
         assert not any("EMA" in line for line in override(run, changes).warnings())

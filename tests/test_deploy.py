@@ -204,9 +204,9 @@ def test_a_missing_package_names_its_extra(network, tmp_path, monkeypatch, forma
     "arguments, message",
     [
         ({"format": "tflite"}, "format 'tflite': one of coreml, executorch, onnx"),
-        ({"format": "onnx", "quantize": "int8"}, "quantize: only Core ML"),
-        ({"format": "onnx", "labels": Path("names")}, "labels: only Core ML"),
-        ({"format": "onnx", "delegate": "coreml"}, "delegate: only ExecuTorch"),
+        ({"format": "onnx", "quantize": "int8"}, "quantize: only for coreml"),
+        ({"format": "onnx", "labels": Path("names")}, "labels: only for coreml"),
+        ({"format": "onnx", "delegate": "coreml"}, "delegate: only for executorch"),
         ({"format": "onnx", "out": Path("net.pte")}, r"ends in \.onnx"),
         ({"format": "onnx", "out": Path("nowhere/net.onnx")}, "no folder nowhere"),
     ],
@@ -218,7 +218,7 @@ def test_refusals(network, arguments, message):
 
 def test_a_folder_in_the_files_place_is_refused_before_converting(network, tmp_path):
     (tmp_path / "net.onnx").mkdir()
-    with pytest.raises(ConfigError, match="a folder stands where the file would be"):
+    with pytest.raises(ConfigError, match="this is a folder"):
         export(network, "onnx", tmp_path / "net.onnx")
 
 

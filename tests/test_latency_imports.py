@@ -124,7 +124,7 @@ def test_a_table_says_all_that_options_would(tmp_path):
         (("--resolution", 9), "--resolution"),
     ):
         said = launch("bench", *options, "--import", tmp_path / "phone.csv", "--runs", tmp_path, code=2).stderr
-        assert f"--import: {option} is for what is timed here" in said
+        assert f"--import: {option} is for networks that are timed here" in said
     assert len(load(tmp_path)) == len(published())
     assert "give the models" in launch("bench", code=2).stderr
 

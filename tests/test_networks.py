@@ -39,7 +39,7 @@ def test_names():
         find_network("fnet_1")
     with pytest.raises(ConfigError, match="at least 8 px"):
         find_network("xca", 4)
-    with pytest.raises(ConfigError, match="no timm model"):
+    with pytest.raises(ConfigError, match="not a timm model"):
         find_network("xca", source="weights.pt")
 
 
@@ -65,7 +65,7 @@ def test_operations_of_ones_own_and_mixers_as_json(tmp_path, name, kind):
 def test_the_commands_know_them(tmp_path):
     (tmp_path / "my_op.py").write_text(OPERATIONS)
     assert "part at 64×28×28" in launch("cost", "part", "--module", tmp_path / "my_op.py").stdout
-    assert "no JSON" in launch("cost", "{name: shift}", code=2).stderr
+    assert "not JSON" in launch("cost", "{name: shift}", code=2).stderr
 
 
 @pytest.mark.parametrize("name", ["ffnet_mini", "resnet10t", "vit_tiny_patch16_224"])
@@ -89,5 +89,5 @@ def test_a_checkpoint_brings_the_network_that_it_is_of(tmp_path):
     torch.save({"state_dict": released.state_dict()}, tmp_path / "ffnet_1.pth.tar")
     assert find_network(str(tmp_path / "ffnet_1.pth.tar"), 64).model.num_classes == 3
     (tmp_path / "mine.pt").write_bytes((tmp_path / "ffnet_1.pth.tar").read_bytes())
-    with pytest.raises(ConfigError, match="which network is it of"):
+    with pytest.raises(ConfigError, match="which network is this"):
         find_network(str(tmp_path / "mine.pt"))

@@ -55,9 +55,9 @@ def export(
     if format not in SUFFIXES:
         raise ConfigError(f"format {format!r}: one of {', '.join(SUFFIXES)}")
     if format != "coreml" and (quantize is not None or labels is not None):
-        raise ConfigError(f"{'labels' if quantize is None else 'quantize'}: only Core ML has that here, not {format}")
+        raise ConfigError(f"{'labels' if quantize is None else 'quantize'}: only for coreml, not for {format}")
     if format != "executorch" and delegate is not None:
-        raise ConfigError(f"delegate: only ExecuTorch has that, not {format}")
+        raise ConfigError(f"delegate: only for executorch, not for {format}")
     if not hasattr(network.model, "num_classes"):
         raise ConfigError(f"{network.name!r} is a mixer: export a network, or see docs/deployment.md")
     path = out or Path(Path(network.name).name + SUFFIXES[format])
@@ -66,7 +66,7 @@ def export(
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: no folder {path.parent}")
     if format != "coreml" and path.is_dir():
-        raise ConfigError(f"{path}: a folder stands where the file would be")
+        raise ConfigError(f"{path}: this is a folder, give a file's name")
     model = Deployed(network.model, network.mean, network.std, softmax=format == "coreml").eval()
     images = _images(network)
     if format == "coreml":
@@ -116,7 +116,7 @@ def class_labels(network: Network, file: Path | None) -> list[str]:
     if len(labels) != classes or len(set(labels)) < classes:
         raise ConfigError(
             f"labels {file}: {len(labels)} lines, {len(set(labels))} of them different, for {classes} classes: "
-            "a line and a name of its own for each"
+            "give each class a line with its own name"
         )
     return labels
 

@@ -224,7 +224,7 @@ def find_runtime(name: str) -> Runtime:
     """A runtime by its name.
 
     Raises:
-        ConfigError: no such runtime, or one that can't run here; the line says what it takes.
+        ConfigError: no such runtime, or one that can't run here; the line says what it needs.
     """
     if name not in RUNTIMES:
         raise ConfigError(f"runtime {name!r}: one of {', '.join(RUNTIMES)}, or all")

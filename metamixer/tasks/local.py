@@ -1,4 +1,4 @@
-"""Probes of place: what lies at a certain distance, whatever it is."""
+"""Probes of place: the symbols at a certain distance."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ CELL = 4  # pixels, where cells are painted
 
 
 class ProbeConfig(TaskConfig):
-    """`size` cells a side. `permuted` puts every cell in another place, the same in all samples: what was near is not.
+    """`size` cells a side. `permuted` moves every cell to another place, the same in all samples, so neighbours part.
 
     `picture` paints the cells as a picture of 4 pixels a cell, (B, 3, 4·size, 4·size).
     """

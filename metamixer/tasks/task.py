@@ -1,4 +1,4 @@
-"""What a network is asked: samples, answers, loss and metrics, in one registered class.
+"""Tasks: samples, answers, loss and metrics, in one registered class.
 
 A new task is one class that derives from `Task`, carries a `name` and a `Config`, and is decorated with `@register`.
 """

@@ -77,7 +77,7 @@ def _of_timm(distillation: Distillation, data: DataConfig, classes: list[str] | 
     settings = model.pretrained_cfg
     if model.num_classes != data.num_classes:
         raise ConfigError(
-            f"teacher {name!r} knows {model.num_classes} classes, data.num_classes is {data.num_classes}: take another "
+            f"teacher {name!r} knows {model.num_classes} classes, data.num_classes is {data.num_classes}: use another "
             "teacher, or weights of it for these classes (recipe.distillation.weights.source)"
         )
     channels, size = settings["input_size"][0], settings["input_size"][-1]

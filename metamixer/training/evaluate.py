@@ -51,7 +51,7 @@ def evaluate(
     all_hits1, all_hits5, losses, all_predicted, all_labels = zip(*parts, strict=True)
     images_seen = sum(map(len, all_labels))
     if not images_seen:
-        raise ConfigError("no image to evaluate: all that the split holds are broken (see data.skip_broken)")
+        raise ConfigError("no image to evaluate: every image of the split is broken (see data.skip_broken)")
     scores = {
         "top1": 100 * sum(all_hits1) / images_seen,
         "top5": 100 * sum(all_hits5) / images_seen,

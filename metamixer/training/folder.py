@@ -74,9 +74,11 @@ class RunFolder:
 
         content = self.read(name)
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-            raise ConfigError(f"{self.path / name}: no run here (no such file, or no run's configuration)")
+            raise ConfigError(f"{self.path / name}: no run here (the file is missing, or holds no run's configuration)")
         if (schema := content.get("schema")) != SCHEMA_VERSION:
-            raise ConfigError(f"{self.path / name}: of schema {schema}, this version reads {SCHEMA_VERSION}")
+            raise ConfigError(
+                f"{self.path / name}: it has schema {schema}, but this version reads schema {SCHEMA_VERSION}"
+            )
         for module in content["config"].get("modules", ()):
             plugins.load_copy(self.path / "modules", module["name"], module["digest"])
         return parse(RunConfig, content["config"], str(self.path))

@@ -253,7 +253,7 @@ def _tar_files(place: Path) -> list[Path]:
     if tars and folders:
         raise ConfigError(
             f"{place} holds both tar files and folders, {tars[0].name} and {folders[0]}/ among them: "
-            "move the ones away that are not its images"
+            "move away those that hold no images of this split"
         )
     return tars
 

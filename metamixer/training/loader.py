@@ -62,7 +62,7 @@ class Loader:
             if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
             raise SurroundingsError(
-                "a data worker died, often for want of memory or of space in /dev/shm: launch again to go on, with "
+                "a data worker died, often because memory or space in /dev/shm ran out: launch again to go on, with "
                 f"fewer data workers than {self.loader.num_workers} if it happens again"
             ) from None
 

@@ -119,7 +119,7 @@ class RunConfig(Config):
             return Backbone(self.model, **arguments)
 
     def warnings(self) -> list[str]:
-        """What a run can do but its author may not mean: kernels larger than their maps, an average that lags."""
+        """Settings that run but may be mistakes: kernels larger than their maps, an average that lags."""
         found = []
         decay = self.recipe.ema_decay
         if decay is not None and self.data.train_samples is not None and self.initial is None:
@@ -127,7 +127,7 @@ class RunConfig(Config):
             if decay**steps > 1e-6:
                 found.append(
                     f"after {steps} steps an EMA of {decay} still holds {decay**steps:.0e} of its start, which "
-                    "BatchNorm's small variances do not forgive: lower recipe.ema_decay or set it to null"
+                    "spoils BatchNorm's small variances: lower recipe.ema_decay or set it to null"
                 )
         for i, (stage, size) in enumerate(
             zip(self.model.stages, self.model.map_sizes(self.data.image_size), strict=True)

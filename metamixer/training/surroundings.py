@@ -28,7 +28,7 @@ _OWN = "device-side assert"  # a wrong index in the run's own code, on every GPU
 
 def surroundings(error: BaseException) -> str | None:
     """What went wrong around a run and what to do, in a line; None if the error is the run's own."""
-    import torch  # here: those who only read folders know the class
+    import torch  # here: `analysis` imports this class without torch
 
     text = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, SurroundingsError):
@@ -36,7 +36,7 @@ def surroundings(error: BaseException) -> str | None:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return _out_of_memory(text)
     if isinstance(error, OSError):
-        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to it"
+        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend this"
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or text}; {advice} and launch again to go on"
     if not isinstance(error, RuntimeError) or _OWN in str(error):

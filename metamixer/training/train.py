@@ -322,7 +322,7 @@ class Trainer:
         return self.world.broadcast(self.folder.result())
 
     def _report_progress(self, state: str = "running") -> None:
-        """Write a heartbeat for those who watch."""
+        """Write the progress that `status` shows."""
         loss = self.learner.mean_loss() if self.step % self.data.steps else self.row.get("train_loss")
         if not self.world.first:
             return
