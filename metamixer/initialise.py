@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .rng import derive
 
 LAYERS = (nn.Conv2d, nn.Linear)
+_RESETS = [layer.reset_parameters for layer in LAYERS]  # a class that derives from them may have another
 
 Init = Literal["ffnet", "fan_in"]
 
@@ -50,8 +51,10 @@ class Construction(TorchDispatchMode):
             self._last[address] = "default" if first else name
         return output
 
-    def left_to_torch(self, tensor: Tensor | None) -> bool:
-        return tensor is not None and self._last.get(_address(tensor)) == "default"
+    def left_to_torch(self, layer: nn.Module, key: str) -> bool:
+        """Whether the layer's parameter `key` holds what torch's own class drew."""
+        tensor, own = getattr(layer, key), type(layer).reset_parameters not in _RESETS  # type: ignore[attr-defined]
+        return tensor is not None and not own and self._last.get(_address(tensor)) == "default"
 
 
 def _address(tensor: Tensor) -> int:
@@ -67,8 +70,8 @@ def initialise(model: nn.Module, construction: Construction, seed: int | None, i
     """
     for name, layer in model.named_modules():
         if isinstance(layer, LAYERS):
-            if construction.left_to_torch(layer.weight):
+            if construction.left_to_torch(layer, "weight"):
                 with seeded(seed, name):
                     trunc_normal_(layer.weight, std=0.02 if init == "ffnet" else layer.weight[0].numel() ** -0.5)
-            if construction.left_to_torch(layer.bias):
+            if construction.left_to_torch(layer, "bias"):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

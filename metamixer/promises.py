@@ -154,8 +154,8 @@ def _started(candidate: Candidate, seed: int) -> tuple[dict[str, Tensor], list[s
     with Construction() as construction:
         mixer = build_mixer(candidate.config, Site(candidate.dim, *SIZE, "mixer", seed))
     layers = [(name, layer) for name, layer in mixer.named_modules() if isinstance(layer, LAYERS)]
-    named = [(f"{name}.{key}", value) for name, layer in layers for key, value in layer.named_parameters(recurse=False)]
-    own = [name for name, value in named if not construction.left_to_torch(value)]
+    named = [(name, layer, key) for name, layer in layers for key, _ in layer.named_parameters(recurse=False)]
+    own = [f"{name}.{key}" for name, layer, key in named if not construction.left_to_torch(layer, key)]
     initialise(mixer, construction, seed)
     return mixer.state_dict(), own
 

@@ -114,6 +114,14 @@ def test_timms_networks_fold_whole():
     assert (folded(x) - model(x)).norm() < 1e-4 * model(x).norm()
 
 
+class Ones(nn.Linear):
+    """Starts as its class says, by the one function that torch's own start uses too."""
+
+    def reset_parameters(self):
+        nn.init.uniform_(self.weight, 1.0, 1.0)
+        nn.init.uniform_(self.bias, 1.0, 1.0)
+
+
 class Gate(Query):
     """Sets a layer's bias in each of the ways that people do, and holds random numbers of its own."""
 
@@ -129,6 +137,7 @@ class Gate(Query):
         self.by_value.bias = nn.Parameter(torch.full((site.dim,), 3.0))
         self.wide = nn.Conv2d(site.dim, site.dim, 1)
         self.scaled = nn.Sequential(nn.Linear(2, 2))
+        self.ones = Ones(2, 2)
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -144,6 +153,7 @@ def test_an_operations_own_start_stands_and_follows_from_the_seed(monkeypatch):
     gate = start.stages[2].blocks[1].token_mixer.query
     for layer in (gate.by_init, gate.by_data, gate.by_value):
         assert (layer.bias == 3).all() and float(layer.weight.std()) == pytest.approx(0.02, rel=0.05)
+    assert (gate.ones.weight == 1).all() and (gate.ones.bias == 1).all()
     assert not gate.plain.bias.any() and not gate.wide.bias.any()
     assert float(gate.wide.weight.std()) == pytest.approx(0.5, rel=0.05) and gate.scaled[0].weight.abs().max() > 0.1
 

@@ -16,7 +16,13 @@ MODEL = "test_resnet"
 
 @pytest.mark.parametrize(
     "settings",
-    [{"crop_mode": "squash"}, {"crop_mode": "border"}, {"interpolation": "bilinear", "crop_pct": 0.8}, {}],
+    [
+        {"crop_mode": "squash"},
+        {"crop_mode": "border"},
+        {"interpolation": "bilinear", "crop_pct": 0.8},
+        {"crop_pct": 1.15},
+        {},
+    ],
 )
 def test_images_are_prepared_as_timm_says(tmp_path, monkeypatch, settings):
     """13.7: the crop's mode was ignored, and bilinear networks were refused."""

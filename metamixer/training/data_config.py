@@ -62,7 +62,7 @@ class DataConfig(Config):
     image_size: int = Field(ge=8)
     mean: tuple[float, ...]
     std: tuple[Positive, ...]
-    eval_crop: float = Field(default=1.0, gt=0, le=1)
+    eval_crop: float = Field(default=1.0, gt=0, le=2)  # above 1 a border is added, as VOLO's has it
     train_samples: int | None = Field(default=None, gt=0)
     val_samples: int = Field(default=0, ge=0)
     skip_broken: bool = False
