@@ -50,7 +50,7 @@ INTERRUPTED = 2  # runs of one launch, until it proposes no more: something arou
 
 
 def print_search(definition: Definition) -> None:
-    """What a search asks, its dimensions, what it seeks and within what limits. Writes nothing.
+    """Print a search's question, dimensions, objectives and limits. Writes nothing.
 
     Raises:
         ConfigError: see `Definition.dimensions`.
@@ -132,7 +132,7 @@ class Asker:
         return [self._run(row) for row in waiting]
 
     def next_run(self, given: set[str]) -> PlannedRun | None:
-        """A run to train on this machine, of a trial that waits or of a new one; None if there is no other.
+        """The next run to train on this machine, of an open trial or of a new one; None if there is none.
 
         Args:
             given: hashes of runs that this launch has begun.
@@ -254,7 +254,7 @@ class Asker:
         return f"trial {trial['trial']}{known}: {words.get(trial['outcome'], f'{outcome.state}, {outcome.message}')}"
 
     def print_counts(self) -> bool:
-        """Print how many trials there are by outcome; returns whether as many as were wanted have ended."""
+        """Print the number of trials by outcome; returns whether all wanted trials have ended."""
         counts = Counter(trial["outcome"] for trial in self.trials())
         words = ", ".join(f"{number} {name}" for name, number in counts.items())
         Console(highlight=False).print(f"{counts.total()} trials: {words}")

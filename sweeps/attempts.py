@@ -23,7 +23,7 @@ class Attempts:
         self.path = folder.path / "attempts.jsonl"
 
     def start(self, **more: Any) -> None:
-        """Note a start; the result of a failure before it goes."""
+        """Note a start; the result of an earlier failure is removed."""
         if self.rank:
             return
         if self.failed():

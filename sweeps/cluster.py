@@ -110,7 +110,7 @@ def show_hours(plan: Plan, profile: Profile) -> None:
 
 
 def launch_plan(plan: Plan, profile: Profile, retry: bool, max_attempts: int, max_gpu_hours: float | None) -> bool:
-    """Submit what a plan misses and say so, and what is left alone; returns whether SLURM took all of it."""
+    """Submit a plan's missing runs, and print these and those left alone; returns whether SLURM took all."""
     from .terminal import say_left_alone  # loads torch, which `retry` does not need
 
     check_budget([(profile, len(plan.missing(retry)))], max_gpu_hours)

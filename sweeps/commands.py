@@ -44,7 +44,7 @@ Targets = Annotated[
 
 @dataclass(frozen=True)
 class Launched:
-    """Where the runs of a command lie; without a setting, those of all."""
+    """The runs of a command; without a setting, those of all settings."""
 
     root: Path
     name: str

@@ -226,7 +226,7 @@ def _clock(seconds: float) -> str:
 
 
 def show_logs(root: Path, targets: Sequence[str], data: str | None, lines: int) -> None:
-    """Print the end of each run's log; of a run that never got so far, what SLURM caught of its job."""
+    """Print the end of each run's log; if a run has no log yet, print the output of its SLURM job."""
     console = Console(highlight=False, markup=False)
     entries = select(root, targets, data)
     now = standings(root, entries)

@@ -213,7 +213,7 @@ def _declared(changes: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 @contextmanager
 def blaming(variant: str) -> Iterator[None]:
-    """Turn what is wrong with a variant into a ConfigError that names it.
+    """Turn an error in a variant into a ConfigError that names the variant.
 
     Where a run has operations of the user's own, that is whatever they raise.
     """
@@ -287,7 +287,7 @@ Q = TypeVar("Q", bound=Config)
 def from_file(
     path: Path, variable: str, cls: type[Q], more_modules: Sequence[str] = (), root: Path = Path("runs")
 ) -> Q:
-    """What a question's file assigns to `variable`, or what the function of that name makes of `root`.
+    """The value of `variable` in a question's file; if it is a function, its result for `root`.
 
     The file may import other files beside it. Its `modules` are made absolute and joined by `more_modules`.
 

@@ -35,7 +35,7 @@ Ratios = Callable[..., list[float]]
 
 
 class Precision(NamedTuple):
-    """How near the base's cost a match must be, and how it is sought.
+    """How near to the base's cost a match must be, and how to search for it.
 
     Attributes:
         tolerance: of the ratio to the base's cost.
@@ -66,7 +66,7 @@ def cost(config: RunConfig) -> Cost:
 
 
 def check_measure(measure: str) -> str:
-    """A measure as a grid or the command line gives it.
+    """The measure itself, if it exists.
 
     Raises:
         ConfigError: no such measure.

@@ -121,7 +121,7 @@ def run_all(
 
 
 def places_of(device: str) -> list[str]:
-    """The devices that runs are spread over: each GPU where there are several, else the one that was asked for."""
+    """The devices for runs: all GPUs if there are several, otherwise the given device."""
     if device in ("auto", "cuda"):
         import torch
 

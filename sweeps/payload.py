@@ -117,7 +117,7 @@ class Payload:
 
 
 def end_job(attempts: Attempts, signals: Signals, profile: Profile, lost: str) -> NoReturn:
-    """End a job that was told to go, or that lost a process: requeued, within its limits, if SIGUSR2 told it.
+    """End a job after a signal or a lost process; after SIGUSR2 it is requeued, within its limits.
 
     Raises:
         RuntimeError: it is not queued again; SLURM must not call this COMPLETED.
@@ -175,7 +175,7 @@ class Signals:
 
     @staticmethod
     def ignore() -> None:
-        """Once is enough: what follows takes its time, and SLURM ends what it requeues by SIGTERM."""
+        """Ignore further signals: the end takes time, and SLURM sends SIGTERM to a job that it requeues."""
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 

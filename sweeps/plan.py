@@ -37,7 +37,7 @@ class Plan:
         return Counter(self.states.values())
 
     def missing(self, retry: bool = False) -> list[PlannedRun]:
-        """What a launch has to run; failed runs only with `retry`."""
+        """The runs that a launch has to train; failed ones only with `retry`."""
         wanted = {State.NEW, State.INTERRUPTED} | ({State.FAILED} if retry else set())
         again = self.changed if self.retrain else {}
         # two variants that come to the same configuration are one run

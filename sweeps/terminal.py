@@ -182,7 +182,7 @@ def _problems(console: Console, outcomes: list[Outcome], at_least: int = 2) -> b
 
 
 def parallel_runs(device: str) -> int:
-    """One run a GPU, else one a core that this process may use."""
+    """One run for each GPU, or without GPUs one for each core that this process may use."""
     places = places_of(device)
     if places != [device]:
         return len(places)

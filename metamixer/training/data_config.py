@@ -82,7 +82,7 @@ class DataConfig(Config):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of what the network sees."""
+        """Channels, height and width of the network's input."""
         return self.channels, self.image_size, self.image_size
 
     def identity(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class TaskData(Config):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of what the network sees."""
+        """Channels, height and width of the network's input."""
         return self.built.in_chans, *self.built.input_size
 
     @property

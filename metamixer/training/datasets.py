@@ -66,7 +66,7 @@ class Images(Source):
 
 
 def open_split(config: DataConfig, split: str) -> Source:
-    """The split `train` or `test`, decoded, or as what `read_image` reads from.
+    """The split `train` or `test`: decoded images, or a source for `read_image`.
 
     Raises:
         ConfigError: missing or empty data, or classes or channels that do not fit the configuration.

@@ -52,7 +52,7 @@ class World:
         return [bool(flag) for flag in raised]
 
     def broadcast(self, value: Any = None) -> Any:
-        """What the first process gives."""
+        """The value of the first process, in every process."""
         if self.size == 1:
             return value
         values = [value]
@@ -60,7 +60,7 @@ class World:
         return values[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process gives, in the order of their ranks."""
+        """The values of all processes, in the order of their ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size

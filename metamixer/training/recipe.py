@@ -247,5 +247,5 @@ class Recipe(Config):
 
     @property
     def lr_scale(self) -> float:
-        """What the configured learning rates are multiplied by."""
+        """The factor for the configured learning rates."""
         return self.batch_size / self.lr_batch if self.lr_batch else 1.0

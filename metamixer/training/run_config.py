@@ -90,7 +90,7 @@ class RunConfig(Config):
 
     @classmethod
     def parsing(cls, values: Any) -> AbstractContextManager[None]:
-        """Its own version of each user's file stands in the registries while a run is read."""
+        """While a run is read, the registries hold its own version of each user's file."""
         return plugins.active([module["digest"] for module in values.get("modules", ())])
 
     def identity(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def open_data(
 
 
 class Samples:
-    """A run's batches of a task, made on the device; it stands where `Data` does, whose methods say more."""
+    """A run's batches of a task, made on the device; it has the methods of `Data`, which describes them."""
 
     def __init__(self, config: TaskData, recipe: Recipe | None, seed: int, device: torch.device) -> None:
         self.config, self.recipe, self.seed, self.device = config, recipe, seed, device
@@ -42,7 +42,7 @@ class Samples:
             raise ConfigError(f"data.train_samples {config.train_samples}: fewer than one batch of {recipe.batch_size}")
 
     def record(self, folder: RunFolder, write: bool = True) -> None:
-        """The run's configuration says all."""
+        """Nothing to record: the run's configuration holds everything."""
 
     def batches(self, epoch: int, first_step: int = 0, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
         assert self.recipe is not None

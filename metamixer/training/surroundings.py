@@ -27,7 +27,7 @@ _OWN = "device-side assert"  # a wrong index in the run's own code, on every GPU
 
 
 def surroundings(error: BaseException) -> str | None:
-    """What went wrong around a run and what to do, in a line; None if the error is the run's own."""
+    """One line on an error of the surroundings and its remedy; None if the error is the run's own."""
     import torch  # here: `analysis` imports this class without torch
 
     text = " ".join(str(error).split())[:200] or type(error).__name__

@@ -56,7 +56,7 @@ def train(
     after_epoch: Callable[[dict[str, Any]], None] | None = None,
     watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Train a run in its folder, or go on with it; a finished run is returned as it is.
+    """Train a run in its folder, or go on with it; a finished run's result is returned unchanged.
 
     Under torchrun or srun every process calls this, and they share each step's passes (`distributed`).
 
