@@ -252,4 +252,7 @@ def _network_of(source: str) -> str:
         for tag, cfg in tagged.cfgs.items():
             if cfg.url and Path(cfg.url).name == Path(source).name:
                 return f"{network}.{tag}"
-    raise ConfigError(f"{source}: which network is this? Give --model NAME, e.g. --model ffnet_1")
+    raise ConfigError(
+        f"{source}: which network is this? `evaluate` takes --model NAME, e.g. --model ffnet_1; `export NAME` takes "
+        "--weights FILE; `cost` and `bench` take NAME alone"
+    )

@@ -202,6 +202,7 @@ def test_a_terminal_that_knows_ascii_only(grid):
     ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     shown = launch("plan", "ffnification", "--only", "attention, depthwise", env=ascii_only).stdout
     assert "attention" in shown and "depthwise" in shown
+    assert "GPU-hours" not in shown, "no cluster was asked about"
 
 
 @pytest.mark.parametrize(
