@@ -187,8 +187,8 @@ def undeclared(parent: RunConfig, config: RunConfig, changes: dict[str, Any]) ->
     """Differences between a variant's resolved configuration and its parent's that `changes` do not name.
 
     A dict that replaces an operation sets every parameter that it does not give to its default: that may be a second
-    change. An operation in the place of another one explains all differences below it. Equal differences in several
-    stages are one line, e.g. `model.stages.*.token_mixer.query_key.norm: True → False`.
+    change. An operation in the place of another one explains all differences below it, and so does what was null.
+    Equal differences in several stages are one line, e.g. `model.stages.*.token_mixer.query_key.norm: True → False`.
     """
     found = differences(parent, config)
     declared = re.compile("|".join(_declared(json.loads(json.dumps(changes, default=lambda c: c.to_dict())))) or "(?!)")
@@ -197,9 +197,19 @@ def undeclared(parent: RunConfig, config: RunConfig, changes: dict[str, Any]) ->
         parts = key.split(".")
         replaced = any(".".join([*parts[:end], "name"]) in found for end in range(1, len(parts)))
         of_an_operation = parts[0] == "modules"  # the user's file that it is defined in
-        if not (replaced or of_an_operation or declared.fullmatch(key)):
+        named = replaced or of_an_operation or declared.fullmatch(key)
+        if not named and not _was_null(parent.to_dict(), parts[:-1]):
             lines.append(re.sub(r"stages\.\d+", "stages.*", key) + f": {before} → {after}")
     return list(dict.fromkeys(lines))
+
+
+def _was_null(node: Any, parts: list[str]) -> bool:
+    """Whether one of the places above a key holds nothing."""
+    for part in parts:
+        node = node[int(part)] if isinstance(node, list) else node.get(part)
+        if node is None:
+            return True
+    return False
 
 
 def _declared(changes: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -240,7 +240,9 @@ def test_every_variant_is_compared_with_the_one_that_it_builds_on(tmp_path, caps
     assert "note: last: it changes model and recipe at once" in said
 
 
-@pytest.mark.parametrize("name", ["ffnification", "kernel_size", "hybrids", "recipe_ingredients", "catalogue"])
+@pytest.mark.parametrize(
+    "name", ["ffnification", "ffnet_recipe", "kernel_size", "hybrids", "recipe_ingredients", "catalogue"]
+)
 def test_the_shipped_grids_change_what_they_declare(name):
     assert not any(run.undeclared for run in load_grid(name).grid.runs(seeds=[0], match="none"))
 
