@@ -60,6 +60,7 @@ class Payload:
         from metamixer.config import ConfigError
         from metamixer.training.distributed import ProcessLost
         from metamixer.training.folder import RunFolder
+        from metamixer.training.surroundings import surroundings
         from metamixer.training.train import Interrupted
         from sweeps.attempts import Attempts
         from sweeps.snapshot import verify
@@ -87,8 +88,9 @@ class Payload:
             if isinstance(error, Stopped | Interrupted | ProcessLost):
                 lost = str(error) if isinstance(error, ProcessLost) else ""
                 end_job(attempts, signals, mine.profile, lost)
-            if isinstance(error, ConfigError):  # the surroundings, not the run
-                attempts.stop("interrupted", note=str(error).removeprefix(f"{folder.path}: "))
+            known = str(error) if isinstance(error, ConfigError) else surroundings(error)
+            if known is not None:  # e.g. the start can't be noted on a full disk
+                attempts.stop("interrupted", note=known.removeprefix(f"{folder.path}: "))
             else:
                 if not attempts.failed():  # training records its own errors
                     folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", 1)

@@ -1,5 +1,6 @@
 """Launches on a cluster, against commands that stand in for SLURM's: what is submitted, refused, recorded and shown."""
 
+import errno
 import json
 import multiprocessing
 import socket
@@ -24,7 +25,7 @@ from sweeps.cluster import retry as retry_runs
 from sweeps.follow import cancel, select, show_logs, show_status, standings
 from sweeps.grid import LoadedGrid
 from sweeps.local import attempt, places_of, run_all
-from sweeps.payload import signal_delay, timed_out
+from sweeps.payload import Payload, signal_delay, timed_out
 from sweeps.profiles import PROFILES, Profile, load_profile
 from sweeps.slurm import chunks
 from sweeps.states import find_states
@@ -383,6 +384,26 @@ def test_a_run_that_the_surroundings_stopped_is_interrupted_and_submitted_again(
     shown = " ".join(capsys.readouterr().out.split())
     assert "gelu seed 0: torch finds no GPU here" in shown and "1 runs: 1 interrupted" in shown
     assert launch(root, only=["gelu"], seeds=[0]) and len(read_submissions(root)) == 2
+
+
+def test_a_job_that_can_not_note_its_start_has_not_failed(slurm, root, monkeypatch):
+    """A disk that is full before anything is trained, on a node as here."""
+    assert launch(root, only=["gelu"], seeds=[0])
+    (submission,) = read_submissions(root)
+    (hash,) = submission.hashes
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Attempts, "start", full)
+    monkeypatch.setattr("sweeps.payload.log_to", lambda _: None)
+    monkeypatch.setattr("sweeps.snapshot.verify", lambda _: None)  # it is this tree that runs
+    job = Payload(str(root), hash, submission.id, submission.snapshot)
+    process = multiprocessing.get_context("fork").Process(target=job)  # it takes over the signals
+    process.start()
+    process.join(timeout=240)
+    assert process.exitcode == 1 and RunFolder(root / hash).result() is None
+    assert Attempts(RunFolder(root / hash)).last_note().startswith("No space left on device; free some space")
 
 
 def test_a_launch_says_what_it_leaves_alone(slurm, root, capsys):
