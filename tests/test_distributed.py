@@ -220,7 +220,7 @@ def test_evaluation_is_exact_however_many_processes_share_it(size):
     "size, changes, message",
     [
         (2, {"recipe.micro_batch": None}, "1 passes of a step can't be shared by 2 processes; recipe.micro_batch 16"),
-        (3, {}, "4 passes of a step can't be shared by 3 processes; no recipe.micro_batch would do"),
+        (3, {}, "4 passes of a step can't be shared by 3 processes; take fewer processes"),
         (2, {"recipe.batch_norm": "synchronized"}, "'synchronized' needs GPUs"),
     ],
 )
