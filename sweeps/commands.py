@@ -272,13 +272,15 @@ def networks_of(options: GridOptions, resolution: int | None) -> list["Network"]
 
 
 def plans_of(options: GridOptions, measure: bool = True) -> "list[Plan]":
-    """The plan that the options ask for; with `--data all` one for each of the grid's settings."""
+    """The plans that the options ask for: one for each of the bases that `--data` names, or of all."""
     from sweeps import load_grid
 
-    if options.data != "all":
-        return [plan_of(options, measure)]
-    bases = load_grid(options.grid, absolute(options.module), options.runs).grid.bases
-    return [plan_of(replace(options, data=setting), measure) for setting in bases]
+    chosen: list[str | None] = [options.data]
+    if options.data == "all":
+        chosen = list(load_grid(options.grid, absolute(options.module), options.runs).grid.bases)
+    elif options.data:
+        chosen = [name.strip() for name in options.data.split(",")]
+    return [plan_of(replace(options, data=name), measure) for name in chosen]
 
 
 def plan_of(options: GridOptions, measure: bool = True) -> "Plan":

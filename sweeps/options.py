@@ -11,7 +11,7 @@ import typer
 
 GridName = Annotated[str, typer.Argument(help="A grid in ablations/, or the path of a grid's file.")]
 DataName = Annotated[
-    Optional[str], typer.Option("--data", help="A key of the grid's bases, or all; the first one if not given.")
+    Optional[str], typer.Option("--data", help="Keys of the grid's bases (a,b), or all; the first if not given.")
 ]
 Overrides = Annotated[
     Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the base of the grid, e.g. recipe.epochs=3.")
