@@ -30,7 +30,7 @@ class Factorial:
     """A factorial taken apart.
 
     Attributes:
-        cells: a row a cell: the slots, `variant`, `n` seeds, `mean`, `sd`; and where it can be taken apart
+        cells: one row per cell: the slots, `variant`, `n` seeds, `mean`, `sd`; and where it can be taken apart
             `additive` (the sum of its slots), `interaction` (what is left) with `low`, `high`, `p`, `p_holm` and
             `verdict`.
         effects: a row a slot's operation: `slot`, `operation`, `effect` on the mean with `low`, `high`, `verdict`.
@@ -57,7 +57,7 @@ class Factorial:
 
 
 def slots_of(runs: pd.DataFrame) -> pd.DataFrame:
-    """The operation in each slot of the first stage's token mixer, a row a run; empty where it is no MetaMixer.
+    """The operation in each slot of the first stage's token mixer, one row per run; empty where it is no MetaMixer.
 
     An operation is named with those of its parameters that tell it from another one of its name in these runs.
 
@@ -122,7 +122,7 @@ def take_apart(runs: pd.DataFrame, meta: Meta) -> Factorial:
 
 
 def _analysed(done: pd.DataFrame, found: Factorial) -> Factorial:
-    """`done`: a row a cell and seed, complete, with the metric as `y`."""
+    """`done`: one row per cell and seed, complete, with the metric as `y`."""
     from statsmodels.formula.api import ols  # half a second that only this needs
     from statsmodels.stats.anova import anova_lm
 

@@ -1,4 +1,4 @@
-"""Run folders as tidy pandas frames: a row a run, nothing dropped in silence.
+"""Run folders as tidy pandas frames: one row per run, nothing dropped in silence.
 
 A grid's manifest, `grids/GRID@DATA.json`, lists the runs it declared; each run's folder, named by its hash,
 holds what became of it. A run that failed, is still going or can't be read keeps its row, and its `note` says
@@ -105,7 +105,7 @@ def load(
     with_config: bool = False,
     missing: Literal["raise", "empty"] = "raise",
 ) -> tuple[pd.DataFrame, Meta]:
-    """The runs that a grid declares on one data set, a row a run in declared order, and what they are about.
+    """The runs that a grid declares on one data set, one row per run in declared order, and what they are about.
 
     Accuracies are in percent (0-100), `macs` in multiply-adds of the folded network for one image, `seconds`
     the training time. `state` is done, failed, running, interrupted or new (not begun). `top1`, `top5`
@@ -284,7 +284,7 @@ def _mixed(done: pd.DataFrame) -> Iterator[str]:
 
 
 def curves(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """What runs wrote after each epoch: a row a run and epoch, with `hash` in front; and what could not be read.
+    """What runs wrote after each epoch: one row per run and epoch, with `hash` in front; and what could not be read.
 
     Losses are means over the epoch, accuracies in percent, `seconds` those of the epoch. Left out, with a line each,
     are rows that a kill tore, and runs without metrics or of another schema.

@@ -37,7 +37,7 @@ def published_name(row: Any) -> str:
 
 
 def latencies(comparison: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Texts, a row a variant: its verdict in accuracy, and on each backend its median in ms and times the base's.
+    """Texts, one row per variant: its verdict in accuracy, and on each backend its median in ms and times the base's.
 
     Args:
         runs: the grid's, with the latencies that `frame.load` joins.

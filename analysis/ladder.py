@@ -14,7 +14,7 @@ from .statistics import differences, scores
 
 
 def steps(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
-    """A row a variant besides the base, in declared order.
+    """One row per variant besides the base, in declared order.
 
     Columns: `variant`; `on`, what it builds on; `rung`, whether it belongs to the ladder, the longest row of variants
     from the base in which each builds on the one before; `mean` and `mean_on` over all their seeds; `pairs`,

@@ -1,4 +1,4 @@
-"""Latencies as a table, a row a network and a column a runtime, and which measure of cost ranks them.
+"""Latencies as a table, one row per network and one column per runtime, and which measure of cost ranks them.
 
 Ranks are given only as far as the spread lets them be told.
 """
@@ -74,7 +74,7 @@ def ranks(rows: pd.DataFrame) -> list[tuple[int, int]]:
 
 
 def pivot(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells, a row a network at a resolution: costs, then median, spread and rank on each runtime.
+    """Headings and cells, one row per network at a resolution: costs, then median, spread and rank on each runtime.
 
     A runtime that was timed in several ways (devices, threads, ...) has a column for each; ranks are within a column.
     """

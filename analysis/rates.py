@@ -40,7 +40,7 @@ def tried(runs: pd.DataFrame) -> bool:
 
 
 def validation(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a variant and learning rate: `mean` over seeds on the validation split, `count` of them, `fixed`."""
+    """One row per variant and learning rate: `mean` over seeds on the validation split, `count` of them, `fixed`."""
     found = runs.groupby(["variant", "lr"], sort=False)
     return found.agg(mean=(VALIDATION, "mean"), count=(VALIDATION, "count"), fixed=("fixed", "any")).reset_index()
 

@@ -57,7 +57,7 @@ def load_study(
 
 
 def trials_frame(study: optuna.Study) -> pd.DataFrame:
-    """A row a trial: `number`, attributes (outcome, top1, costs, epochs, hash, …) and `params_…`."""
+    """One row per trial: `number`, attributes (outcome, top1, costs, epochs, hash, …) and `params_…`."""
     frame = study.trials_dataframe(attrs=("number", "user_attrs", "params"))
     return frame.rename(columns=lambda column: column.removeprefix("user_attrs_"))
 
@@ -143,7 +143,7 @@ def importances(study: optuna.Study, objective: str = "top1") -> pd.DataFrame:
 
 
 def front_picture(study: optuna.Study, axes: Axes | None = None) -> Axes:
-    """Top-1 on validation images against the first cost that was sought, or multiply-adds; a point a trial.
+    """Top-1 on validation images against the first cost that was sought, or multiply-adds; one point per trial.
 
     The line is the front. Marks at the foot are too costly trials, which were not trained, and those far below all
     others, which would otherwise squeeze the rest into a line.

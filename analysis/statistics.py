@@ -66,7 +66,7 @@ class Scores:
 
     Attributes:
         runs: a run of each variant and pair at most, done or not.
-        values: the metric of the done ones, a row a variant, a column a pair (seed); NaN where there is none.
+        values: the metric of the done ones, one row per variant, one column per pair (seed); NaN where there is none.
         right: which test images each run has right, by its hash, for accuracies whose predictions were kept.
     """
 
@@ -123,7 +123,7 @@ def differences(of: Scores, pairs: list[tuple[str, str]], images: bool = True) -
 
 
 def compare(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> pd.DataFrame:
-    """The variants of one grid against its base: a row a variant, in declared order.
+    """The variants of one grid against its base: one row per variant, in declared order.
 
     Columns: `variant`; `base` (is it?); `metric`; `exploratory` (not the grid's own metric: nothing is more than a
     hint); `n` (seeds with a result), `failed` and `missing` (running, interrupted, not started or unreadable) runs;

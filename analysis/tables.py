@@ -47,7 +47,7 @@ def extremes(comparison: pd.DataFrame) -> pd.DataFrame:
 
 
 def texts(comparison: pd.DataFrame) -> pd.DataFrame:
-    """The comparison in words, a row a variant; `lr` only where learning rates were tried."""
+    """The comparison in words, one row per variant; `lr` only where learning rates were tried."""
     about = metric(comparison["metric"].iloc[0] if len(comparison) else "top1")
     rows = []
     for row in each(comparison):

@@ -95,7 +95,7 @@ def markdown(heads: list[str], body: list[list[str]]) -> str:
 
 
 def correlation_table(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of `correlations`: a row a measure of cost, a column a runtime."""
+    """Headings and cells of `correlations`: one row per measure of cost, one column per runtime."""
     found = correlations(rows)
     runtimes = list(dict.fromkeys(found["runtime"]))
     body = []

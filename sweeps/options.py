@@ -38,7 +38,7 @@ ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of
 Resources = Annotated[
     Optional[list[str]], typer.Option("--resource", help="KEY=VALUE changed in the profile, e.g. minutes=600.")
 ]
-MaxAttempts = Annotated[int, typer.Option(min=1, help="How often in a row a run may start without progress.")]
+MaxAttempts = Annotated[int, typer.Option(min=1, help="Starts in a row that one run may make without progress.")]
 MaxHours = Annotated[Optional[float], typer.Option(help="Refuse a launch that may take more GPU-hours.")]
 
 

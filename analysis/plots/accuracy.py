@@ -114,7 +114,7 @@ def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | No
 
 
 def accuracy_by_variant(comparison: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes:
-    """The metric's mean over seeds, a row a variant from best to worst; points and bars as in `accuracy_vs`."""
+    """The metric's mean over seeds, one row per variant from best to worst; points and bars as in `accuracy_vs`."""
     meta = _about(comparison, meta)
     shown = extremes(comparison).dropna(subset=["mean"]).sort_values("mean", ascending=meta.metric.rises)
     shown = shown.assign(place=range(len(shown)))

@@ -23,7 +23,7 @@ NAMED = 12  # with more variants, lines can't be told apart
 def learning_curves(
     runs: pd.DataFrame, curves: pd.DataFrame, meta: Meta, column: str = "val_top1", axes: Axes | None = None
 ) -> Axes:
-    """A metric after each epoch: the mean over seeds, a line a variant, in a band from the lowest to the highest seed.
+    """A metric after each epoch: the mean over seeds, one line per variant, in a band over all of its seeds.
 
     With more than 12 variants all but the base are thin grey lines. Where a set of learning rates was tried, the runs
     at the recipe's own are shown.

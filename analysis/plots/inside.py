@@ -52,7 +52,7 @@ def receptive_fields(
 
 
 def coefficient_maps(maps: Mapping[str, list], images: Any, what: str) -> np.ndarray:
-    """The coefficients of each network's token mixers for one image: a row a network, a column a stage.
+    """The coefficients of each network's token mixers for one image: one row per network, one column per stage.
 
     Args:
         maps: `inside.coefficient_maps` by the network's name.

@@ -1,4 +1,4 @@
-"""What mixers can do, as a picture: a row a variant, a column a task."""
+"""What mixers can do, as a picture: one row per variant, one column per task."""
 
 from __future__ import annotations
 

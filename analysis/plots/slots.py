@@ -85,7 +85,7 @@ def main_effects(factorial: Factorial, meta: Meta) -> np.ndarray:
 
 
 def slot_costs(costs: pd.DataFrame, meta: Meta, column: str = "macs", axes: Axes | None = None) -> Axes:
-    """What each part of each variant costs, stacked, a bar a variant.
+    """What each part of each variant costs, stacked, one bar per variant.
 
     Args:
         costs: `inside.slot_costs`.

@@ -76,7 +76,7 @@ _MARKS = {
 
 
 def marks(axes: Axes, table: pd.DataFrame, x: str, y: str, error: Any, along: str = "y") -> None:
-    """A point a row of `table` at its columns `x` and `y`, in the form of its `verdict`, with a bar along an axis.
+    """One point per row of `table` at its columns `x` and `y`, in the form of its `verdict`, with a bar along an axis.
 
     Args:
         error: lengths to both sides, (rows,) or (2, rows); NaN draws no bar.
