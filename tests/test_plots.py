@@ -18,7 +18,7 @@ from small import RUN
 from test_factorial import chained, noisy
 from test_notebooks import write_networks
 
-from analysis import factorial, frame, fronts, inside, ladder, plots, results, statistics
+from analysis import factorial, frame, inside, ladder, pareto, plots, results, statistics
 from metamixer.config import override
 from metamixer.cost import count
 from metamixer.networks import Network
@@ -41,17 +41,17 @@ def test_the_front_equals_the_naive_definition():
                 cost[j] <= cost[i] and top1[j] >= top1[i] and (cost[j] < cost[i] or top1[j] > top1[i]) for j in range(8)
             )
         ]
-        assert list(fronts.front(cost, top1)) == naive
-        assert list(fronts.front(cost, -top1, rises=False)) == naive
+        assert list(pareto.front(cost, top1)) == naive
+        assert list(pareto.front(cost, -top1, rises=False)) == naive
 
 
 def test_published_networks_have_names_that_tell_them_apart():
     from analysis.published import published
 
     table = published()
-    names = [fronts.published_name(row) for row in frame.each(table)]
+    names = [pareto.published_name(row) for row in frame.each(table)]
     assert len(set(names)) == len(names) and {"ffnet_1", "ffnet_1, distilled", "ffnet_3 384 px"} <= set(names)
-    for cost in ("macs", "parameters", *fronts.backends(table)):
+    for cost in ("macs", "parameters", *pareto.backends(table)):
         axes = plots.published_front(table, cost)
         boxes = [label.get_window_extent() for label in axes.texts if label.get_text() in names]
         overlaps = sum(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

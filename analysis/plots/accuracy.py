@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..frame import Meta, each, plural
-from ..fronts import LATENCY, backend, backends, front, published_name
 from ..metrics import metric
+from ..pareto import LATENCY, backend, backends, front, published_name
 from ..tables import SAME_COST, count, extremes
 from .theme import BASE, DASHED, INK, QUIET, legend, marks, metric_label, names, new, nothing, title
 
