@@ -4,7 +4,7 @@ Each probe asks one ability, and `majority`, the control, asks for no mixing at 
 H100, 3 seeds: recall is solved by attention (100 %) and without softmax (100 %), and is lost with static keys (6 %, as
 by chance) and FFNet's mixer (23 %); shift, parity, path and match are the other way round.
 
-    python launch.py run profile                       # recall, 88 seconds on 2 cores
+    python launch.py run profile                       # recall, two minutes on 2 cores
     python launch.py run profile --data recall,shift
     python launch.py run profile --data all            # all probes, 297 runs: 4 minutes on one H100, 16 at a time
 """
