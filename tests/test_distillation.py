@@ -199,3 +199,7 @@ def test_a_grid_of_a_plain_a_distilled_and_a_fine_tuned_run(finished, tmp_path):
         assert train(run.config, tmp_path / run.hash, "cpu")["state"] == "done"
         losses[run.variant] = outcome(tmp_path / run.hash)["rows"][0]["train_loss"]
     assert len(set(losses.values())) == 3
+    tuned = next(run.config for run in runs if run.variant == "tuned")
+    start = Learner(tuned, CPU, 1).model.state_dict()
+    average = checkpoint.read(finished / "last.pt")["ema"]
+    assert all(torch.equal(value, average[name]) for name, value in start.items())
