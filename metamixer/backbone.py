@@ -66,9 +66,15 @@ class Block(nn.Module):
         self.channel_scale = LayerScale(site.dim, config.layer_scale) if config.layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
+    def token_branch(self, x: Tensor) -> Tensor:
+        return self.token_scale(self.squeeze_excite(self.token_mixer(self.token_norm(x))))
+
+    def channel_branch(self, x: Tensor) -> Tensor:
+        return self.channel_scale(self.channel_mixer(self.channel_norm(x)))
+
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.token_scale(self.squeeze_excite(self.token_mixer(self.token_norm(x)))))
-        return x + self.drop_path(self.channel_scale(self.channel_mixer(self.channel_norm(x))))
+        x = x + self.drop_path(self.token_branch(x))
+        return x + self.drop_path(self.channel_branch(x))
 
 
 class Stage(nn.Module):

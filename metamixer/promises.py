@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from .cost import Cost, count, readable
 from .deploy import coreml
 from .errors import in_one_line
 from .fold import CONVOLUTIONS, NORMS, fold
-from .initialise import LAYERS, Construction, initialise
+from .initialise import LAYERS, Construction, Init, initialise
 from .mixer import MetaMixer, MetaMixerConfig, accepts, build_mixer, makes, resolve_mixer
 from .operation import SLOTS, Layout, OperationConfig, Site, Slot, operation_class
 from .presets import PRESETS
@@ -141,23 +141,31 @@ def _layouts(candidate: Candidate) -> str:
 
 
 def _start(candidate: Candidate) -> str:
-    first, own = _started(candidate, 0)
-    again, other = _started(candidate, 0)[0], _started(candidate, 1)[0]
+    mixer, own = _started(candidate)
+    first = mixer.state_dict()
+    again, other = _started(candidate)[0].state_dict(), _started(candidate, seed=1)[0].state_dict()
     differ = [name for name, tensor in first.items() if not torch.equal(tensor, again[name])]
     _demand(not differ, f"two of one seed differ in {', '.join(differ)}: draw with torch, in the constructor")
     drawn = sum(not torch.equal(tensor, other[name]) for name, tensor in first.items())
     return f"{drawn} tensors follow from the seed" + (f"; set by its operations: {', '.join(own)}" if own else "")
 
 
-def _started(candidate: Candidate, seed: int) -> tuple[dict[str, Tensor], list[str]]:
-    """Initial values of the mixer in a network of this seed, and which of its layers' an operation set itself."""
+def _started(candidate: Candidate, seed: int = 0, init: Init = "ffnet") -> tuple[nn.Module, list[str]]:
+    """The mixer at its start in a network of this seed, and which of its layers' values an operation set itself."""
     with Construction() as construction:
         mixer = build_mixer(candidate.config, Site(candidate.dim, *SIZE, "mixer", seed))
     layers = [(name, layer) for name, layer in mixer.named_modules() if isinstance(layer, LAYERS)]
     named = [(name, layer, key) for name, layer in layers for key, _ in layer.named_parameters(recurse=False)]
     own = [f"{name}.{key}" for name, layer, key in named if not construction.left_to_torch(layer, key)]
-    initialise(mixer, construction, seed)
-    return mixer.state_dict(), own
+    initialise(mixer, construction, seed, init)
+    return mixer, own
+
+
+def _branch(candidate: Candidate) -> str:
+    x = torch.randn(32, candidate.dim, *SIZE)
+    with torch.no_grad():
+        spread = {init: float(_started(candidate, init=init)[0](x).std()) for init in get_args(Init)}
+    return "starts with " + ", ".join(f"{spread[init]:.2g} ({init})" for init in spread) + " of its input's spread"
 
 
 def _gradients(candidate: Candidate) -> str:
@@ -265,11 +273,11 @@ PROMISES: dict[str, Callable[[Candidate], str]] = {
     "shapes": _shapes,
     "layouts": _layouts,
     "initial values": _start,
+    "branch": _branch,
     "gradients": _gradients,
     "folding": _folding,
     "fast path": _fast_path,
     "batch independence": _batch,
-    "torch.jit.script": _as_eager(lambda mixer, x: torch.jit.script(mixer)(x)),
     "torch.export": _as_eager(lambda mixer, x: torch.export.export(mixer, (x,)).module()(x)),
     "torch.fx": _as_eager(lambda mixer, x: torch.fx.symbolic_trace(mixer)(x)),
     "autocast bf16": _autocast,

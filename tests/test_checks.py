@@ -325,14 +325,6 @@ class NamedLikeAPreset(Activation):
         return scores.relu()
 
 
-class Unscriptable(Activation):
-    name = "unscriptable"
-
-    def forward(self, scores):
-        options = dict(negative_slope=0.1)
-        return nn.functional.leaky_relu(scores, **options)
-
-
 class Branches(Activation):
     """Decides by its numbers, which no graph can hold."""
 
@@ -405,7 +397,6 @@ def registry(monkeypatch):
         ),
         (SaysAnotherLayout, ["shapes"], "'says_another_layout' makes map, and its coefficients say token pairs"),
         (Misspelt, ["builds"], "AttributeError: 'Config' object has no attribute 'slop'"),
-        (Unscriptable, ["torch.jit.script"], "keyword"),
         (Branches, ["torch.export", "torch.fx", "meta"], "data-dependent"),
         (Allocates, ["meta"], "activation.factor is allocated"),
         (AxisOfAMap, ["layouts"], "neighbourhood: "),
@@ -422,24 +413,17 @@ def test_a_broken_operation_fails_where_it_is_broken(registry, operation, broken
     assert reason in next(row.detail for row in checks if row.name == broken[0])
 
 
-class WrongPad(Activation):
-    name = "wrong_pad"
-
-    def forward(self, scores):
-        return nn.functional.pad(scores, 0)  # a list, says TorchScript, two lines below its first
-
-
 def test_errors_of_compilers_keep_type_and_place(registry):
-    register(WrongPad)
-    rows = {row.name: row.detail for row in check("wrong_pad", dim=32, coreml=False)}
-    line = inspect.getsourcelines(WrongPad.forward)[1] + 1
-    assert rows["torch.jit.script"].startswith(f"{__file__}:{line}: RuntimeError: pad(Tensor input, int[] pad")
-    assert "Expected a value of type 'List[int]' for argument 'pad' but instead found" in rows["torch.jit.script"]
     register(Branches)
     rows = {row.name: row.detail for row in check("branches", dim=32, coreml=False)}
     line = inspect.getsourcelines(Branches.forward)[1] + 1
     assert rows["torch.export"].startswith(f"{__file__}:{line}: GuardOnDataDependent")
     assert rows["torch.fx"].startswith(f"{__file__}:{line}: TraceError: symbolically traced variables")
+
+
+def test_the_start_of_a_branch_is_a_row():
+    rows = {row.name: row.detail for row in check("baseline.identity", coreml=False)}
+    assert rows["branch"] == "starts with 1 (ffnet), 1 (fan_in) of its input's spread"
 
 
 def test_a_plain_norm_folds_into_its_convolution(registry):

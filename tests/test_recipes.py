@@ -23,7 +23,8 @@ COMMON = {
                "rand_augment": "rand-m9-mstd0.5-inc1", "erase_prob": 0.25, "cutmix_alpha": 1.0, "mixup_prob": 0.5,
                "cutmix_prob": 0.5, "label_smoothing": 0.1, "ema_decay": 0.9995, "layer_scale_decay": True,
                "weight_decay_end": None, "lr_batch": None, "batch_norm": "average", "precision": "float16",
-               "init": "ffnet", "compile": False},
+               "init": "ffnet",
+               "branch_ratio": None, "compile": False},
 }  # fmt: skip
 AT_256 = {"lr": 1e-3, "micro_batch": 128, "epochs": 300, "warmup_epochs": 5, "cooldown_epochs": 20, "warmup_lr": 1e-6,
           "min_lr": 1e-5, "weight_decay": 0.05, "schedule": "cosine"}  # fmt: skip

@@ -155,6 +155,8 @@ class Recipe(Config):
     released code reports the better of averaged and raw weights on the test images; here nothing is chosen on them.
     `layer_scale_decay` says whether weight decay acts on layer scale, as it does in the released code.
     `init` is the spread of initial weights: FFNet's, or by the number of a layer's inputs (`initialise`).
+    `branch_ratio` scales them so that every token mixer's branch starts with this share of its input's standard
+    deviation (`branches.equalize`); without it each mixer starts as its weights make it.
 
     Each pass is mixed by mixup with `mixup_prob`, by cutmix with `cutmix_prob`, or not at all. An alpha of 0 turns one
     of them off and leaves the other at its share. `color_jitter` acts whether or not there is `rand_augment`; the
@@ -179,6 +181,7 @@ class Recipe(Config):
     weight_decay_end: Annotated[float, Field(ge=0)] | None = None
     layer_scale_decay: bool = True
     init: Init = "ffnet"
+    branch_ratio: Positive | None = None
     drop_path_rate: Share = 0.0
     crop_scale: Range = (0.08, 1.0)
     crop_ratio: Range = (3 / 4, 4 / 3)

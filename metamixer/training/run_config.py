@@ -9,6 +9,7 @@ from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 from .. import plugins
 from ..architecture import BackboneConfig
 from ..backbone import Backbone
+from ..branches import equalize
 from ..config import Config, ConfigError
 from .data_config import AnyData, DataConfig, TaskData
 from .recipe import Recipe, Weights
@@ -97,6 +98,8 @@ class RunConfig(Config):
         values = self.to_dict()
         values["modules"] = [module["digest"] for module in values["modules"]]
         values["data"] = self.data.identity()
+        if self.recipe.branch_ratio is None:  # younger than many finished runs
+            del values["recipe"]["branch_ratio"]
         if self.initial is not None:
             values["initial"] = self.initial.identity()
         if self.recipe.distillation is not None:
@@ -116,7 +119,10 @@ class RunConfig(Config):
             **changes,
         }
         with plugins.active([module.digest for module in self.modules]):
-            return Backbone(self.model, **arguments)
+            model = Backbone(self.model, **arguments)
+        if self.recipe.branch_ratio is not None:
+            equalize(model, self.recipe.branch_ratio, (model.in_chans, *arguments["img_size"]))
+        return model
 
     def warnings(self) -> list[str]:
         """Settings that run but may be mistakes: kernels larger than their maps, an average that lags."""
