@@ -58,34 +58,42 @@ class DownsampleConfig(Config):
     skip: bool = True
 
 
-class BackboneConfig(Config):
-    """A network of one or more stages; the defaults are FFNet's.
+class BlockConfig(Config):
+    """What a block has beside its mixers.
 
-    Stem: `conv` is two 3×3 convolutions by way of `stem_width` channels, of stride 1, 2 or 4 (for images of 28-64 px,
-    1 or 2 keep the maps large enough for the kernels). `patch` is one convolution over patches of `stem_stride` pixels
-    a side that don't overlap: at 1 a linear map of each pixel.
-    `position` adds an encoding of the place after the stem: `learned`, which starts with a spread of `position_sd`,
-    or the sines and cosines of ViT's 2-D encoding (`sincos`). It ties the network to the size of its images.
-    `downsample` between stages: FFNet's by its parameters, `patch_merging` (a 2×2 convolution of stride 2), or `none`.
     `norm` puts a normalisation in front of every mixer; FFNet has none there (BatchNorm sits in its convs).
     `squeeze_excite` adds one (ratio 0.25) after the token mixer of every second block.
     """
 
-    stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
-    stem: Literal["conv", "patch"] = "conv"
-    stem_width: int = Field(default=64, gt=0)
-    stem_stride: int = Field(default=4, gt=0)
-    position: Literal["none", "learned", "sincos"] = "none"
-    position_sd: float = Field(default=0.02, gt=0)
-    downsample: DownsampleConfig | Literal["patch_merging", "none"] = DownsampleConfig()
     norm: Literal["none", "batch", "layer", "rms"] = "none"
     layer_scale: Annotated[float, Field(gt=0)] | None = None
     squeeze_excite: bool = False
 
+
+class BackboneConfig(BlockConfig):
+    """A network of one or more stages; the defaults are FFNet's.
+
+    Stem: `conv` is two 3×3 convolutions by way of `stem_width` channels, of stride 1, 2 or 4 (for images of 28-64 px,
+    1 or 2 keep the maps large enough for the kernels). `deep` has two more, as FFNet for segmentation. `patch` is one
+    convolution over patches of `stem_stride` pixels a side that don't overlap: at 1 a linear map of each pixel.
+    `position` adds an encoding of the place after the stem: `learned`, which starts with a spread of `position_sd`,
+    or the sines and cosines of ViT's 2-D encoding (`sincos`). It ties the network to the size of its images.
+    `downsample` between stages: FFNet's by its parameters, `conv` (FFNet's for segmentation: a 3×3 convolution of
+    stride 2 to twice the width, GELU, a 1×1 one), `patch_merging` (a 2×2 convolution of stride 2), or `none`.
+    """
+
+    stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
+    stem: Literal["conv", "deep", "patch"] = "conv"
+    stem_width: int = Field(default=64, gt=0)
+    stem_stride: int = Field(default=4, gt=0)
+    position: Literal["none", "learned", "sincos"] = "none"
+    position_sd: float = Field(default=0.02, gt=0)
+    downsample: DownsampleConfig | Literal["conv", "patch_merging", "none"] = DownsampleConfig()
+
     @model_validator(mode="after")
     def _fits(self) -> "BackboneConfig":
-        if self.stem == "conv" and self.stem_stride not in (1, 2, 4):
-            raise ConfigError(f"stem_stride {self.stem_stride}: the stem 'conv' has 1, 2 or 4")
+        if self.stem != "patch" and self.stem_stride not in (1, 2, 4):
+            raise ConfigError(f"stem_stride {self.stem_stride}: the stem {self.stem!r} has 1, 2 or 4")
         if self.position == "sincos" and self.stages[0].width % 4:
             raise ConfigError(f"position 'sincos' needs a multiple of 4 channels, got {self.stages[0].width}")
         widths = [stage.width for stage in self.stages]
@@ -109,8 +117,7 @@ class BackboneConfig(Config):
         Raises:
             ConfigError: patches do not fill the image or a map.
         """
-        conv = self.stem == "conv"
-        sizes = [_divided(image_size, self.stem_stride, conv, "the image")]
+        sizes = [_divided(image_size, self.stem_stride, self.stem != "patch", "the image")]
         for _ in self.stages[1:]:
             sizes.append(_divided(sizes[-1], self.reduction, self.downsample != "patch_merging", "a map"))
         return tuple(sizes)

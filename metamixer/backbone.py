@@ -24,9 +24,9 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
-from .architecture import BackboneConfig, DownsampleConfig, StageConfig
+from .architecture import BackboneConfig, BlockConfig, DownsampleConfig, StageConfig
 from .initialise import Construction, Init, initialise, seeded
-from .layers import ConvNorm, LayerScale, NormConvSkip, spatial_conv
+from .layers import ConvNorm, LayerScale, NormConvSkip, keep_rows, spatial_conv
 from .mixer import build_mixer
 from .operation import Site
 
@@ -51,9 +51,17 @@ class Position(nn.Module):
 
 
 class Block(nn.Module):
-    """Token mixer, then channel mixer, each on a residual branch."""
+    """Token mixer, then channel mixer, each on a residual branch; `after` each sum there may be an activation."""
 
-    def __init__(self, config: BackboneConfig, stage: StageConfig, index: int, site: Site, drop_path: float) -> None:
+    def __init__(
+        self,
+        config: BlockConfig,
+        stage: StageConfig,
+        index: int,
+        site: Site,
+        drop_path: float = 0.0,
+        after: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         token, channel = stage.mixers(index)
         self.token_norm = _norm(config.norm, site.dim)
@@ -65,6 +73,7 @@ class Block(nn.Module):
         self.channel_mixer = build_mixer(channel, site.within("channel_mixer"))
         self.channel_scale = LayerScale(site.dim, config.layer_scale) if config.layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.after = after or nn.Identity()
 
     def token_branch(self, x: Tensor) -> Tensor:
         return self.token_scale(self.squeeze_excite(self.token_mixer(self.token_norm(x))))
@@ -73,8 +82,8 @@ class Block(nn.Module):
         return self.channel_scale(self.channel_mixer(self.channel_norm(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.token_branch(x))
-        return x + self.drop_path(self.channel_branch(x))
+        x = self.after(x + self.drop_path(self.token_branch(x)))
+        return self.after(x + self.drop_path(self.channel_branch(x)))
 
 
 class Stage(nn.Module):
@@ -130,6 +139,8 @@ class Backbone(nn.Module):
         size = (img_size, img_size) if isinstance(img_size, int) else img_size
         with torch.device(device) if device is not None else nullcontext(), Construction() as construction:
             self._build(config, size, drop_path_rate, seed)
+            if size[0] == 1:
+                keep_rows(self, construction)
             self.head = ClassifierHead(
                 self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, use_conv=not global_pool
             )
@@ -244,16 +255,18 @@ def _stem(config: BackboneConfig, in_chans: int) -> nn.Module:
     if config.stem == "patch":
         return nn.Conv2d(in_chans, width, stride, stride)
     strides = {1: (1, 1), 2: (2, 1), 4: (2, 2)}[stride]
-    return nn.Sequential(
-        ConvNorm(in_chans, config.stem_width, 3, strides[0]),
-        nn.GELU(),
-        ConvNorm(config.stem_width, width, 3, strides[1]),
-    )
+    first = ConvNorm(in_chans, config.stem_width, 3, strides[0])
+    if config.stem == "conv":
+        return nn.Sequential(first, nn.GELU(), ConvNorm(config.stem_width, width, 3, strides[1]))
+    second, third = ConvNorm(config.stem_width, config.stem_width, 3), ConvNorm(config.stem_width, width, 3)
+    return nn.Sequential(first, nn.GELU(), second, nn.GELU(), third, ConvNorm(width, width, 3, strides[1]))
 
 
 def _downsample(config: DownsampleConfig | str, in_dim: int, out_dim: int) -> nn.Module:
     if config == "none":
         return nn.Identity()
+    if config == "conv":
+        return nn.Sequential(ConvNorm(in_dim, 2 * out_dim, 3, 2), nn.GELU(), ConvNorm(2 * out_dim, out_dim))
     if not isinstance(config, DownsampleConfig):
         return nn.Conv2d(in_dim, out_dim, 2, 2)
     return nn.Sequential(

@@ -4,21 +4,26 @@ Shapes are (B, C, H, W). `fuse()` is the hook of `timm.models.reparameterize_mod
 module. Source: FFNet, arXiv 2406.02021; folding as in RepVGG, arXiv 2101.03697.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .counters import register_cost
+from .initialise import Construction
 
 
 class ConvNorm(nn.Module):
     """Convolution without bias, then BatchNorm; padded to keep the size at stride 1 (odd kernels)."""
 
-    def __init__(self, in_dim: int, out_dim: int, kernel_size: int = 1, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, in_dim: int, out_dim: int, kernel_size: int | tuple[int, int] = 1, stride: int = 1, groups: int = 1
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False)
+        high, wide = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        padding = (high // 2, wide // 2)
+        self.conv = nn.Conv2d(in_dim, out_dim, (high, wide), stride, padding=padding, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,7 +36,8 @@ class ConvNorm(nn.Module):
 class BranchedConv(nn.Module):
     """A large and a smaller convolution of the same kind in parallel, summed; folds into the large one.
 
-    Both kernels are odd, so the smaller one is zero-padded evenly to the larger when folding.
+    All kernels are odd, so the smaller one is zero-padded evenly to the larger when folding. The smaller one may be a
+    `Sum` of several.
     """
 
     def __init__(self, large: nn.Module, small: nn.Module) -> None:
@@ -42,15 +48,28 @@ class BranchedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.large(x) + self.small(x)
 
+    @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
-        large, small = _fused(self.large), _fused(self.small)
-        fused = _like(large)
-        pad = (large.kernel_size[0] - small.kernel_size[0]) // 2
-        weight = large.weight + nn.functional.pad(small.weight, [pad] * 4)
-        assert large.bias is not None and small.bias is not None and fused.bias is not None
-        fused.weight.data.copy_(weight.data)
-        fused.bias.data.copy_(large.bias.data + small.bias.data)
+        fused = _like(_fused(self.large))
+        assert fused.bias is not None
+        fused.weight.zero_(), fused.bias.zero_()
+        for branch in (self.large, *(self.small if isinstance(self.small, Sum) else [self.small])):
+            conv = _fused(branch)
+            assert conv.bias is not None
+            high, wide = ((a - b) // 2 for a, b in zip(fused.kernel_size, conv.kernel_size, strict=True))
+            fused.weight += nn.functional.pad(conv.weight, [wide, wide, high, high])
+            fused.bias += conv.bias
         return fused
+
+
+class Sum(nn.ModuleList):
+    """Modules side by side, summed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self[0](x)
+        for branch in self[1:]:  # type: ignore[attr-defined]
+            y = y + branch(x)
+        return y
 
 
 class NormConvSkip(nn.Module):
@@ -100,20 +119,49 @@ def spatial_conv(
     stride: int = 1,
     *,
     norm: bool,
-    small_kernel: int | None = None,
+    small_kernel: int | Literal["strips"] | None = None,
 ) -> nn.Module:
-    """Depthwise K×K convolution (groups = in_dim), with or without BatchNorm and a parallel smaller branch.
+    """Depthwise K×K convolution (groups = in_dim), with or without BatchNorm and parallel smaller branches.
 
     Normalisation, kernel size and branch are independent of each other; FFNet's "rep-dw 7" is
-    `kernel_size=7, norm=True, small_kernel=3`, its other sizes are `norm=False` in the token mixer.
+    `kernel_size=7, norm=True, small_kernel=3`, its other sizes are `norm=False` in the token mixer. The branches
+    `strips` are those of FFNet for segmentation: 1×K, K×1 and, from K = 5 on, (K-4)×(K-4).
     """
 
-    def branch(size: int) -> nn.Module:
+    def branch(high: int, wide: int) -> nn.Module:
         if norm:
-            return ConvNorm(in_dim, out_dim, size, stride, groups=in_dim)
-        return nn.Conv2d(in_dim, out_dim, size, stride, padding=size // 2, groups=in_dim)
+            return ConvNorm(in_dim, out_dim, (high, wide), stride, groups=in_dim)
+        return nn.Conv2d(in_dim, out_dim, (high, wide), stride, padding=(high // 2, wide // 2), groups=in_dim)
 
-    return branch(kernel_size) if small_kernel is None else BranchedConv(branch(kernel_size), branch(small_kernel))
+    k = kernel_size
+    if small_kernel is None:
+        return branch(k, k)
+    if small_kernel == "strips":
+        near = [branch(k - 4, k - 4)] if k > 4 else []
+        return BranchedConv(branch(k, k), Sum([*near, branch(1, k), branch(k, 1)]))
+    return BranchedConv(branch(k, k), branch(small_kernel, small_kernel))
+
+
+@torch.no_grad()
+def keep_rows(model: nn.Module, construction: Construction) -> None:
+    """Cut the kernels of convolutions on maps one cell high to the one row that meets no padding; the sums stay.
+
+    What torch drew for a weight is left to `initialise`; another value keeps its row.
+    """
+    for name, conv in list(model.named_modules()):
+        if type(conv) is not nn.Conv2d or conv.kernel_size[0] == 1 or isinstance(conv.padding, str):
+            continue
+        row, left = divmod(conv.padding[0], conv.dilation[0])
+        if left or row >= conv.kernel_size[0]:
+            continue
+        shape = (conv.in_channels, conv.out_channels, (1, conv.kernel_size[1]), conv.stride, (0, conv.padding[1]))
+        bias = conv.bias is not None
+        flat = nn.Conv2d(*shape, dilation=conv.dilation, groups=conv.groups, bias=bias)  # type: ignore[arg-type]
+        if not construction.left_to_torch(conv, "weight"):
+            flat.weight.copy_(conv.weight[:, :, row : row + 1])
+        if conv.bias is not None and not construction.left_to_torch(conv, "bias"):
+            flat.bias.copy_(conv.bias)  # type: ignore[union-attr]
+        model.set_submodule(name, flat)
 
 
 @torch.no_grad()

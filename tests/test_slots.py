@@ -37,6 +37,10 @@ PARAMETERS = {
     ("query_key", "scaled_dot"): {"head_dim": 8},
     ("query_key", "cross_covariance"): {"head_dim": 8},
     ("query_key", "neighbourhood"): {"head_dim": 8, "kernel_size": 3},
+    ("query", "variable_mlp"): {"variables": 4},
+    ("query", "variable_depthwise"): {"variables": 4, "kernel_size": 5, "small_kernel": 3},
+    ("query_key", "variable_linear"): {"variables": 4, "expansion": 1.0},
+    ("coefficient_value", "variable_sum"): {"variables": 4},
 }
 # Every value of every parameter that changes what is built, one operation at a time.
 VARIANTS = {
@@ -51,6 +55,7 @@ VARIANTS = {
     "query_key": [
         {"name": "linear", "expansion": 1.0, "norm": True},
         {"name": "depthwise", "norm": True, "small_kernel": 3},
+        {"name": "depthwise", "norm": True, "small_kernel": "strips"},
         {"name": "large_kernel", "kernel_size": 3, "dilated_kernel": 5, "dilation": 2},
         {"name": "multi_scale", "kernel_size": 3, "strips": [5, 9]},
         {"name": "token_linear", "open": True},

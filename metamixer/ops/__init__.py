@@ -1,5 +1,5 @@
 """The operations that ship with the project, a file per slot and one for gates; importing this registers."""
 
-from . import activation, baseline, coefficient_value, gate, query, query_key
+from . import activation, baseline, coefficient_value, gate, query, query_key, series
 
-__all__ = ["activation", "baseline", "coefficient_value", "gate", "query", "query_key"]
+__all__ = ["activation", "baseline", "coefficient_value", "gate", "query", "query_key", "series"]

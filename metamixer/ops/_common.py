@@ -25,15 +25,15 @@ Normalize = Literal["none", "channels", "tokens", "layer"]
 
 
 class DepthwiseConfig(OperationConfig):
-    """K×K depthwise convolution: kernel size, normalisation and parallel branch are independent."""
+    """K×K depthwise convolution: kernel size, normalisation and parallel branches are independent."""
 
     kernel_size: Kernel = 7
     norm: bool = False
-    small_kernel: Kernel | None = None
+    small_kernel: Kernel | Literal["strips"] | None = None
 
     @model_validator(mode="after")
     def _branch_is_smaller(self) -> Any:
-        if self.small_kernel is not None and self.small_kernel >= self.kernel_size:
+        if isinstance(self.small_kernel, int) and self.small_kernel >= self.kernel_size:
             raise ValueError(f"small_kernel {self.small_kernel} must be smaller than kernel_size {self.kernel_size}")
         return self
 

@@ -1,0 +1,1 @@
+"""Networks around mixers that answer with a map or a series: segmentation, super-resolution, forecasting."""

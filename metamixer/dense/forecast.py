@@ -1,0 +1,133 @@
+"""Forecasting: windows of several variables → their next values; FFNet's network, and DLinear beside it.
+
+Sources: FFNet's released forecasting code (github.com/ysj9909/FFNet); RevIN, ICLR 2022; DLinear, arXiv 2205.13504.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..architecture import BlockConfig, StageConfig
+from ..backbone import Block
+from ..config import Config, parse
+from ..initialise import Construction, Init, initialise
+from ..layers import keep_rows
+from ..operation import Site
+from ..ops._common import Kernel
+
+
+class ForecasterConfig(BlockConfig):
+    """Patches of a series as tokens, `dim` channels of each variable, then `blocks` of mixers.
+
+    The width of the blocks is that of all variables together, variables · `dim`. Mixers see a map one cell high.
+    `head_dropout` acts on the forecast.
+    """
+
+    blocks: StageConfig
+    dim: int = Field(default=64, gt=0)
+    patch: int = Field(default=4, gt=0)
+    stride: int = Field(default=2, gt=0)
+    head_dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class DLinearConfig(Config):
+    """One linear map of a moving average over `kernel_size` steps, another of what is left, shared by all variables."""
+
+    kernel_size: Kernel = 25
+
+
+class Forecaster(nn.Module):
+    """Windows (B, M, 1, look_back) → forecasts (B, M, 1, horizon).
+
+    Each window is brought to mean 0 and spread 1, and its forecast back (RevIN without parameters). Its end is padded
+    with its last value.
+
+    Raises:
+        ValueError: the width of the blocks is not variables · dim.
+    """
+
+    def __init__(
+        self,
+        config: ForecasterConfig,
+        variables: int,
+        look_back: int = 96,
+        horizon: int = 96,
+        drop_path_rate: float = 0.0,
+        seed: int | None = None,
+        init: Init = "ffnet",
+    ) -> None:
+        super().__init__()
+        dim, stage = config.dim, config.blocks
+        if stage.width != variables * dim:
+            raise ValueError(f"blocks.width {stage.width}: {variables} variables of dim {dim} make {variables * dim}")
+        self.dim, self.pad = dim, config.patch - config.stride
+        tokens = (look_back + self.pad - config.patch) // config.stride + 1
+        site = Site(stage.width, 1, tokens, "blocks", seed)
+        with Construction() as construction:
+            self.stem = nn.Conv2d(1, dim, (1, config.patch), (1, config.stride))
+            self.norm = nn.BatchNorm2d(dim)
+            blocks = (Block(config, stage, i, site.within(str(i)), drop_path_rate) for i in range(stage.depth))
+            self.blocks = nn.Sequential(*blocks)
+            keep_rows(self.blocks, construction)
+            self.head = nn.Linear(dim * tokens, horizon)
+            self.dropout = nn.Dropout(config.head_dropout)
+        initialise(self, construction, seed, init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(-1, keepdim=True)
+        spread = (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
+        y = F.pad((x - mean) / spread, [0, self.pad, 0, 0], "replicate") if self.pad else (x - mean) / spread
+        tokens = self.norm(self.stem(y.flatten(0, 1)[:, None]))  # (B·M, dim, 1, N)
+        features = self.blocks(tokens.unflatten(0, x.shape[:2]).flatten(1, 2))  # (B, M·dim, 1, N)
+        forecast = self.dropout(self.head(features.unflatten(1, (-1, self.dim)).flatten(2)))
+        return forecast[:, :, None] * spread + mean
+
+
+class DLinear(nn.Module):
+    """Windows (B, M, 1, look_back) → forecasts (B, M, 1, horizon)."""
+
+    def __init__(
+        self,
+        config: DLinearConfig,
+        look_back: int = 96,
+        horizon: int = 96,
+        seed: int | None = None,
+        init: Init = "ffnet",
+    ) -> None:
+        super().__init__()
+        self.pad = config.kernel_size // 2
+        with Construction() as construction:
+            self.trend, self.season = nn.Linear(look_back, horizon), nn.Linear(look_back, horizon)
+        initialise(self, construction, seed, init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, [self.pad, self.pad, 0, 0], "replicate")
+        trend = F.avg_pool2d(padded, (1, 2 * self.pad + 1), 1)
+        return self.trend(trend) + self.season(x - trend)
+
+
+def ffnet_forecast(
+    variables: int, expansion: float = 2.0, dropout: float = 0.7, kernel_size: int = 51, **rest: Any
+) -> ForecasterConfig:
+    """FFNet's forecaster: one block whose query mixes the variables, kernels of 51 over at most 48 tokens."""
+    dim = rest.get("dim", 64)
+    conv = {"name": "depthwise", "kernel_size": kernel_size}
+    of = {"variables": variables}
+    token_mixer = {
+        "query": {"name": "variable_mlp", **of, "hidden_dropout": 0.3, "dropout": 0.15},
+        "query_key": conv,
+        "activation": "gelu",
+        "coefficient_value": conv,
+    }
+    channel_mixer = {
+        "query": {"name": "variable_depthwise", **of},
+        "query_key": {"name": "variable_linear", **of, "expansion": expansion, "dropout": dropout},
+        "activation": "gelu",
+        "coefficient_value": {"name": "variable_sum", **of, "dropout": 0.15},
+    }
+    mixers = {"token_mixer": token_mixer, "channel_mixer": channel_mixer}
+    return parse(ForecasterConfig, {"blocks": {"depth": 1, "width": variables * dim, **mixers}, **rest})

@@ -1,0 +1,73 @@
+"""Super-resolution: blocks of mixers at one resolution, then pixel shuffle; FFNetSR.
+
+Source: FFNet's released super-resolution code (github.com/ysj9909/FFNet).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..architecture import BlockConfig, StageConfig
+from ..backbone import Block
+from ..config import parse
+from ..initialise import Construction, Init, initialise
+from ..operation import Site
+
+
+class SuperResolverConfig(BlockConfig):
+    """`blocks` of mixers at the resolution of the input; the output is `scale` times as high and wide."""
+
+    blocks: StageConfig
+    scale: int = Field(default=2, ge=2, le=4)
+
+
+class SuperResolver(nn.Module):
+    """Images (B, in_chans, H, W) → (B, in_chans, scale·H, scale·W): what is added to each pixel, repeated.
+
+    Args:
+        img_size: height and width of the input; only mixers tied to a number of tokens depend on it.
+        drop_path_rate: stochastic depth of every block.
+        seed: what all initial values follow from.
+    """
+
+    def __init__(
+        self,
+        config: SuperResolverConfig,
+        in_chans: int = 3,
+        img_size: tuple[int, int] = (96, 96),
+        drop_path_rate: float = 0.0,
+        seed: int | None = None,
+        init: Init = "ffnet",
+    ) -> None:
+        super().__init__()
+        self.scale = config.scale
+        stage, out = config.blocks, in_chans * config.scale**2
+        site = Site(stage.width, *img_size, "blocks", seed)
+        with Construction() as construction:
+            self.stem = nn.Conv2d(in_chans, stage.width, 3, padding=1)
+            blocks = (Block(config, stage, i, site.within(str(i)), drop_path_rate) for i in range(stage.depth))
+            self.blocks = nn.Sequential(*blocks)
+            self.head = nn.Conv2d(stage.width, out, 3, padding=1)
+        initialise(self, construction, seed, init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        repeated = x.repeat_interleave(self.scale**2, 1)
+        return F.pixel_shuffle(self.head(self.blocks(self.stem(x))) + repeated, self.scale)
+
+
+def ffnet_sr(depth: int = 36, width: int = 96, token_mixer: Any = None, **rest: Any) -> SuperResolverConfig:
+    """FFNetSR: 36 blocks (light) or 48, without norms; by default with FFNified attention of 3×3 convolutions."""
+    conv = {"name": "depthwise", "kernel_size": 3}
+    ffnified = {"query": "linear", "query_key": conv, "activation": "gelu", "coefficient_value": conv}
+    ffn = {
+        "query": conv,
+        "query_key": {"name": "linear", "expansion": 2.0},
+        "activation": "gelu",
+        "coefficient_value": "linear",
+    }
+    blocks = {"depth": depth, "width": width, "token_mixer": token_mixer or ffnified, "channel_mixer": ffn}
+    return parse(SuperResolverConfig, {"blocks": blocks, **rest})
