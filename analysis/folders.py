@@ -67,7 +67,7 @@ def _figures(result: Json) -> Json:
     row: Json = {key: number(result.get(key)) for key in ("top1", "top5", "loss", "seconds")}
     row |= {"top1_raw": number(raw.get("top1")), "top1_ema": number(ema.get("top1"))}
     row |= {"weights": result.get("weights"), "images": raw.get("images", ema.get("images"))}
-    row |= {key: result.get(key) for key in ("parameters", "macs")}
+    row |= {key: result.get(key) for key in ("parameters", "macs", "state_size")}
     row["epochs"] = result.get("epochs", result.get("epoch"))
     return row
 

@@ -40,6 +40,7 @@ COLUMNS = {
     "images": "Int64",
     "parameters": "Int64",
     "macs": "Int64",
+    "state_size": "Int64",
     "epochs": "Int64",
     "seconds": "float64",
     "threads": "Int64",
@@ -107,8 +108,9 @@ def load(
 ) -> tuple[pd.DataFrame, Meta]:
     """The runs that a grid declares on one data set, one row per run in declared order, and what they are about.
 
-    Accuracies are in percent (0-100), `macs` in multiply-adds of the folded network for one image, `seconds`
-    the training time. `state` is done, failed, running, interrupted or new (not begun). `top1`, `top5`
+    Accuracies are in percent (0-100), `macs` in multiply-adds of the folded network for one image,
+    `state_size` in numbers (`metamixer.cost`), `seconds` is the training time.
+    `state` is done, failed, running, interrupted or new (not begun). `top1`, `top5`
     and `loss` are those of the declared `weights`; `top1_raw` and `top1_ema` give both, `val_top1` is that of the
     declared weights after the last epoch on the validation split. `epochs` counts the epochs that a run began or
     finished. `pair` is what runs are paired by: the seed, unless the manifest says otherwise (A/A). Where a grid has

@@ -13,6 +13,11 @@ move nothing, and the fused kernel's scores stay where they are. The largest ten
 
 Counts are those of what is computed. A fast path with the arithmetic of the slots (softmax attention) costs what they
 cost; one that multiplies in another order (linear and Hydra attention) is truly cheaper, and counted so.
+
+The state size is how many numbers a network must hold of the other tokens to answer for one more token: the keys and
+values of attention, a matrix of linear attention, the k² neighbours of a convolution. Windows that overlap and fused
+attention are counted where torch runs them; an operation that mixes tokens in another way declares its own
+(`Operation.state_size`).
 """
 
 from __future__ import annotations
@@ -31,13 +36,14 @@ from .fold import fold
 
 @dataclass(frozen=True)
 class Cost:
-    """What one image costs; `moved` is in elements, read and written, `largest` the elements of the largest tensor."""
+    """What one image costs, in numbers: `moved` are read and written, `largest` are those of the largest tensor."""
 
     parameters: int = 0
     macs: int = 0
     activations: int = 0
     moved: int = 0
     largest: int = 0
+    state_size: int = 0
 
     def bytes(self, bits: int = 16) -> int:
         """Traffic in bytes, all numbers of `bits` bits."""
@@ -62,6 +68,7 @@ def total(costs: Iterable[Cost]) -> Cost:
             whole.activations + cost.activations,
             whole.moved + cost.moved,
             max(whole.largest, cost.largest),
+            whole.state_size + cost.state_size,
         )
     return whole
 

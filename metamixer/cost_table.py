@@ -88,7 +88,8 @@ def print_costs(network: Network, layers: bool = False, console: Console | None 
     console.print(f"largest tensor: {readable(whole.largest)} numbers for each image", highlight=False)
     console.print(
         "Activations: elements written by convolutions, linear layers and matrix products. MB: what each operation "
-        f"alone reads and writes, weights included, at {BITS} bits a number; a runtime that fuses them moves less.",
+        f"alone reads and writes, weights included, at {BITS} bits a number; a runtime that fuses them moves less. "
+        "State: numbers held of the other tokens to answer for one more.",
         style="dim",
         highlight=False,
     )
@@ -105,7 +106,7 @@ def _named(costs: dict[str, Cost], prefix: str) -> dict[str, Cost]:
 def _table(heading: str, rows: dict[str, Cost], whole: Cost) -> Table:
     table = Table(heading, box=None, pad_edge=False)
     table.columns[0].overflow = "fold"
-    for name in ("params", "MACs", "MACs %", "activations", "MB", "MACs/byte"):
+    for name in ("params", "MACs", "MACs %", "activations", "MB", "MACs/byte", "state"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, cost in (*rows.items(), ("total", whole)):
         table.add_row(name or "between", *_cells(cost, whole), style="bold" if cost is whole else "")
@@ -120,4 +121,5 @@ def _cells(cost: Cost, whole: Cost) -> list[str]:
         readable(cost.activations, 4),
         f"{cost.bytes(BITS) / 1e6:.2f}",
         f"{cost.intensity(BITS):.1f}",
+        readable(cost.state_size, 4),
     ]

@@ -107,11 +107,25 @@ _PRODUCTS: dict[str, Callable[..., int]] = {
 }
 
 
+def _state_size(name: str, args: Any) -> int:
+    """Numbers of other places that one place of the output is made of; 0 for windows that do not overlap."""
+    if name.startswith("_scaled_dot_product"):
+        return args[1].numel() + args[2].numel()  # keys and values
+    if name == "convolution":
+        window, stride = args[1].shape[2:], args[3]
+    elif name in ("avg_pool2d", "max_pool2d_with_indices"):
+        window, stride = args[1], args[2] or args[1]
+    else:
+        return 0
+    overlaps = any(size > step for size, step in zip(window, stride, strict=True))
+    return prod(window) * args[0].shape[1] if overlaps else 0
+
+
 class Tally(TorchDispatchMode):
     """While it is active: what each module of `model` costs by its own operations, by the module's name.
 
     Attributes:
-        costs: "macs", "activations", "moved" and "largest" of each module.
+        costs: "macs", "activations", "moved", "largest" and "state_size" of each module.
         unknown: how often each operation ran that nothing counts.
     """
 
@@ -138,6 +152,8 @@ class Tally(TorchDispatchMode):
     def _entering(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def enter(module: nn.Module, inputs: Any, named: Any) -> None:
             self._inside.append(name)
+            if isinstance(size := getattr(module, "state_size", None), Callable):
+                self.costs[name]["state_size"] += size(*inputs, **named)
             macs = _declared(module)
             if macs is not None:
                 self.costs[name]["macs"] += 0 if self._declared else macs(module, *inputs, **named)
@@ -161,6 +177,7 @@ class Tally(TorchDispatchMode):
         cost["moved"] += sum(each.numel() for each in inputs.values()) + result
         cost["largest"] = max(cost["largest"], result)
         macs = 0
+        cost["state_size"] += _state_size(name, args)
         if name in _MATRICES:
             macs = _MATRICES[name](output, *args, **kwargs)
             cost["activations"] += result

@@ -151,6 +151,10 @@ class MetaMixer(nn.Module):
         scores = self.query_key(q, x)
         return self.coefficient_value(self.activation(scores), x, q)
 
+    def state_size(self, x: Tensor) -> int:
+        """As for an operation; of what its slots do not do by themselves, for a fast path."""
+        return 0
+
     def trace(self, x: Tensor) -> Trace:
         """The same, slot by slot, with all that passes between them."""
         q = self.query(x)
@@ -232,6 +236,9 @@ class LinearAttention(_DotProduct):
             return self.merge((k * v).sum(-1, keepdim=True) * q, x)
         return self.merge((v @ k.transpose(-2, -1)) @ q, x)
 
+    def state_size(self, x: Tensor) -> int:
+        return self.query.out_dim * self.query_key.head_dim  # a matrix for each head
+
 
 @fast_path(ScaledDot, L1Norm, Matmul)
 class NormalizedLinearAttention(_DotProduct):
@@ -250,6 +257,9 @@ class NormalizedLinearAttention(_DotProduct):
         total = k.sum(-1, keepdim=True).transpose(-2, -1) @ q  # (B, heads, 1, N)
         eps: float = self.activation.eps  # type: ignore[assignment]
         return self.merge((v @ k.transpose(-2, -1)) @ q / (total + eps), x)
+
+    def state_size(self, x: Tensor) -> int:
+        return self.query.out_dim * (self.query_key.head_dim + 1)  # and the sum of the keys
 
 
 class ChunkedAttention(_DotProduct):
@@ -279,6 +289,9 @@ class ChunkedAttention(_DotProduct):
     def rows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries (B, heads, d, n), keys and values (B, heads, d, N) → sums of values (B, heads, d, n)."""
         return v @ self.activation(q.transpose(-2, -1) @ k).transpose(-2, -1)
+
+    def state_size(self, x: Tensor) -> int:
+        return 2 * self.query.out_dim * x.shape[2] * x.shape[3]
 
 
 def _coefficients(site: Site) -> int:

@@ -90,6 +90,14 @@ class Operation(nn.Module):
     # a class of its own where there are parameters
     Config: ClassVar[type[OperationConfig]] = OperationConfig
 
+    def state_size(self, *inputs: Tensor) -> int:
+        """Numbers of the other tokens that it must hold to answer for one more; `inputs` are those of its forward.
+
+        Convolutions, pools and fused attention in it are counted without this. The rest that mixes tokens is 0 unless
+        a class says otherwise.
+        """
+        return 0
+
 
 class Query(Operation):
     """X (B, C, H, W) → Q (B, out_dim, H, W); `out_dim` is C unless a constructor says otherwise."""

@@ -256,9 +256,20 @@ def _meta(candidate: Candidate) -> str:
     return f"built without memory, and gives {_by(y.shape)}"
 
 
-def _macs(candidate: Candidate) -> str:
+def _cost(candidate: Candidate) -> str:
+    """A mixer holds something of the other tokens if, and only if, its output for one depends on others."""
     cost = cost_of(candidate.config, candidate.dim)
-    return f"{readable(cost.macs)} at {_by(COST_SIZE)}, {readable(cost.parameters)} parameters, folded"
+    mixer, x = candidate.build()
+    mixer(x.requires_grad_().clone())[0, :, 0, 0].sum().backward()
+    reached = int(x.grad[0].any(0).sum())  # type: ignore[index]
+    _demand(
+        (cost.state_size > 0) == (reached > 1),
+        f"an output depends on {reached} tokens, and {cost.state_size} numbers are held of others: declare state_size",
+    )
+    return (
+        f"{readable(cost.macs)} multiply-adds at {_by(COST_SIZE)}, {readable(cost.parameters)} parameters, "
+        f"{readable(cost.state_size)} numbers held of other tokens, folded"
+    )
 
 
 def _coreml(candidate: Candidate) -> str:
@@ -282,7 +293,7 @@ PROMISES: dict[str, Callable[[Candidate], str]] = {
     "torch.fx": _as_eager(lambda mixer, x: torch.fx.symbolic_trace(mixer)(x)),
     "autocast bf16": _autocast,
     "meta": _meta,
-    "multiply-adds": _macs,
+    "cost": _cost,
     "Core ML": _coreml,
 }
 

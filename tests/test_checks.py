@@ -378,7 +378,7 @@ def registry(monkeypatch):
     [
         (BatchStatistic, ["batch independence"], "in eval, an image's output depends on the others"),
         (FoldsWrongly, ["folding"], "the folded form differs by"),
-        (Unscaled, ["fast path"], "UnscaledAttention differs from the slots by"),
+        (Unscaled, ["fast path", "cost"], "UnscaledAttention differs from the slots by"),
         (DeadParameter, ["gradients"], "none reaches activation.shift"),
         (HiddenNorm, ["folding", "torch.export", "torch.fx", "meta"], "query.norm stays behind its convolution"),
         (DrawsElsewhere, ["initial values"], "two of one seed differ in activation.scale"),
@@ -388,7 +388,7 @@ def registry(monkeypatch):
             ["shapes", "gradients", "batch independence", "autocast bf16"],
             "at 8×8: it changes its input in place",
         ),
-        (Fourier, ["multiply-adds"], "multiply-adds not counted for aten::_fft_c2r (1×), aten::_fft_r2c (1×)"),
+        (Fourier, ["cost"], "multiply-adds not counted for aten::_fft_c2r (1×), aten::_fft_r2c (1×)"),
         (SecretlyFixed, ["shapes"], "RuntimeError: The size of tensor a (5) must match"),
         (
             ForgetsItsHeads,
@@ -515,6 +515,25 @@ def test_report(registry, monkeypatch):
 
 
 # ---- modules
+
+
+def test_a_users_file_declares_what_torch_does_not_tell(registry, tmp_path):
+    lines = [
+        "import torch",
+        "from metamixer import Activation, Layout, register",
+        "from metamixer.counters import register_cost",
+        inspect.getsource(Fourier),
+        "    def state_size(self, scores):",
+        "        return scores.numel()",
+        "",
+        "register(Fourier)",
+        "register_cost(Fourier, lambda module, scores: 5 * scores.numel())",
+    ]
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    load_module(tmp_path / "mine.py")
+    assert failures(check("fourier", dim=32, coreml=False)) == []
+    layers = by_layer(build_mixer(find("fourier", 32).config, Site(32, 8, 8)), (32, 8, 8))
+    assert (layers["activation"].macs, layers["activation"].state_size) == (5 * 32 * 64, 32 * 64)
 
 
 OPERATION = """

@@ -18,6 +18,7 @@ from metamixer.ffnet import CONFIGS
 from metamixer.fold import fold
 from metamixer.mixer import MetaMixer
 from metamixer.networks import Network
+from metamixer.presets import PRESETS
 
 C = 16
 SIZE = (C, 8, 8)
@@ -137,6 +138,42 @@ def test_slots(name):
     for slot, macs in SLOTS[name].items():
         assert slots[f"token: {slot}"].macs == macs
     assert total(slots.values()) == total(layers.values())
+
+
+# 32 channels in heads of 32 (linear attention: 16) on a map of 8×8
+STATES = {
+    "attention": 2 * N * 32,
+    "gelu": 2 * N * 32,
+    "linear_attention": 32 * (16 + 1),
+    "hydra_attention": 32,
+    "xca": 32 * 32 + 2 * 32,
+    "neighbourhood_attention": 2 * 49 * 32,
+    "relative_attention": 49 * 32,
+    "ffn": 0,
+    "ffnified_attention": 2 * 49 * 32,
+    "mlp_mixer": N * 32 + 2 * N * 32,
+    "external_attention": 64,
+    "swiftformer": 32 + 1,
+    "moganet": 32 + 25 * 32 + 25 * 12 + 49 * 16,
+    "pooling": 9 * 32,
+    "random_mixing": N * 32,
+    "identity": 0,
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_state_sizes(name):
+    mixer = {**PRESETS["attention"], "activation": "gelu"} if name == "gelu" else name
+    built = build_mixer(resolve_mixer(mixer), Site(32, 8, 8))
+    assert count(built, (32, 8, 8)).state_size == STATES[name]
+    if isinstance(built, MetaMixer) and "linear" not in name and "hydra" not in name:
+        slots = MetaMixer(resolve_mixer(mixer), Site(32, 8, 8))
+        assert count(slots, (32, 8, 8)).state_size == STATES[name]  # without the fast path
+
+
+def test_patches_hold_nothing_of_others():
+    assert count(nn.Conv2d(3, 8, 4, 4), (3, 8, 8)).state_size == 0
+    assert count(timm.create_model("vit_tiny_patch16_224"), (3, 224, 224)).state_size == 12 * 2 * 197 * 192
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,9 @@ class UnitNorm(nn.Module):
         super().__init__()
         self.axis = 2 if over_tokens else 1
 
+    def state_size(self, x: Tensor) -> int:
+        return x.shape[1] if self.axis == 2 else 0
+
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(x.flatten(2), dim=self.axis).reshape(x.shape)
 

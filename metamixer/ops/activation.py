@@ -84,6 +84,9 @@ class DoubleNorm(Activation):
     def accepts(cls, config: OperationConfig) -> frozenset[Layout]:
         return frozenset({Layout.MAP})
 
+    def state_size(self, scores: Tensor) -> int:
+        return scores.shape[1]  # the sum of a softmax
+
     def forward(self, scores: Tensor) -> Tensor:
         shares = scores.flatten(2).softmax(-1).reshape(scores.shape)  # (B, keys, H, W)
         return shares / (shares.sum(1, keepdim=True) + 1e-9)

@@ -112,6 +112,9 @@ class RandomMixing(Baseline):
         self.tokens = site.height * site.width
         self.register_buffer("matrix", torch.rand(self.tokens, self.tokens).softmax(-1))
 
+    def state_size(self, x: Tensor) -> int:
+        return x.numel()
+
     def forward(self, x: Tensor) -> Tensor:
         check_tokens("baseline 'random_mixing'", x, self.tokens)
         return nn.functional.linear(x.flatten(2), self.matrix).reshape(x.shape)

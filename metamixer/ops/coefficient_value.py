@@ -45,6 +45,9 @@ class Matmul(Projected):
         """Sums of values (B, heads, d, N) → Y, of the size of x."""
         return self.proj(y.reshape(x.shape[0], -1, x.shape[2], x.shape[3]))
 
+    def state_size(self, coefficients: Tensor, x: Tensor, q: Tensor) -> int:
+        return self.value.out_channels * x.shape[2] * x.shape[3]
+
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
         return self.merge(self.operand(x) @ coefficients.transpose(-2, -1), x)
 
@@ -79,6 +82,9 @@ class WindowedSum(Projected):
     def __init__(self, config: ProjectedConfig, site: Site, coefficients: Coefficients, query_dim: int) -> None:
         super().__init__(config, site, coefficients, query_dim)
         self.kernel_size = coefficients.kernel_size
+
+    def state_size(self, coefficients: Tensor, x: Tensor, q: Tensor) -> int:
+        return self.value.out_channels * self.kernel_size**2
 
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
         v = self.value(x)
@@ -206,6 +212,9 @@ class TokenLinear(CoefficientValue):
         self.maps = coefficients.channels // site.dim
         self.weight = nn.Parameter(trunc_normal_(torch.empty(self.tokens, self.maps * self.tokens), std=0.02))
         self.bias = nn.Parameter(torch.zeros(self.tokens))
+
+    def state_size(self, coefficients: Tensor, x: Tensor, q: Tensor) -> int:
+        return coefficients.numel()
 
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
         check_tokens("coefficient_value 'token_linear'", x, self.tokens)

@@ -74,6 +74,9 @@ class Decomposed(Query):
         self.scale = LayerScale(site.dim, 1e-5)
         self.act = nn.SiLU()
 
+    def state_size(self, x: Tensor) -> int:
+        return self.out_dim  # the mean
+
     def forward(self, x: Tensor) -> Tensor:
         q = self.proj(x)
         return self.act(q + self.scale(q - q.mean((2, 3), keepdim=True)))

@@ -71,6 +71,9 @@ class ScaledDot(Compared):
         """Scaled queries and keys, both (B, heads, d, N)."""
         return split_heads(q, self.heads) * self.scale, split_heads(self.ending(self.key(x)), self.heads)
 
+    def state_size(self, q: Tensor, x: Tensor) -> int:
+        return q.numel()  # a key for each token
+
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         q, k = self.operands(q, x)
         return q.transpose(-2, -1) @ k  # (B, heads, N, N)
@@ -97,6 +100,9 @@ class Neighbourhood(Compared):
         self.kernel_size = config.kernel_size
         self.bias = nn.Parameter(bias)
 
+    def state_size(self, q: Tensor, x: Tensor) -> int:
+        return q.shape[1] * self.kernel_size**2
+
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         q = q * self.scale
         shape = (q.shape[0], self.heads, q.shape[1] // self.heads, q.shape[2], q.shape[3])
@@ -118,6 +124,9 @@ class CrossCovariance(Compared):
     def __init__(self, config: Compared.Config, site: Site, query_dim: int) -> None:
         super().__init__(config, site, query_dim)
         self.temperature = nn.Parameter(torch.ones(self.heads, 1, 1))
+
+    def state_size(self, q: Tensor, x: Tensor) -> int:
+        return q.shape[1] * (self.head_dim + 1)  # the scores, and the norms of the keys
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         k = F.normalize(split_heads(self.key(x), self.heads), dim=-1)  # (B, heads, d, N)
@@ -145,6 +154,9 @@ class Hadamard(QueryKey):
         self.ending = ending(config.activation, config.normalize, query_dim)
         self.pooled = config.pooled
         self.pool = nn.Conv2d(query_dim, 1, 1, bias=False) if config.pooled else nn.Identity()
+
+    def state_size(self, q: Tensor, x: Tensor) -> int:
+        return q.shape[1] + 1 if self.pooled else 0  # the sum of the queries, and the norm of the weights
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         if self.pooled:
@@ -292,6 +304,9 @@ class TokenLinear(LearnedMap):
         weight = trunc_normal_(torch.empty(maps, self.tokens), std=1e-6 if config.open else 0.02)
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.full((maps,), float(config.open)))
+
+    def state_size(self, q: Tensor, x: Tensor) -> int:
+        return q.numel()
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         check_tokens("query_key 'token_linear'", q, self.tokens)

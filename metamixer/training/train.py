@@ -311,6 +311,7 @@ class Trainer:
                 **({"best_left_out": lost} if lost else {}),
                 "parameters": cost.parameters,
                 "macs": cost.macs,
+                "state_size": cost.state_size,
                 "seconds": self.seconds,
                 "images_per_second": images / self.seconds if self.seconds else None,
                 "threads": config.threads,
