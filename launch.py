@@ -48,12 +48,12 @@ def _visible(plans: "list[Plan]") -> None:
     for plan in plans:
         seeds = {run.seed if run.pair is None else run.pair for run in plan.runs}
         others = len({run.variant for run in plan.runs}) - 1
-        analysis.commands.show_visible(plan.root, plan.loaded.name, plan.setting, len(seeds), others)
+        analysis.commands.show_visible(plan.root, plan.loaded.name, plan.data, len(seeds), others)
 
 
 def _shown(show: Callable[[Path, str, str | None], None]) -> Callable[["Launched"], None]:
     def shown(launched: "Launched") -> None:
-        show(launched.root, launched.name, launched.setting)
+        show(launched.root, launched.name, launched.data)
         if not launched.complete:
             raise typer.Exit(1)
 
@@ -93,10 +93,10 @@ def collect(
         elif any((runs / "grids").glob(f"{name}@*.json")):
             analysis.commands.show_grid(runs, name, data)
         else:
-            found = dict.fromkeys((each.grid, each.setting, each.is_trial) for each in select(runs, [grid], data))
-            for name, setting, is_trial in found:
+            found = dict.fromkeys((each.grid, each.data, each.is_trial) for each in select(runs, [grid], data))
+            for name, key, is_trial in found:
                 show = analysis.commands.show_search if is_trial else analysis.commands.show_grid
-                show(runs, name, setting)
+                show(runs, name, key)
 
 
 def main() -> None:

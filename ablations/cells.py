@@ -20,7 +20,7 @@ WIDTH = next(iter(CATALOGUE.bases.values())).model.stages[0].width
 
 
 def sites() -> set[Site]:
-    """Where a mixer has to fit: the first and the last stage of every setting."""
+    """Where a mixer has to fit: the first and the last stage on all data."""
     found = set()
     for base in CATALOGUE.bases.values():
         sizes = base.model.map_sizes(base.data.image_size)

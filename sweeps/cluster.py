@@ -60,7 +60,7 @@ def launch(
     configs: dict[str, RunConfig],
     wanted: set[State],
     grid: str,
-    setting: str,
+    data: str,
     profile: Profile,
     max_attempts: int,
     array_size: int,
@@ -90,7 +90,7 @@ def launch(
             for hash in todo:
                 RunFolder(root / hash).create(configs[hash])
             code = snapshot.take(root)
-            result.submissions = slurm.submit(root, todo, grid, setting, profile, code, array_size, max_attempts)
+            result.submissions = slurm.submit(root, todo, grid, data, profile, code, array_size, max_attempts)
     return result
 
 
@@ -120,7 +120,7 @@ def launch_plan(plan: Plan, profile: Profile, retry: bool, max_attempts: int, ma
     with launch_lock(plan.root):  # the manifest of one launch may not drop what another is about to submit
         plan.write_manifest()
         plan.put_aside()
-        launched = launch(plan.root, configs, wanted, plan.loaded.name, plan.setting, profile, max_attempts, size)
+        launched = launch(plan.root, configs, wanted, plan.loaded.name, plan.data, profile, max_attempts, size)
     say_left_alone(plan.count(), retry)
     return print_launch(launched)
 
@@ -178,7 +178,7 @@ def retry(
             )
             continue
         chosen = override(profile or standing.submission.profile, changes)  # type: ignore[union-attr]
-        groups[entry.grid, entry.setting, chosen.model_dump_json()].append(entry)
+        groups[entry.grid, entry.data, chosen.model_dump_json()].append(entry)
         if dry_run:
             console.print(f"{entry.name} ({entry.hash}): {standing.state}")
     if not groups:
@@ -188,8 +188,8 @@ def retry(
     parts = [(Profile.model_validate_json(key[2]), group) for key, group in groups.items()]
     check_budget([(each, len(group)) for each, group in parts], max_gpu_hours)
     complete = True
-    for (grid, setting, _), (each, group) in zip(groups, parts, strict=True):
+    for (grid, data, _), (each, group) in zip(groups, parts, strict=True):
         configs = {entry.hash: RunFolder(root / entry.hash).config() for entry in group}
         size = scheduler.max_array_size()
-        complete &= print_launch(launch(root, configs, RETRIED, grid, setting, each, max_attempts, size))
+        complete &= print_launch(launch(root, configs, RETRIED, grid, data, each, max_attempts, size))
     return complete

@@ -44,11 +44,11 @@ Targets = Annotated[
 
 @dataclass(frozen=True)
 class Launched:
-    """The runs of a command; without a setting, those of all settings."""
+    """The runs of a command; without `data`, those on all data."""
 
     root: Path
     name: str
-    setting: str | None
+    data: str | None
     complete: bool = True
 
 
@@ -58,7 +58,7 @@ def list_grids() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sweeps.grid import grid_questions
+    from sweeps import grid_questions
     from sweeps.search import search_questions
 
     table = Table("grid", "question", box=None, pad_edge=False)
@@ -117,14 +117,14 @@ def run(
     plans = [replace(planned, retrain=retrain) for planned in plans_of(options)]
     print_plan(plans[0])
     if len(plans) > 1:
-        print(f"the same on {', '.join(planned.setting for planned in plans[1:])}")
+        print(f"the same on {', '.join(planned.data for planned in plans[1:])}")
     if cluster == "slurm":
         from sweeps.cluster import launch_plan
 
         taken = [launch_plan(each, profile_of(job), retry, max_attempts, max_gpu_hours) for each in plans]
         raise typer.Exit(0 if all(taken) else 1)
     complete = run_with_progress(plans, workers, device, retry, debug=cluster == "debug")
-    return Launched(plans[0].root, plans[0].loaded.name, plans[0].setting if len(plans) == 1 else None, complete)
+    return Launched(plans[0].root, plans[0].loaded.name, plans[0].data if len(plans) == 1 else None, complete)
 
 
 @app.command()
@@ -292,12 +292,12 @@ def plan_of(options: GridOptions, measure: bool = True) -> "Plan":
         options.runs,
         options.data,
         changes_of(options.set),
-        seeds_of(options.seeds),
-        [name.strip() for name in options.only.split(",")] if options.only else None,
-        options.match,
-        rates_of(options.lrs),
         options.aa,
         measure,
+        seeds=seeds_of(options.seeds),
+        only=[name.strip() for name in options.only.split(",")] if options.only else None,
+        match=options.match,
+        lrs=rates_of(options.lrs),
     )
 
 

@@ -38,7 +38,7 @@ class Entry:
     variant: str
     seed: int
     grid: str
-    setting: str
+    data: str
     is_trial: bool = False
 
     @property
@@ -51,7 +51,7 @@ def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[
 
     Args:
         targets: names of grids or searches, beginnings of hashes (8 digits or more) or names of variants.
-        data: one of a grid's settings; all that were launched if None.
+        data: a key of the grid's bases; all that were launched if None.
 
     Raises:
         ConfigError: nothing of this name was launched.
@@ -74,7 +74,7 @@ def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[
             if name in ("", entry.grid, entry.variant) or (len(name) >= 8 and entry.hash.startswith(name))
         ]
         if not found:
-            there = ", ".join(sorted({f"{entry.grid}@{entry.setting}" for entry in entries})) or "none"
+            there = ", ".join(sorted({f"{entry.grid}@{entry.data}" for entry in entries})) or "none"
             what = f"grid, run or variant {name!r}" if name else "grid"
             raise ConfigError(f"no {what}{f' on {data}' if data else ''} was launched in {root}; grids there: {there}")
         for entry in found:
@@ -83,7 +83,7 @@ def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[
 
 
 def is_search(root: Path, name: str, data: str | None = None) -> bool:
-    """Whether a search of this name was begun, in one of its settings."""
+    """Whether a search of this name was begun, on some data."""
     return bool(name) and any((root / "searches").glob(f"{name}@{data or '*'}/search.json"))
 
 
@@ -143,7 +143,7 @@ def _counts(entries: Sequence[Entry], now: Standings) -> str:
 
 
 def _table(entries: Sequence[Entry], *headings: str) -> Table:
-    several = len({(entry.grid, entry.setting) for entry in entries}) > 1
+    several = len({(entry.grid, entry.data) for entry in entries}) > 1
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("grid", *headings) if several else headings:
         right = heading in ("seed", "epoch", "top-1", "time")
@@ -159,7 +159,7 @@ def _by_run(root: Path, entries: Sequence[Entry], now: Standings) -> Table:
         standing = now.runs[entry.hash]
         progress = RunFolder(root / entry.hash).read("progress.json") or {}
         table.add_row(
-            *([f"{entry.grid}@{entry.setting}"] if table.columns[0].header == "grid" else []),
+            *([f"{entry.grid}@{entry.data}"] if table.columns[0].header == "grid" else []),
             entry.variant,
             str(entry.seed),
             Text(standing.state, STYLES.get(standing.state, "")),
@@ -176,7 +176,7 @@ def _by_variant(entries: Sequence[Entry], now: Standings) -> tuple[Table, int]:
     """A row for each variant, of more than `ROWS` for those that need a look first, and how many are left out."""
     groups = dict[tuple[str, str], list[Entry]]()
     for entry in entries:
-        groups.setdefault((f"{entry.grid}@{entry.setting}", entry.variant), []).append(entry)
+        groups.setdefault((f"{entry.grid}@{entry.data}", entry.variant), []).append(entry)
     calm = {State.DONE, State.NEW, State.QUEUED}
     table = _table(entries, "variant", "seeds", "runs")
     needs_no_look = {key: {now.runs[e.hash].state for e in group} <= calm for key, group in groups.items()}

@@ -2,51 +2,52 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import re
-import runpy
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field
 from rich.progress import track
 
-from metamixer.config import Config, ConfigError, differences, digests_of, override
+from metamixer.config import Config, ConfigError, differences, digest_of, digests_of, override
 from metamixer.plugins import load_module, loaded, place
-from metamixer.training.run_config import RunConfig
 
-from .iso_cost import check_measure, matched
+if TYPE_CHECKING:
+    from metamixer.training.run_config import RunConfig
 
-# a run, the base and a measure → the run with other widths
-Scale = Callable[[RunConfig, RunConfig, str], RunConfig]
 
-GRIDS = Path(__file__).resolve().parent.parent / "ablations"
+def _check_measure(measure: str) -> str:
+    from .iso_cost import check_measure  # loads torch
+
+    return check_measure(measure)
 
 
 class Variant(Config):
-    """What a variant changes, by dotted key (`metamixer.config.override`), on top of the base or of variant `on`.
+    """What a variant changes.
 
-    Where `settings` are named, it belongs to those of the grid's settings only.
+    Attributes:
+        changes: new values by dotted key (`metamixer.config.override`).
+        on: the variant that it builds on; the base run if None.
+        data: keys of the grid's bases that it belongs to; all if None.
+        also: why it changes more than `changes` names. Without a reason, such a variant is refused.
     """
 
     changes: dict[str, Any] = {}
     on: str | None = None
-    settings: tuple[str, ...] | None = None
+    data: tuple[str, ...] | None = None
+    also: str | None = None
 
 
 class Grid(Config):
     """A question as data.
 
     Attributes:
-        bases: the base run for each setting (usually a data set); the first is the default. One that needs another
-            run's results may be a function of the launch's overrides, called where the setting is chosen.
+        bases: the base run for each data set or task; the first is the default. One that needs another run's results
+            may be a function of the launch's overrides, called where it is chosen.
         variants: what is compared, in the order of the tables.
         left_out: variants that can't run yet, with the reason; `plan` shows them.
         base: the variant that differences are taken to.
@@ -64,7 +65,7 @@ class Grid(Config):
     left_out: dict[str, str] = {}
     base: str
     seeds: tuple[int, ...] = (0, 1, 2)
-    match: Annotated[str, AfterValidator(check_measure)] | None = None
+    match: Annotated[str, AfterValidator(_check_measure)] | None = None
     lrs: tuple[Annotated[float, Field(gt=0)], ...] = ()
     modules: tuple[str, ...] = ()
 
@@ -87,6 +88,26 @@ class Grid(Config):
             lineage.insert(0, parent)
         return lineage
 
+    def start(self, data: str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
+        """The run that all variants start from.
+
+        Args:
+            data: a key of `bases`; the first if None.
+            overrides: changes by dotted key.
+
+        Raises:
+            ConfigError: no such key, or changes that do not make a run.
+        """
+        overrides = overrides or {}
+        if data is not None and data not in self.bases:
+            raise ConfigError(f"no data {data!r}; the grid has {', '.join(self.bases)}")
+        if "seed" in overrides:
+            raise ConfigError("seed: a grid runs with each of its seeds: give --seeds, or `seeds` in the grid's file")
+        for source in self.modules:
+            load_module(source)
+        base = self.bases[data or next(iter(self.bases))]
+        return override(base(overrides) if callable(base) else base, overrides)
+
     def runs(
         self,
         data: str | None = None,
@@ -95,66 +116,75 @@ class Grid(Config):
         only: Sequence[str] | None = None,
         match: str | None = None,
         lrs: Sequence[float] | None = None,
-        scale: Scale = matched,
+        scale: Callable[[RunConfig, RunConfig, str], RunConfig] | None = None,
     ) -> list[PlannedRun]:
         """Every run of the grid.
 
         Args:
-            data: which of `bases`; the first if None.
+            data: a key of `bases`; the first if None.
             overrides: changes to the base, before those of the variants.
+            seeds: in place of the grid's own.
             only: these variants alone.
             match: in place of the grid's own; "none" leaves the widths alone.
             lrs: in place of the grid's own; none if empty.
-            scale: what matches a run to the base.
+            scale: makes a run with other widths of a run, the base and the measure; `iso_cost.matched` if None.
 
         Raises:
-            ConfigError: no such setting or variant, or a variant that does not make a valid run.
+            ConfigError: no such data or variant, a variant that does not make a valid run, or variants that change more
+                than they declare (one line for each).
         """
-        setting = data or next(iter(self.bases))
-        if setting not in self.bases:
-            raise ConfigError(f"no setting {setting!r}; the grid has {', '.join(self.bases)}")
-        unknown = [name for name in only or () if name not in self.variants]
-        if unknown and unknown[0] in self.left_out:
-            raise ConfigError(f"variant {unknown[0]!r} is left out: {self.left_out[unknown[0]]}")
-        if unknown:
-            raise ConfigError(f"no variant {unknown[0]!r}; there are {', '.join(self.variants)}")
-        all_seeds = list(self.seeds if seeds is None else seeds)
-        if any(seed < 0 for seed in all_seeds):
-            raise ConfigError(f"seed {min(all_seeds)}: a seed is 0 or more")
-        if len(set(all_seeds)) < len(all_seeds):
-            twice = next(seed for seed in all_seeds if all_seeds.count(seed) > 1)
-            raise ConfigError(f"seed {twice} is given twice: every variant runs once with each seed")
-        if "seed" in (overrides or {}):
-            raise ConfigError("seed: a grid runs with each of its seeds: give --seeds, or `seeds` in the grid's file")
-        for source in self.modules:
-            load_module(source)
-        base = self.bases[setting]
-        base = override(base(overrides or {}) if callable(base) else base, overrides or {})
+        seeds = self._seeds(seeds)
+        resolved: dict[str | None, RunConfig] = {None: self.start(data, overrides)}
+        wanted = self._wanted(data or next(iter(self.bases)), only)
+        lrs = self.lrs if lrs is None else lrs
         measure = None if match == "none" else match or self.match
-        resolved: dict[str | None, RunConfig] = {None: base}
+        if measure and scale is None:
+            from .iso_cost import matched as scale
         with blaming(self.base):
             reference = self._resolve(self.base, resolved)
-        planned = []
-        wanted = [
-            name
-            for name, variant in self.variants.items()
-            if (not only or name in only) and (variant.settings is None or setting in variant.settings)
-        ]
+        planned, refused = list[PlannedRun](), list[str]()
         # a second or so each
         for name in track(wanted, f"matching {measure}", transient=True, disable=measure is None or len(wanted) < 5):
             variant = self.variants[name]
             with blaming(name):
                 config = self._resolve(name, resolved)
-                parent = self._resolve(variant.on or self.base, resolved)
-                more = tuple(undeclared(parent, config, variant.changes)) if name != self.base else ()
-                if measure and name != self.base:
+                more = undeclared(self._resolve(variant.on or self.base, resolved), config, variant.changes)
+                if more and name != self.base and variant.also is None:
+                    others = f" and {len(more) - 1} more" if len(more) > 1 else ""
+                    refused.append(
+                        f"variant {name!r} changes more than it declares: {more[0]}{others}; name this in `changes`, "
+                        "or say why in `also`"
+                    )
+                matching = (reference.identity(), measure) if measure else None
+                origin = digest_of({"run": config.identity(), "match": matching})
+                if measure and name != self.base and scale:
                     config = scale(config, reference, measure)
-            for own, lr in self._at_rates(name, config, self.lrs if lrs is None else lrs):
+            for own, lr in self._at_rates(name, config, lrs):
                 # the seed is all that a variant's runs don't share: ten thousand are not validated one by one
-                for seed, hash in zip(all_seeds, digests_of(own.identity(), "seed", all_seeds), strict=True):
+                for seed, hash in zip(seeds, digests_of(own.identity(), "seed", seeds), strict=True):
                     run = own.model_copy(update={"seed": seed})
-                    planned.append(PlannedRun(name, seed, run, variant, hash, lr, own is config, None, more))
+                    planned.append(PlannedRun(name, seed, run, variant, hash, origin, lr, own is config))
+        if refused:
+            raise ConfigError("\n".join(refused))
         return planned
+
+    def _seeds(self, chosen: Sequence[int] | None) -> list[int]:
+        seeds = list(self.seeds if chosen is None else chosen)
+        if any(seed < 0 for seed in seeds):
+            raise ConfigError(f"seed {min(seeds)}: a seed is 0 or more")
+        if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+            raise ConfigError(f"seed {twice[0]} is given twice: every variant runs once with each seed")
+        return seeds
+
+    def _wanted(self, data: str, only: Sequence[str] | None) -> list[str]:
+        """The variants to run, in the grid's order."""
+        for name in only or ():
+            if name in self.left_out:
+                raise ConfigError(f"variant {name!r} is left out: {self.left_out[name]}")
+            if name not in self.variants:
+                raise ConfigError(f"no variant {name!r}; there are {', '.join(self.variants)}")
+        here = [name for name, variant in self.variants.items() if variant.data is None or data in variant.data]
+        return [name for name in here if not only or name in only]
 
     def _at_rates(self, name: str, config: RunConfig, lrs: Sequence[float]) -> list[tuple[RunConfig, float | None]]:
         """A variant's run at its recipe's learning rate, then at the others of a set; the rate is None without one."""
@@ -167,10 +197,8 @@ class Grid(Config):
         if not config.data.val_samples:
             raise ConfigError("a set of learning rates is chosen from on validation data: give data.val_samples")
         own = config.recipe.lr
-        try:
+        with blaming(name):
             others = [(override(config, {"recipe.lr": lr}), lr) for lr in dict.fromkeys(lrs) if lr != own]
-        except ConfigError as error:
-            raise ConfigError(f"variant {name!r}: {error}") from None
         return [(config, own), *others]
 
     def _resolve(self, name: str, resolved: dict[str | None, RunConfig]) -> RunConfig:
@@ -191,7 +219,7 @@ def undeclared(parent: RunConfig, config: RunConfig, changes: dict[str, Any]) ->
     Equal differences in several stages are one line, e.g. `model.stages.*.token_mixer.query_key.norm: True → False`.
     """
     found = differences(parent, config)
-    declared = re.compile("|".join(_declared(json.loads(json.dumps(changes, default=lambda c: c.to_dict())))) or "(?!)")
+    declared = re.compile("|".join(_declared(as_json(changes))) or "(?!)")
     lines = []
     for key, (before, after) in found.items():
         parts = key.split(".")
@@ -219,6 +247,11 @@ def _declared(changes: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _declared(value, f"{prefix}{key}.")
         else:
             yield re.escape(prefix + key).replace(r"\*", r"\d+") + r"(\..*)?"
+
+
+def as_json(changes: dict[str, Any]) -> Any:
+    """Changes as JSON types; their values may be configurations."""
+    return json.loads(json.dumps(changes, default=lambda config: config.to_dict()))
 
 
 @contextmanager
@@ -249,10 +282,10 @@ class PlannedRun:
     config: RunConfig
     declared: Variant
     hash: str  # `metamixer.digest` of the configuration
+    origin: str = ""  # digest of what the variant's runs come from, whatever their seeds and rates
     lr: float | None = None  # of a set of learning rates
     fixed: bool = True  # whether `lr` is the recipe's own
     pair: int | None = None  # what tables pair runs by; the seed if None
-    undeclared: tuple[str, ...] = ()  # in what else it differs from the variant that it builds on
 
     @property
     def name(self) -> str:
@@ -268,88 +301,8 @@ class LoadedGrid:
     grid: Grid
 
 
-def grid_questions() -> dict[str, str]:
-    """The grids that ship with the project and their questions; imports none of them."""
-    return {path.stem: question_of(path) for path in sorted(GRIDS.glob("*.py")) if path.stem != "__init__"}
-
-
-def load_grid(name: str, more_modules: Sequence[str] = (), root: Path = Path("runs")) -> LoadedGrid:
-    """A grid by the name of its file in `ablations`, or by the path of a file anywhere.
-
-    Args:
-        more_modules: absolute paths, loaded first and added to the grid's own, whose relative paths
-            are taken from the grid's folder.
-        root: the folder of the runs; a grid that builds on other runs is a function of it.
-
-    Raises:
-        ConfigError: no such grid, or a file that does not make one; the line says where.
-    """
-    path = Path(name) if name.endswith(".py") else GRIDS / f"{name}.py"
-    if not path.is_file() or path.stem == "__init__":
-        raise ConfigError(f"no grid {name!r}; there are {', '.join(grid_questions())}, or give a file's path")
-    grid = from_file(path, "GRID", Grid, more_modules, root)
-    return LoadedGrid(path.stem, question_of(path), grid)
-
-
-Q = TypeVar("Q", bound=Config)
-
-
-def from_file(
-    path: Path, variable: str, cls: type[Q], more_modules: Sequence[str] = (), root: Path = Path("runs")
-) -> Q:
-    """The value of `variable` in a question's file; if it is a function, its result for `root`.
-
-    The file may import other files beside it. Its `modules` are made absolute and joined by `more_modules`.
-
-    Raises:
-        ConfigError: the file does not make one; the line says where.
-    """
-    for source in more_modules:
-        load_module(source)  # before the file, which may be made from what is registered
-    beside, before = str(path.parent.resolve()), set(sys.modules)
-    sys.path.insert(0, beside)
-    try:
-        found = runpy.run_path(str(path)).get(variable)
-        found = found(root) if callable(found) else found
-    except Exception as error:
-        frames = reversed(traceback.extract_tb(error.__traceback__))
-        line = next((f.lineno for f in frames if f.filename == str(path)), "?")
-        if isinstance(error, SyntaxError) and error.filename == str(path):
-            line = error.lineno or "?"
-        raise ConfigError(f"{path}:{line}: {_one_line(error, cls)}") from None
-    finally:
-        sys.path.remove(beside)
-        for name in set(sys.modules) - before:  # another question may have a file of the same name beside it
-            if str(Path(getattr(sys.modules[name], "__file__", None) or "/").parent) == beside:
-                del sys.modules[name]
-    if not isinstance(found, cls):
-        raise ConfigError(f"{path}: no {cls.__name__.lower()} in it: assign one to {variable}")
-    own = found.modules  # type: ignore[attr-defined]
-    modules = (str((path.parent / m).resolve()) for m in (*own, *more_modules))
-    return found.model_copy(update={"modules": tuple(modules)})
-
-
-def question_of(path: Path) -> str:
-    """The first paragraph of a file's docstring, in one line."""
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "(no docstring)"
-    return " ".join(docstring.split("\n\n")[0].split())
-
-
-def _one_line(error: Exception, cls: type[Config]) -> str:
-    from pydantic import ValidationError
-
-    from metamixer.config import explain
-
-    if isinstance(error, ValidationError):
-        # the configuration that was being made, if not the whole
-        made = {each.__name__: each for each in Config.__subclasses__()}
-        return explain(error, made.get(error.title, cls))
-    line = " ".join(str(error).split())
-    return line if isinstance(error, ValueError) and line else f"{place(error)}{type(error).__name__}: {line}"
-
-
-def setting_label(data: str, overrides: dict[str, Any]) -> str:
-    """Name of a setting with overrides, fit for a file: `digits`, `digits+recipe.epochs=3`."""
+def data_label(data: str, overrides: dict[str, Any]) -> str:
+    """Name of a key of bases with overrides, fit for a file: `digits`, `digits+recipe.epochs=3`."""
     if not overrides:
         return data
     text = ",".join(f"{key}={value}" for key, value in sorted(overrides.items()))

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from metamixer.config import SCHEMA_VERSION, ConfigError
-from metamixer.training.data_config import TaskData
 from metamixer.training.folder import RunFolder
 from metamixer.training.provenance import changed_code
 
-from .grid import LoadedGrid, PlannedRun, setting_label
-from .iso_cost import check_measure, matched
+from .grid import Grid, LoadedGrid, PlannedRun, as_json, data_label
 from .states import State, find_standings, find_states
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A grid's runs in one setting, each with its state."""
+    """A grid's runs on one data set or task, each with its state."""
 
     loaded: LoadedGrid
-    setting: str
+    data: str  # the key of the grid's bases, with the launch's overrides
     root: Path
     runs: list[PlannedRun]
     states: dict[str, State]  # by hash
     aa: bool = False  # whether its variants are one and the same
     changed: dict[str, list[str]] = field(default_factory=dict)  # of finished runs of other code, the files that differ
-    retrain: bool = False  # whether a launch trains those again
+    others: dict[str, str] = field(default_factory=dict)  # origins of the grid's variants that are not planned
+    retrain: bool = False  # whether a launch trains runs of other code again
 
     def count(self) -> Counter[State]:
         return Counter(self.states.values())
@@ -52,53 +51,43 @@ class Plan:
             place.parent.mkdir(exist_ok=True)
             (self.root / hash).rename(place)
 
-    def _levels(self) -> dict[str, Any]:
-        """Chance and solved of the task's first metric, where the grid runs on a task that has both."""
-        data = self.runs[0].config.data if self.runs else None
-        metric = data.built.metrics[0] if isinstance(data, TaskData) else None
-        if metric is None or metric.chance is None or metric.solved is None:
-            return {}
-        return {"levels": {"chance": metric.chance, "solved": metric.solved}}
-
     def folder(self, run: PlannedRun) -> RunFolder:
         return RunFolder(self.root / run.hash)
 
     @property
     def manifest_path(self) -> Path:
-        return self.root / "grids" / f"{self.loaded.name}@{self.setting}.json"
+        return self.root / "grids" / f"{self.loaded.name}@{self.data}.json"
 
     def write_manifest(self) -> None:
-        """Record which runs make up the grid, for readers of the folder alone.
+        """Record which runs make up the grid, for readers of the folder alone; the launch lock is held.
 
-        Runs of launches before that are not part of it (others were asked for, or the grid's file was edited) but still
-        wait or run are kept beside them: they can be seen and cancelled, and are in no table.
+        Variants that were launched before, that the grid still has as they were and that this launch leaves out keep
+        their runs. Any other run of an earlier launch that still waits or runs is listed beside them: it can be seen
+        and cancelled, and is in no table.
         """
-        grid = self.loaded.grid
         before = RunFolder(self.manifest_path.parent).read(self.manifest_path.name) or {}
-        listed = (*before.get("runs", ()), *before.get("others", ()))
-        others = [row for row in listed if row["hash"] not in self.states]
+        runs = [_row(run) for run in self.runs]
+        has_rates = "lr" in runs[0] if runs else False
+        runs += [
+            row
+            for row in before.get("runs", ())
+            if self.others.get(row["variant"], "") == row.get("origin") and ("lr" in row) == has_rates
+        ]
+        order = {name: number for number, name in enumerate(self.loaded.grid.variants)}
+        runs.sort(key=lambda row: order.get(row["variant"], len(order)))
+        listed = {row["hash"] for row in runs}
+        others = [row for row in (*before.get("runs", ()), *before.get("others", ())) if row["hash"] not in listed]
         now = find_states(self.root, {row["hash"] for row in others})
         manifest = {
             "schema": SCHEMA_VERSION,
             "grid": self.loaded.name,
-            "data": self.setting,
+            "data": self.data,
             "question": self.loaded.question,
-            "base": grid.base,
+            "base": self.loaded.grid.base,
             "metric": "top1",
             **self._levels(),
             **({"aa": True} if self.aa else {}),
-            "runs": [
-                {
-                    "hash": run.hash,
-                    "variant": run.variant,
-                    "seed": run.seed,
-                    "on": run.declared.on,
-                    "changes": json.loads(json.dumps(run.declared.changes, default=lambda c: c.to_dict())),
-                    **({} if run.lr is None else {"lr": run.lr, "fixed": run.fixed}),
-                    **({} if run.pair is None else {"pair": run.pair}),
-                }
-                for run in self.runs
-            ],
+            "runs": runs,
             "others": [row for row in others if now[row["hash"]] in (State.QUEUED, State.RUNNING)],
         }
         try:
@@ -107,62 +96,94 @@ class Plan:
         except OSError as error:
             raise ConfigError(f"{self.root}: cannot write here ({error.strerror or error})") from None
 
+    def _levels(self) -> dict[str, Any]:
+        """Chance and solved of the task's first metric, where the grid runs on a task that has both."""
+        from metamixer.training.data_config import TaskData
+
+        data = self.runs[0].config.data if self.runs else None
+        metric = data.built.metrics[0] if isinstance(data, TaskData) else None
+        if metric is None or metric.chance is None or metric.solved is None:
+            return {}
+        return {"levels": {"chance": metric.chance, "solved": metric.solved}}
+
+
+def _row(run: PlannedRun) -> dict[str, Any]:
+    """A run as a manifest lists it."""
+    return {
+        "hash": run.hash,
+        "variant": run.variant,
+        "seed": run.seed,
+        "on": run.declared.on,
+        "changes": as_json(run.declared.changes),
+        "origin": run.origin,
+        **({"also": run.declared.also} if run.declared.also else {}),
+        **({} if run.lr is None else {"lr": run.lr, "fixed": run.fixed}),
+        **({} if run.pair is None else {"pair": run.pair}),
+    }
+
 
 def make_plan(
     loaded: LoadedGrid,
     root: Path,
     data: str | None = None,
     overrides: dict[str, Any] | None = None,
-    seeds: list[int] | None = None,
-    only: list[str] | None = None,
-    match: str | None = None,
-    lrs: list[float] | None = None,
     aa: bool = False,
     measure: bool = False,
+    **chosen: Any,
 ) -> Plan:
-    """Plan of a grid; see `Grid.runs` for the arguments and errors.
+    """Plan of a grid.
 
-    With `aa`, of an A/A test in its place, a grid named GRID_aa: the base as two variants that differ by nothing but
-    their seeds. The first has the given ones (and so runs that may be done already), the second as many others.
+    Args:
+        aa: plan an A/A test in its place, a grid named GRID_aa: the base as two variants that differ by nothing but
+            their seeds. The first has the given ones (and so runs that may be done already), the second as many others.
+        measure: measure widths at equal latency that are not recorded yet, and record them in `root`; otherwise they
+            are an error.
+        chosen: seeds, only, match and lrs, as `Grid.runs` takes them.
 
-    With `measure`, widths at equal latency that are not recorded yet are measured and recorded in `root`; else they are
-    an error.
+    Raises:
+        ConfigError: see `Grid.runs`.
     """
-    equal = match or loaded.grid.match or "none"
-    if equal != "none":
-        check_measure(equal)
+    from .iso_cost import check_measure, matched
+
+    grid, match = loaded.grid, chosen.get("match")
+    if match and match != "none":
+        check_measure(match)
+    changed = {**(overrides or {}), **({"match": match} if match and match != (grid.match or "none") else {})}
+    label = data_label(data or next(iter(grid.bases)), changed)
+    others = {}
     if aa:
-        runs = _aa_runs(loaded, data, overrides, seeds, only, lrs)
-        about = f"A/A: is {loaded.grid.base} called different from itself, at other seeds?"
-        loaded = LoadedGrid(f"{loaded.name}_aa", about, loaded.grid)
+        runs = _aa_runs(grid, data, overrides, **chosen)
+        loaded = LoadedGrid(f"{loaded.name}_aa", f"A/A: is {grid.base} called different from itself?", grid)
     else:
-        scale = partial(matched, root=root, timed=measure)
-        runs = loaded.grid.runs(data, overrides, seeds, only, match, lrs, scale)
-    changed = {**(overrides or {}), **({"match": match} if match and match != (loaded.grid.match or "none") else {})}
-    setting = setting_label(data or next(iter(loaded.grid.bases)), changed)
+        runs = grid.runs(data, overrides, scale=partial(matched, root=root, timed=measure), **chosen)
+        before = RunFolder(root / "grids").read(f"{loaded.name}@{label}.json") or {}
+        listed = {row["variant"] for row in before.get("runs", ())} - {run.variant for run in runs}
+        if names := [name for name in grid.variants if name in listed]:
+            all_of = chosen | {"only": names, "seeds": [0], "lrs": []}
+            others = {run.variant: run.origin for run in grid.runs(data, overrides, scale=_as_it_is, **all_of)}
     standings = find_standings(root, {run.hash for run in runs}).runs
     other_code = {
         hash: files
         for hash, each in standings.items()
         if each.state == State.DONE and each.result and (files := changed_code(each.result.get("code") or {}))
     }
-    return Plan(loaded, setting, root, runs, {hash: each.state for hash, each in standings.items()}, aa, other_code)
+    states = {hash: each.state for hash, each in standings.items()}
+    return Plan(loaded, label, root, runs, states, aa, other_code, others)
+
+
+def _as_it_is(config: Any, *_: Any) -> Any:
+    return config
 
 
 def _aa_runs(
-    loaded: LoadedGrid,
-    data: str | None,
-    overrides: dict[str, Any] | None,
-    seeds: list[int] | None,
-    only: list[str] | None,
-    lrs: list[float] | None,
-) -> list[PlannedRun]:
+    grid: Grid, data: str | None, overrides: dict[str, Any] | None, seeds: Sequence[int] | None = None,
+    only: Any = None, lrs: Any = None, match: str | None = None,
+) -> list[PlannedRun]:  # fmt: skip
     if only or lrs:
         raise ConfigError("--aa runs the base of the grid alone, at its own learning rate: leave out --only and --lrs")
-    grid = loaded.grid
     first = list(dict.fromkeys(grid.seeds if seeds is None else seeds))
     free = (seed for seed in range(2 * len(first)) if seed not in first)
     second = dict(zip((next(free) for _ in first), first, strict=True))
-    again = f"{grid.base}_again"
     runs = grid.runs(data, overrides, [*first, *second], [grid.base], lrs=[])
+    again = f"{grid.base}_again"
     return [replace(run, variant=again, pair=second[run.seed]) if run.seed in second else run for run in runs]

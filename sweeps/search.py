@@ -16,7 +16,8 @@ from metamixer.config import SCHEMA_VERSION, Config, ConfigError, override, pars
 from metamixer.plugins import load_module
 from metamixer.training.run_config import RunConfig
 
-from .grid import GRIDS, from_file, question_of, setting_label
+from .grid import data_label
+from .questions import GRIDS, from_file, question_of
 from .space import changes_of, keys_of, parameters_of, suggested_by
 
 SEARCHES = GRIDS / "searches"
@@ -190,5 +191,5 @@ def load_search(
     base = override(search.bases[setting], overrides or {})
     if not base.data.val_samples:
         raise ConfigError("a search chooses on validation images: give the base some, e.g. data.val_samples=1000")
-    label = setting_label(setting, overrides or {})
+    label = data_label(setting, overrides or {})
     return Definition(path.stem, question_of(path), label, search, base)

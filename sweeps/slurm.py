@@ -51,7 +51,7 @@ def submit(
     root: Path,
     hashes: Sequence[str],
     grid: str,
-    setting: str,
+    data: str,
     profile: Profile,
     snapshot: str,
     array_size: int,
@@ -69,7 +69,7 @@ def submit(
     submitted = list[Submission]()
     for part, at_once, first in chunks(hashes, array_size, profile.parallel):
         submission = Submission(
-            id=f"mm-{uuid.uuid4().hex[:8]}", time=time.time(), grid=grid, setting=setting, snapshot=snapshot,
+            id=f"mm-{uuid.uuid4().hex[:8]}", time=time.time(), grid=grid, data=data, snapshot=snapshot,
             profile=profile, hashes=part, max_attempts=max_attempts,
         )  # fmt: skip
         record(root, submission)

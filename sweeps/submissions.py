@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from pydantic import AliasChoices, Field
+
 from metamixer.config import Config, ConfigError, parse
 from metamixer.training.folder import RunFolder
 
@@ -28,7 +30,7 @@ class Submission(Config):
     id: str
     time: float
     grid: str
-    setting: str
+    data: str = Field(validation_alias=AliasChoices("data", "setting"))  # its name in older records
     snapshot: str
     profile: Profile
     hashes: tuple[str, ...]

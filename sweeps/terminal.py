@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from pathlib import Path
 
 from rich.console import Console
@@ -29,7 +30,7 @@ ROWS = 100  # of a plan's table: nobody reads more
 def print_plan(plan: Plan) -> None:
     """The variants of a plan with what differs, what they cost and where their runs stand."""
     console = Console()
-    console.print(f"[bold]{plan.loaded.name}[/bold] on {plan.setting}: {plan.loaded.question}", highlight=False)
+    console.print(f"[bold]{plan.loaded.name}[/bold] on {plan.data}: {plan.loaded.question}", highlight=False)
     table = Table("variant", "changes", box=None, pad_edge=False)
     for heading in ("widths", "params", "MACs", "runs"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -52,17 +53,14 @@ def print_plan(plan: Plan) -> None:
                 readable(spent.macs),
                 " ".join(f"{number} {state}" for state, number in states.items()),
             )
-        for warning in [*config.warnings(), *_more_than_declared(runs[0]), *_large(config, spent)]:
+        for warning in [*config.warnings(), *_two_worlds(runs[0]), *_large(config, spent)]:
             warned.setdefault(warning, name)
     console.print(table)
     if len(variants) > ROWS:
         console.print(f"and {len(variants) - ROWS} more variants")
     counts = plan.count()
     by_state = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
-    console.print(f"{len(plan.states)} runs: {by_state}", highlight=False)
-    rates = sorted({run.lr for run in plan.runs if run.lr is not None})
-    if rates:
-        console.print(f"each variant at the learning rates {', '.join(f'{rate:g}' for rate in rates)}", highlight=False)
+    console.print(f"{_product(plan)}{len(plan.states)} runs: {by_state}", highlight=False)
     for warning, name in warned.items():
         console.print(f"note: {name}: {warning}", style="yellow", highlight=False)
     if plan.changed:
@@ -78,16 +76,25 @@ def print_plan(plan: Plan) -> None:
         console.print(f"left out: {name}: {reason}", style="yellow", highlight=False)
 
 
-def _more_than_declared(run: PlannedRun) -> list[str]:
-    """Warnings that a variant changes more than it declares, or two worlds at once."""
-    found = []
-    if run.undeclared:
-        more = f" and {len(run.undeclared) - 1} more" if len(run.undeclared) > 1 else ""
-        found.append(f"it changes more than it declares: {run.undeclared[0]}{more}")
+def _product(plan: Plan) -> str:
+    """What a set of learning rates makes of a grid, e.g. `9 variants × 3 learning rates (…) × 3 seeds = `."""
+    rates = sorted({run.lr for run in plan.runs if run.lr is not None})
+    sizes = {"variants": len({run.variant for run in plan.runs}), "rates": len(rates),
+             "seeds": len({run.seed for run in plan.runs})}  # fmt: skip
+    if not rates or prod(sizes.values()) != len(plan.states):
+        return ""
+    shown = ", ".join(f"{rate:g}" for rate in rates)
+    return f"{sizes['variants']} variants × {len(rates)} learning rates ({shown}) × {sizes['seeds']} seeds = "
+
+
+def _two_worlds(run: PlannedRun) -> list[str]:
+    """A warning that a variant changes, e.g., its model and its recipe; or its own reason to do more than it names."""
+    if run.declared.also is not None:
+        return [f"it changes more than it names: {run.declared.also}"]
     worlds = {key.split(".")[0] for key in run.declared.changes} - {"seed", "modules"}
-    if len(worlds) > 1:
-        found.append(f"it changes {' and '.join(sorted(worlds))} at once: the effect of each can't be told apart")
-    return found
+    if len(worlds) < 2:
+        return []
+    return [f"it changes {' and '.join(sorted(worlds))} at once: the effect of each can't be told apart"]
 
 
 def _large(config: RunConfig, spent: Cost) -> list[str]:

@@ -8,7 +8,8 @@ import sys
 sys.path.insert(0, "TESTS")
 from small import RUN
 from metamixer import override
-from sweeps import Choice, Integer, Mixer, Real, Search, Together
+from sweeps.search import Search
+from sweeps.space import Choice, Integer, Mixer, Real, Together
 BASE = override(RUN, {"recipe.epochs": EPOCHS, "recipe.warmup_epochs": 0, "recipe.rand_augment": None})
 KEY = "model.stages.*.token_mixer"
 def widths(first):

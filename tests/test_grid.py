@@ -13,7 +13,7 @@ from metamixer.plugins import code_digest
 from metamixer.training.folder import RunFolder
 from metamixer.training.provenance import PACKAGE
 from sweeps import Grid, State, Variant, grid_questions, load_grid, make_plan
-from sweeps.grid import LoadedGrid, setting_label, undeclared
+from sweeps.grid import LoadedGrid, data_label, undeclared
 from sweeps.terminal import print_plan
 
 KEY = "model.stages.*.token_mixer.activation"
@@ -45,8 +45,8 @@ def test_overrides_come_before_the_variants():
     assert runs["gelu"].recipe.lr == 1e-4 and runs["relu_fast"].recipe.lr == 5e-3 and runs["gelu"].seed == 3
 
 
-def test_a_variant_belongs_to_the_settings_it_names():
-    variants = {**GRID.variants, "long_only": Variant(changes={"recipe.epochs": 9}, settings=("long",))}
+def test_a_variant_belongs_to_the_data_it_names():
+    variants = {**GRID.variants, "long_only": Variant(changes={"recipe.epochs": 9}, data=("long",))}
     grid = Grid(bases=GRID.bases, base="gelu", variants=variants)
     assert {run.variant for run in grid.runs("tiny")} == set(GRID.variants)
     assert {run.variant for run in grid.runs("long")} == set(variants)
@@ -59,7 +59,7 @@ def test_only_some_variants():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: GRID.runs("imagenet"), "no setting 'imagenet'; the grid has tiny, long"),
+        (lambda: GRID.runs("imagenet"), "no data 'imagenet'; the grid has tiny, long"),
         (lambda: GRID.runs(only=["tanh"]), "no variant 'tanh'; there are gelu, relu, relu_fast"),
         (lambda: GRID.runs(overrides={"recipe.speed": 1}), "no key 'speed'"),
         (lambda: Grid(bases={"a": RUN}, base="x", variants={"a": Variant()}), "base 'x' is not a variant"),
@@ -137,7 +137,7 @@ def test_a_grid_from_a_file_anywhere(tmp_path):
 
 
 @pytest.mark.parametrize("name", list(grid_questions()))
-def test_every_shipped_grid_plans_in_every_setting(name, tmp_path, monkeypatch):
+def test_every_shipped_grid_plans_on_all_its_data(name, tmp_path, monkeypatch):
     from test_recipes import finished
 
     monkeypatch.chdir(tmp_path)
@@ -146,8 +146,8 @@ def test_every_shipped_grid_plans_in_every_setting(name, tmp_path, monkeypatch):
     tmp_path.mkdir()
     loaded = load_grid(name)
     assert loaded.question.endswith("?") or "." in loaded.question
-    for setting in loaded.grid.bases:
-        plan = make_plan(loaded, tmp_path, setting)
+    for data in loaded.grid.bases:
+        plan = make_plan(loaded, tmp_path, data)
         assert plan.count() == {State.NEW: len(plan.runs)}
         assert len({run.hash for run in plan.runs}) == len(plan.runs), "two variants are the same run"
     assert not any(tmp_path.iterdir())
@@ -222,29 +222,37 @@ def test_what_a_variant_changes_without_saying_so(changes, expected):
     assert undeclared(base, override(base, changes), changes) == expected
 
 
-def many(extra):
-    """A grid of more variants than a plan's table has rows, the last of which changes more than it declares."""
-    base = override(RUN, {f"{MIXER}.query_key": CONV, f"{MIXER}.coefficient_value": CONV})
-    variants = {f"v{i}": Variant(changes={"recipe.lr": 1e-3 * (1 + i / 1000)} if i else {}) for i in range(101)}
-    last = Variant(on="v1", changes={f"{MIXER}.query_key": {"name": "depthwise", "kernel_size": 5}, **extra})
-    return LoadedGrid(
-        "many", "Why?", Grid(bases={"a": base}, base="v0", variants={**variants, "last": last}, seeds=(0,))
+HELD = override(RUN, {f"{MIXER}.query_key": CONV, f"{MIXER}.coefficient_value": CONV})
+WIDER = {f"{MIXER}.query_key": {"name": "depthwise", "kernel_size": 5}}
+
+
+def beside(*variants):
+    """A grid of a base and variants that build on it."""
+    made = {"base": Variant(), **{f"v{i}": variant for i, variant in enumerate(variants)}}
+    return LoadedGrid("beside", "Why?", Grid(bases={"a": HELD}, base="base", variants=made, seeds=(0,)))
+
+
+def test_variants_that_change_more_than_they_declare_are_refused_a_line_for_each(tmp_path, capsys):
+    """`also` gives the reason, which plans and tables show."""
+    named = {**WIDER, f"{MIXER}.query_key": {"name": "depthwise", "kernel_size": 5, "norm": False}}
+    loaded = beside(
+        Variant(changes=WIDER), Variant(changes=named), Variant(changes=WIDER, on="v1"), Variant(changes=WIDER)
     )
+    with pytest.raises(ConfigError) as caught:
+        make_plan(loaded, tmp_path)
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"variant 'v{i}' changes more than it declares" for i in (0, 3)]
+    assert f"{MIXER}.query_key.norm: True → False; name this in `changes`, or say why in `also`" in lines[0]
+    plan = make_plan(beside(Variant(changes=WIDER, also="a norm hides it")), tmp_path)
+    print_plan(plan)
+    assert "note: v0: it changes more than it names: a norm hides it" in " ".join(capsys.readouterr().out.split())
+    plan.write_manifest()
+    assert json.loads(plan.manifest_path.read_text())["runs"][1]["also"] == "a norm hides it"
 
 
-@pytest.mark.parametrize("only", [None, ["last"]])
-def test_every_variant_is_compared_with_the_one_that_it_builds_on(tmp_path, capsys, only):
-    print_plan(make_plan(many({"recipe.epochs": 4}), tmp_path, only=only))
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"note: last: it changes more than it declares: {MIXER}.query_key.norm: True → False" in said
-    assert "note: last: it changes model and recipe at once" in said
-
-
-@pytest.mark.parametrize(
-    "name", ["ffnification", "ffnet_recipe", "kernel_size", "hybrids", "recipe_ingredients", "catalogue"]
-)
-def test_the_shipped_grids_change_what_they_declare(name):
-    assert not any(run.undeclared for run in load_grid(name).grid.runs(seeds=[0], match="none"))
+def test_a_plan_says_that_a_variant_changes_model_and_recipe(tmp_path, capsys):
+    print_plan(make_plan(beside(Variant(changes={KEY: "relu", "recipe.epochs": 4})), tmp_path))
+    assert "note: v0: it changes model and recipe at once" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("images, said", [(256, True), (128, False)])
@@ -313,16 +321,44 @@ def test_the_manifest_lists_the_runs(tmp_path):
     plan.write_manifest()
     manifest = json.loads((tmp_path / "grids" / "test@tiny+recipe.epochs=2.json").read_text())
     assert manifest["base"] == "gelu" and len(manifest["runs"]) == 6
+    last = plan.runs[-1]
     assert manifest["runs"][-1] == {
-        "hash": plan.runs[-1].hash, "variant": "relu_fast", "seed": 1, "on": "relu", "changes": {"recipe.lr": 5e-3}
+        "hash": last.hash, "variant": "relu_fast", "seed": 1, "on": "relu", "changes": {"recipe.lr": 5e-3},
+        "origin": last.origin,
     }  # fmt: skip
 
 
-def test_setting_labels_are_file_names():
-    assert setting_label("digits", {}) == "digits"
-    long = setting_label("digits", {f"model.stages.{i}.token_mixer": {"name": "identity"} for i in range(4)})
+def listed(root, grid=GRID, data=None, **chosen):
+    """The runs that the manifest holds after a launch, by variant."""
+    plan = make_plan(LoadedGrid("test", "Why?", grid), root, data, **chosen)
+    plan.write_manifest()
+    rows = json.loads(plan.manifest_path.read_text())["runs"]
+    return {
+        name: [row["hash"] for row in rows if row["variant"] == name] for name in {row["variant"]: 0 for row in rows}
+    }
+
+
+def test_a_launch_of_some_variants_leaves_the_others_in_the_table(tmp_path):
+    """Unless the grid no longer has them, or has them in another form."""
+    all_of = listed(tmp_path)
+    assert list(all_of) == ["gelu", "relu", "relu_fast"]
+    assert listed(tmp_path, only=["relu"]) == all_of
+    more = listed(tmp_path, only=["relu_fast"], seeds=[0, 1, 2])
+    assert {name: len(hashes) for name, hashes in more.items()} == {"gelu": 2, "relu": 2, "relu_fast": 3}
+    edited = GRID.model_copy(update={"variants": {**GRID.variants, "relu": Variant(changes={KEY: "silu"})}})
+    assert list(listed(tmp_path, edited, only=["gelu"])) == ["gelu"]  # `relu_fast` builds on the other
+    listed(tmp_path)
+    longer = GRID.model_copy(update={"bases": {"tiny": override(RUN, {"recipe.epochs": 4})}})
+    assert list(listed(tmp_path, longer, only=["gelu"])) == ["gelu"]
+    assert list(listed(tmp_path, only=["gelu"], lrs=[5e-4])) == ["gelu"]
+    assert len(listed(tmp_path, seeds=[5])["relu"]) == 1
+
+
+def test_data_labels_are_file_names():
+    assert data_label("digits", {}) == "digits"
+    long = data_label("digits", {f"model.stages.{i}.token_mixer": {"name": "identity"} for i in range(4)})
     assert "/" not in long and len(long) < 80
-    assert long != setting_label("digits", {f"model.stages.{i}.token_mixer": {"name": "pooling"} for i in range(4)})
+    assert long != data_label("digits", {f"model.stages.{i}.token_mixer": {"name": "pooling"} for i in range(4)})
 
 
 def test_an_unwritable_folder_is_one_line(tmp_path):
@@ -387,7 +423,7 @@ def test_the_manifest_says_which_rate_is_the_recipes(tmp_path):
     assert {(entry["lr"], entry["fixed"]) for entry in entries} == {(RUN.recipe.lr, True), (1e-3, False)}
 
 
-@pytest.mark.parametrize("setting", ["digits", "fashion-mnist"])
-def test_every_cell_makes_a_network(setting):
-    for run in load_grid("cells").grid.runs(setting):
+@pytest.mark.parametrize("data", ["digits", "fashion-mnist"])
+def test_every_cell_makes_a_network(data):
+    for run in load_grid("cells").grid.runs(data):
         run.config.build(device="meta")

@@ -61,7 +61,7 @@ def test_what_was_found_once_holds(tmp_path, clock):
     again = plan(tmp_path, measure=False)
     third = plan(tmp_path)
     assert [run.hash for run in found.runs] == [run.hash for run in again.runs] == [run.hash for run in third.runs]
-    assert clock.asked == [] and found.setting == "tiny+match=latency_onnxruntime"
+    assert clock.asked == [] and found.data == "tiny+match=latency_onnxruntime"
     assert len([line for line in (tmp_path / FILE).read_text().splitlines() if line]) == 2
 
 

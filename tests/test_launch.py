@@ -209,7 +209,7 @@ def test_a_terminal_that_knows_ascii_only(grid):
     "arguments, parts",
     [
         (["plan", "ffnifcation"], ["no grid 'ffnifcation'", "ffnification"]),
-        (["run", "ffnification", "--data", "cifar"], ["no setting 'cifar'", "digits"]),
+        (["run", "ffnification", "--data", "cifar"], ["no data 'cifar'", "digits"]),
         (["plan", "ffnification", "--set", "recipe.lr"], ["KEY=VALUE"]),
         (["plan", "ffnification", "--seeds", "a"], ["whole numbers"]),
         (["plan", "ffnification", "--set", "recipe.speed=1"], ["no key 'speed'"]),

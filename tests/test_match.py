@@ -12,8 +12,8 @@ from metamixer import ConfigError, differences, override
 from metamixer.mixer import build_mixer, resolve_mixer
 from metamixer.operation import REGISTRY, Coefficients, Layout, OperationConfig, QueryKey, Site, register
 from metamixer.presets import preset
-from sweeps import Grid, Variant, make_plan
-from sweeps.grid import LoadedGrid, load_grid
+from sweeps import Grid, Variant, load_grid, make_plan
+from sweeps.grid import LoadedGrid
 from sweeps.iso_cost import matched
 
 MIXER = "model.stages.*.token_mixer"
@@ -136,11 +136,11 @@ def test_matching_is_an_option_of_every_grid(tmp_path):
 
     assert width(plain) == width(always, match="none") == 16
     assert width(plain, match="macs") == width(always) < 16
-    settings = [
-        make_plan(LoadedGrid("test", "Why?", grid), tmp_path, match=match).setting
+    labels = [
+        make_plan(LoadedGrid("test", "Why?", grid), tmp_path, match=match).data
         for grid, match in ((plain, None), (plain, "macs"), (always, "macs"), (always, None), (always, "none"))
     ]
-    assert settings == ["tiny", "tiny+match=macs", "tiny", "tiny", "tiny+match=none"]
+    assert labels == ["tiny", "tiny+match=macs", "tiny", "tiny", "tiny+match=none"]
 
 
 def cells():

@@ -12,13 +12,12 @@ from small_search import write_search
 from metamixer import ConfigError, digest, override
 from metamixer.mixer import resolve_mixer
 from metamixer.training.folder import RunFolder
-from sweeps import Choice, Integer, Mixer, Real, Search, Together
 from sweeps import ask as sweeps_ask
 from sweeps.ask import Asker
 from sweeps.confirm import confirm
 from sweeps.iso_cost import cost
-from sweeps.search import Definition, load_search
-from sweeps.space import parameters_of
+from sweeps.search import Definition, Search, load_search
+from sweeps.space import Choice, Integer, Mixer, Real, Together, parameters_of
 from sweeps.trials import FILE, best_trials, ended, make_study, read_trials
 
 KEY = "model.stages.*.token_mixer"

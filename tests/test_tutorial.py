@@ -50,7 +50,7 @@ def test_the_grid_plans_and_trains(folder, monkeypatch):
     from analysis.statistics import compare
     from analysis.tables import render
 
-    comparison = compare(*(found := load(folder / "runs", "my_grid", plan.setting)))
+    comparison = compare(*(found := load(folder / "runs", "my_grid", plan.data)))
     assert list(comparison["variant"]) == ["dilated"] and render(comparison, found[1]) is not None
 
 

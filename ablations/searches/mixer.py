@@ -12,7 +12,8 @@ from metamixer.config import override
 from metamixer.ffnet import ffnet
 from metamixer.recipes import DIGITS, FASHION_MNIST, SMALL, SMALL_DIGITS
 from metamixer.training.run_config import RunConfig
-from sweeps import Choice, Mixer, Real, Search, Together
+from sweeps.search import Search
+from sweeps.space import Choice, Mixer, Real, Together
 
 TOKEN_MIXER = "model.stages.*.token_mixer"
 CHANNEL_KERNEL = "model.stages.*.channel_mixer.query.kernel_size"
