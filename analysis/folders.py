@@ -48,7 +48,7 @@ def read_run(folder: str, with_config: bool, with_network: bool) -> Json:
             notes.append("its figures are left out" if foreign else f"result.json {other}, figures left out")
         else:
             row |= _figures(result) | _made_with(folder, result)
-            row["val_top1"] = _validation(folder, row["weights"])
+            row["val_top1"] = _validation(folder, row["weights"], result.get("metric", "top1"))
             if changed := result.get("code_changed"):
                 notes.append(f"the code changed while it was trained: {', '.join(changed)}")
             if result["state"] == "done" and math.isnan(row["top1"]):
@@ -64,22 +64,23 @@ def read_run(folder: str, with_config: bool, with_network: bool) -> Json:
 
 def _figures(result: Json) -> Json:
     raw, ema = (value if isinstance(value := result.get(key), dict) else {} for key in ("raw", "ema"))
-    row: Json = {key: number(result.get(key)) for key in ("top1", "top5", "loss", "seconds")}
-    row |= {"top1_raw": number(raw.get("top1")), "top1_ema": number(ema.get("top1"))}
+    name = result.get("metric", "top1")  # the columns of the metric that decides have this name for all tasks
+    row: Json = {key: number(result.get(key)) for key in ("top5", "loss", "seconds")}
+    row |= {"top1": number(result.get(name)), "top1_raw": number(raw.get(name)), "top1_ema": number(ema.get(name))}
     row |= {"weights": result.get("weights"), "images": raw.get("images", ema.get("images"))}
     row |= {key: result.get(key) for key in ("parameters", "macs", "state_size")}
     row["epochs"] = result.get("epochs", result.get("epoch"))
     return row
 
 
-def _validation(folder: str, weights: Any) -> float:
+def _validation(folder: str, weights: Any, metric: str) -> float:
     """Accuracy of the reported weights on the validation split after the last epoch; NaN without one."""
     try:
         with open(os.path.join(folder, "metrics.jsonl"), "rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - 2048))
             row = json.loads(file.read().splitlines()[-1])
-        return number(row.get("val_top1_ema" if weights == "ema" else "val_top1"))
+        return number(row.get(f"val_{metric}_ema" if weights == "ema" else f"val_{metric}"))
     except (OSError, ValueError, IndexError, AttributeError):
         return math.nan
 

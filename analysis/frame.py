@@ -138,7 +138,10 @@ def load(
     runs, noisy = with_latency(runs, latencies)
     done = runs[runs["state"] == "done"]
     images = done["images"].dropna().unique()
-    declared = str(manifest.get("metric") or "top1")
+    described = manifest.get("metric")
+    declared = "top1" if isinstance(described, dict) else str(described or "top1")
+    levels = described if isinstance(described, dict) else manifest.get("levels") or {}
+    chance_and_solved = {key: levels.get(key) for key in ("chance", "solved")}
     meta = Meta(
         grid=grid,
         data=str(manifest.get("data") or data or "unknown"),
@@ -150,7 +153,7 @@ def load(
         seeds=tuple(int(seed) for seed in sorted(runs["seed"].unique())),
         weights=" and ".join(sorted(set(done["weights"]) - {""})),
         images=int(images[0]) if len(images) == 1 else None,
-        levels={str(name): float(value) for name, value in (manifest.get("levels") or {}).items()},
+        levels={} if None in chance_and_solved.values() else chance_and_solved,
         left_out=(*problems, *noisy, *_left_out(runs)),
         mixed=tuple(_mixed(done)),
     )

@@ -146,7 +146,7 @@ def _table(entries: Sequence[Entry], *headings: str) -> Table:
     several = len({(entry.grid, entry.data) for entry in entries}) > 1
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("grid", *headings) if several else headings:
-        right = heading in ("seed", "epoch", "top-1", "time")
+        right = heading in ("seed", "epoch", "score", "time")
         # only names give way where the terminal is narrow: a figure or a state that is cut says something else
         gives_way = heading in ("grid", "variant", "runs")
         table.add_column(heading, justify="right" if right else "left", no_wrap=not gives_way, overflow="fold")
@@ -154,7 +154,7 @@ def _table(entries: Sequence[Entry], *headings: str) -> Table:
 
 
 def _by_run(root: Path, entries: Sequence[Entry], now: Standings) -> Table:
-    table = _table(entries, "variant", "seed", "state", "epoch", "top-1", "node", "time", "hash")
+    table = _table(entries, "variant", "seed", "state", "epoch", "score", "node", "time", "hash")
     for entry in entries:
         standing = now.runs[entry.hash]
         progress = RunFolder(root / entry.hash).read("progress.json") or {}
@@ -164,7 +164,7 @@ def _by_run(root: Path, entries: Sequence[Entry], now: Standings) -> Table:
             str(entry.seed),
             Text(standing.state, STYLES.get(standing.state, "")),
             f"{progress.get('epoch', 0)}/{progress['epochs']}" if "epochs" in progress else "",
-            _top1(standing, progress, entry.is_trial),
+            _score(standing, progress, entry.is_trial),
             _node(standing, progress),
             _time(standing, progress),
             entry.hash,
@@ -199,11 +199,12 @@ def _ranges(numbers: set[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
-def _top1(standing: Standing, progress: dict[str, Any], is_trial: bool) -> str:
+def _score(standing: Standing, progress: dict[str, Any], is_trial: bool) -> str:
     """Of the test split once it is done, before that of the held-out images; of a trial those alone."""
     tested = standing.state == State.DONE and not is_trial
-    top1 = (standing.result or {}).get("top1") if tested else progress.get("top1")
-    return f"{top1:.2f}" if top1 is not None else ""
+    result = standing.result or {}
+    score = result.get(result.get("metric", "top1")) if tested else progress.get("score")
+    return f"{score:.2f}" if score is not None else ""
 
 
 def _node(standing: Standing, progress: dict[str, Any]) -> str:

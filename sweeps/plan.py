@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,7 @@ class Plan:
             "data": self.data,
             "question": self.loaded.question,
             "base": self.loaded.grid.base,
-            "metric": "top1",
-            **self._levels(),
+            "metric": asdict(self.runs[0].config.metrics[0]) if self.runs else "top1",
             **({"aa": True} if self.aa else {}),
             "runs": runs,
             "others": [row for row in others if now[row["hash"]] in (State.QUEUED, State.RUNNING)],

@@ -219,13 +219,13 @@ class _View:
             now = RunFolder(self.root / run.hash).read("progress.json") or {}
             if run.hash not in self.tasks:
                 self.tasks[run.hash] = self.progress.add_task(run.name, total=None, note="")
-            top1 = f"val top-1 {now['top1']:.1f}" if now.get("top1") is not None else ""
+            score = f"val {run.config.metrics[0].text(now['score'])}" if now.get("score") is not None else ""
             loss = f"loss {now['loss']:.3f}" if now.get("loss") is not None else ""
             self.progress.update(
                 self.tasks[run.hash],
                 completed=now.get("step", 0),
                 total=now.get("steps"),
-                note=f"epoch {now.get('epoch', 0)}/{now.get('epochs', '?')} {loss} {top1}",
+                note=f"epoch {now.get('epoch', 0)}/{now.get('epochs', '?')} {loss} {score}",
             )
         for hash in [hash for hash in self.tasks if hash not in {run.hash for run in active}]:
             self.progress.remove_task(self.tasks.pop(hash))
@@ -233,7 +233,8 @@ class _View:
     def _line(self, outcome: Outcome) -> str | None:
         run, result = outcome.run, RunFolder(self.root / outcome.run.hash).result() or {}
         if outcome.state == State.DONE:
-            return f"{run.name}: top-1 {result['top1']:.2f} % in {result['seconds']:.0f} s"
+            metric = run.config.metrics[0]
+            return f"{run.name}: {metric.text(result[metric.name])} in {result['seconds']:.0f} s"
         if outcome.message in self.said:
             return None
         self.said.add(outcome.message)

@@ -74,8 +74,9 @@ def too_costly(row: dict[str, Any]) -> list[str]:
 
 
 def top1(row: dict[str, Any]) -> float:
-    """Validation top-1 in a row of metrics, of the weights that the recipe reports: the average where there is one."""
-    return float(row.get("val_top1_ema", row["val_top1"]))
+    """Validation score in a row of metrics, of the weights that the recipe reports: the average where there is one."""
+    first = next(key for key in row if key.startswith("val_"))  # the metric that decides
+    return float(row.get(f"{first}_ema", row[first]))
 
 
 def ended(root: Path, row: dict[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def test_status_never_hangs_and_never_writes(slurm, root, monkeypatch, capsys):
     assert launch(root)
     first, second, third = (run.hash for run in make_plan(LOADED, root).runs[:3])
     RunFolder(root / first).write("result.json", {"state": "done", "top1": 91.5, "seconds": 61, "time": time.time()})
-    beat = {"state": "running", "epoch": 4, "epochs": 9, "top1": 50.0, "host": "elsewhere", "time": time.time()}
+    beat = {"state": "running", "epoch": 4, "epochs": 9, "score": 50.0, "host": "elsewhere", "time": time.time()}
     RunFolder(root / second).write("progress.json", beat)
     RunFolder(root / third).write("progress.json", {**beat, "state": "interrupted", "host": socket.gethostname()})
     monkeypatch.setattr(scheduler.call, "__kwdefaults__", {"timeout": 1.0})
@@ -214,7 +214,7 @@ def test_status_reads_well_in_100_columns(slurm, root, monkeypatch, capsys):
     show_status(root, ["tiny"], None, every=False, watch=None)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100 and lines[0].split() == [
-        "variant", "seed", "state", "epoch", "top-1", "node", "time", "hash"
+        "variant", "seed", "state", "epoch", "score", "node", "time", "hash"
     ]  # fmt: skip
     assert all(run.hash in line for run, line in zip(make_plan(LOADED, root).runs, lines[1:7], strict=True))
     assert lines[-1] == "6 runs: 6 queued"
@@ -227,7 +227,7 @@ def test_in_100_columns_names_give_way_and_no_figure_or_state_is_cut(root, monke
     plan = make_plan(LoadedGrid("tiny", "Why?", grid), root)
     plan.write_manifest()
     plan.folder(plan.runs[0]).create(plan.runs[0].config)
-    progress = {"epoch": 120, "epochs": 300, "top1": 71.25, "host": "gpu-node-012", "time": 0}
+    progress = {"epoch": 120, "epochs": 300, "score": 71.25, "host": "gpu-node-012", "time": 0}
     plan.folder(plan.runs[0]).write("progress.json", progress)
     show_status(root, [], None, every=False, watch=None)
     cells = capsys.readouterr().out.split("logs: ")[0].splitlines()[1:]

@@ -46,8 +46,8 @@ def stored(config, path):
 
 
 def rows(text):
-    """Rows of the table of scores: by the first word, top-1, top-5, loss, images."""
-    lines = text.split("images\n", 1)[1].splitlines()
+    """Rows of the table of scores: by the first word, top-1, top-5, loss, samples."""
+    lines = text.split("samples\n", 1)[1].splitlines()
     return {line.split()[0]: [float(n) for n in line.split()[-4:]] for line in lines if line.split()}
 
 

@@ -202,14 +202,15 @@ def test_evaluation_is_exact_however_many_processes_share_it(size):
     config = override(RUN, {"data.val_samples": 7 if size == 9 else 63})
     data = Data(config.data, config.recipe, 0)
     model = config.build(seed=4)
-    whole, predicted, labels = evaluate(model, data.evaluation("val"), torch.device("cpu"))
+    whole, (predicted, labels) = evaluate(model, config.data.built, data.evaluation("val"), torch.device("cpu"))
     assert whole["images"] == config.data.val_samples
 
     def body(rank):
         with joined("cpu") as (world, device):
-            return evaluate(model, data.evaluation("val", world.rank, world.size), device, world)
+            batches = data.evaluation("val", world.rank, world.size)
+            return evaluate(model, config.data.built, batches, device, world)
 
-    for scores, their_predicted, their_labels in processes(size, body):
+    for scores, (their_predicted, their_labels) in processes(size, body):
         assert scores["images"] == whole["images"]
         assert scores["top1"] == whole["top1"] and scores["top5"] == whole["top5"]
         assert scores["loss"] == pytest.approx(whole["loss"], rel=1e-6)

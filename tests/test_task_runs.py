@@ -11,9 +11,10 @@ from test_training import Killed, at_steps, outcome, same
 from metamixer import ConfigError, digest, isotropic, override, parse
 from metamixer.plugins import load_module
 from metamixer.recipes import PROBE, named_run
-from metamixer.tasks import NOT_ASKED
+from metamixer.tasks import NOT_ASKED, Metric, asked, register
+from metamixer.tasks.recall import Recall
 from metamixer.training.data_config import TaskData
-from metamixer.training.evaluate import asked
+from metamixer.training.folder import RunFolder
 from metamixer.training.run_config import RunConfig
 from metamixer.training.samples import Samples, open_data
 from metamixer.training.score import score
@@ -43,8 +44,12 @@ def undisturbed(tmp_path_factory):
 def test_answers_that_are_asked_are_what_is_measured(undisturbed):
     path, found = undisturbed
     result, predictions = found["result"], found["predictions"]
-    assert result["state"] == "done" and result["raw"]["images"] == 13 * 4 == len(predictions["label"])
-    assert result["top1"] == pytest.approx(100 * np.mean(predictions["ema"] == predictions["label"]))
+    assert result["state"] == "done" and result["raw"]["images"] == 13 and len(predictions["label"]) == 13 * 4
+    assert result["metric"] == "accuracy" and "top1" not in result["raw"]
+    assert result["accuracy"] == pytest.approx(100 * np.mean(predictions["ema"] == predictions["label"]))
+    assert {"val_accuracy", "val_accuracy_ema", "val_loss"} < found["rows"][-1].keys()
+    progress = RunFolder(path).read("progress.json")
+    assert (progress["metric"], progress["score"]) == ("accuracy", found["rows"][-1]["val_accuracy_ema"])
     _, answers = CONFIG.data.built.samples(0, "test", torch.arange(13))
     assert predictions["label"].tolist() == answers[answers != NOT_ASKED].tolist()
     rows, data, _ = score(str(path), CONFIG.data, {}, device="cpu")
@@ -63,6 +68,25 @@ def test_killed_and_resumed_it_gives_the_same_bits(undisturbed, tmp_path, monkey
             train(CONFIG, tmp_path / "run", "cpu")
     train(CONFIG, tmp_path / "run", "cpu")
     assert same(outcome(tmp_path / "run"), undisturbed[1])
+
+
+def test_the_best_epoch_is_that_of_the_lowest_score_where_lower_is_better(tmp_path):
+    @register
+    class Wrong(Recall):
+        name = "wrong"
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.metrics = (Metric("error", "error", "%", higher_is_better=False),)
+
+        def measure(self, tally):
+            loss, right, count = tally.tolist()
+            return {"error": 100 - 100 * right / count, "loss": loss / count}
+
+    train(override(CONFIG, {"data.task.name": "wrong", "data.val_samples": 30}), tmp_path / "run", "cpu")
+    found = outcome(tmp_path / "run")
+    scores = [row["val_error_ema"] for row in found["rows"]]
+    assert len(set(scores)) > 1 and found["result"]["best"]["val_error"] == min(scores)
 
 
 def batches(seed=0, epoch=0, **position):
@@ -126,8 +150,8 @@ def test_a_users_own_task_is_trained_and_evaluated_from_the_command_line(tmp_pat
     (folder,) = runs.glob("*/config.json")
     again = launch("evaluate", folder.parent, "--device", "cpu")
     assert shown.stdout.count("task odd (size 8") == again.stdout.count("task odd (size 8") == 1
-    raw = [line.split()[-4:] for line in (shown.stdout + again.stdout).splitlines() if line.startswith("raw")]
-    assert raw[0] == raw[1] and raw[0][-1] == str(64 * 1000)
+    raw = [line.split()[-3:] for line in (shown.stdout + again.stdout).splitlines() if line.startswith("raw")]
+    assert raw[0] == raw[1] and raw[0][-1] == str(1000)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_the_oracle_is_always_right_and_a_constant_answer_is_chance(config):
     assert 100 * float(shares.max()) == pytest.approx(task.metrics[0].chance, abs=4)
     assert task.metrics[0].chance < task.metrics[0].solved < 100
     outputs = torch.nn.functional.one_hot(task.oracle(inputs).clamp(0), task.num_classes).movedim(-1, 1).float()
-    assert task.measure(task.tally(outputs, answers)) == {"accuracy": 100.0}
+    assert task.measure(task.tally(outputs, answers))["accuracy"] == 100
     assert float(task.loss(1000 * outputs, answers)) == 0
 
 
@@ -194,7 +194,7 @@ from metamixer.tasks import Metric, Task, TaskConfig, register
 class Sign(Task):
     name = "sign"
     in_chans, input_size, num_classes = 1, (1, 1), 2
-    metrics = (Metric("accuracy", "%", chance=50.0, solved=95.0),)
+    metrics = (Metric("accuracy", "accuracy", "%", chance=50.0, solved=95.0),)
 
     class Config(TaskConfig):
         pass

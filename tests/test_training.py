@@ -390,7 +390,7 @@ def test_evaluation_against_scikit_learn():
     torch.manual_seed(3)
     logits, labels = torch.randn(237, 10), torch.randint(0, 10, (237,))
     batches = [(logits[i : i + 50], labels[i : i + 50]) for i in range(0, 237, 50)]
-    scores, predicted, seen = evaluate(torch.nn.Identity(), batches, torch.device("cpu"))
+    scores, (predicted, seen) = evaluate(torch.nn.Identity(), RUN.data.built, batches, torch.device("cpu"))
     y, p = labels.numpy(), logits.softmax(1).double().numpy()
     assert scores["images"] == 237 and np.array_equal(seen, y)
     assert scores["top1"] == pytest.approx(100 * np.mean(predicted == y))

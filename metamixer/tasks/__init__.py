@@ -3,7 +3,20 @@
 from . import broadcast, local, recall, relation, shapes, strips
 from .probe import Probe, ProbeConfig
 from .streams import Streams
-from .task import NOT_ASKED, TASKS, Head, Metric, Task, TaskConfig, build_task, fingerprint, register, resolve_task
+from .task import (
+    NOT_ASKED,
+    TASKS,
+    Head,
+    Metric,
+    Task,
+    TaskConfig,
+    asked,
+    build_task,
+    fingerprint,
+    register,
+    resolve_task,
+    sums,
+)
 
 __all__ = [
     "NOT_ASKED",
@@ -15,6 +28,7 @@ __all__ = [
     "Streams",
     "Task",
     "TaskConfig",
+    "asked",
     "broadcast",
     "build_task",
     "fingerprint",
@@ -25,4 +39,5 @@ __all__ = [
     "resolve_task",
     "shapes",
     "strips",
+    "sums",
 ]

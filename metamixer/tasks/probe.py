@@ -55,7 +55,7 @@ class Probe(Task):
         self.input_size, self.answer_size = (height * scale, width * scale), self.grid
         chance = self.chance()
         solved = chance + 0.9 * (100 - chance)
-        self.metrics = (Metric("accuracy", "%", chance=chance, levels=self.levels(), solved=solved),)
+        self.metrics = (Metric("accuracy", "accuracy", "%", chance=chance, levels=self.levels(), solved=solved),)
 
     @property
     def grid(self) -> tuple[int, int]:

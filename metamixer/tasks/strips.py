@@ -45,7 +45,7 @@ class Strips(Task):
     name = "strips"
     dial: ClassVar[str] = "noise"
     in_chans, input_size, num_classes = 1, (1, _POINTS), 10
-    metrics = (Metric("accuracy", "%", chance=10.0, solved=91.0),)
+    metrics = (Metric("accuracy", "accuracy", "%", chance=10.0, solved=91.0),)
 
     class Config(TaskConfig):
         """`noise` is a share of the most with which the digit can always be told. `permuted` reorders the points."""

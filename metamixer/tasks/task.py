@@ -27,17 +27,31 @@ class Metric:
     """How a number is read.
 
     Attributes:
+        name: the key in a run's files, e.g. `top1`.
+        label: the name in words, e.g. `top-1`.
+        unit: what stands behind a value, e.g. `%` or `dB`; empty for a plain number.
+        decimals: how many are shown.
         chance: what answers give that ignore the input; None where that means nothing.
         levels: other values with a meaning, by name, e.g. the best that is possible without a certain ability.
         solved: from here on the task counts as solved; None where it has no such value.
     """
 
     name: str
-    unit: str
+    label: str
+    unit: str = ""
     higher_is_better: bool = True
+    decimals: int = 2
     chance: float | None = None
     levels: Mapping[str, float] = field(default_factory=dict)
     solved: float | None = None
+
+    def text(self, value: float) -> str:
+        """A value for a reader: `top-1 84.12 %`."""
+        return f"{self.label} {value:.{self.decimals}f} {self.unit}".rstrip()
+
+    def better(self, value: float, than: float | None) -> bool:
+        """Whether a value is better than another one; any value is better than none."""
+        return than is None or (value > than if self.higher_is_better else value < than)
 
 
 class TaskConfig(Config):
@@ -54,7 +68,7 @@ class Task:
         in_chans: channels of the input.
         input_size: height and width of the input.
         answer_size: height and width of the answers, where there is one for every cell.
-        metrics: what `measure` gives; the first one decides.
+        metrics: what `measure` gives besides the loss; the first one decides.
     """
 
     name: ClassVar[str]
@@ -88,14 +102,34 @@ class Task:
         return F.cross_entropy(outputs, answers, ignore_index=NOT_ASKED)
 
     def tally(self, outputs: Tensor, answers: Tensor) -> Tensor:
-        """Sums that `measure` needs; those of several batches and processes are added up."""
-        asked = answers != NOT_ASKED
-        return torch.stack([((outputs.argmax(1) == answers) & asked).sum(), asked.sum()])
+        """Sums that `measure` needs, float64; those of several batches and processes are added up."""
+        logits, classes = asked(outputs, answers)
+        right = (logits.argmax(1) == classes).sum()
+        return sums(F.cross_entropy(logits, classes, reduction="sum"), right, len(classes))
 
     def measure(self, tally: Tensor) -> dict[str, float]:
-        """Values of the metrics by name, out of the sums over all samples."""
-        right, asked = tally.tolist()
-        return {self.metrics[0].name: 100 * right / asked}
+        """Values of the metrics by name, and `loss`, out of the sums over all samples."""
+        loss, right, count = tally.tolist()
+        return {self.metrics[0].name: 100 * right / count, "loss": loss / count}
+
+    def predictions(self, outputs: Tensor, answers: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What is kept for each answer that is asked: the class predicted and the right one, each (N,).
+
+        None where nothing is kept.
+        """
+        logits, classes = asked(outputs, answers)
+        return logits.argmax(1), classes
+
+
+def asked(outputs: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs (B, K, …) and classes (B, …) as (N, K) and (N,): one row for each answer that is asked."""
+    where = answers != NOT_ASKED
+    return outputs.movedim(1, -1)[where], answers[where]
+
+
+def sums(*values: Tensor | float) -> Tensor:
+    """A tally of numbers, float64."""
+    return torch.tensor([float(value) for value in values], dtype=torch.float64)
 
 
 TASKS: dict[str, type[Task]] = {}

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, mod
 from ..config import Config, ConfigError
 from ..tasks import Head, Task, TaskConfig, build_task, resolve_task
 from . import image_folder
+from .images import ImageClasses
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -75,6 +76,10 @@ class DataConfig(Config):
             )
         return self
 
+    @cached_property
+    def built(self) -> Task:
+        return ImageClasses(self)
+
     @property
     def about(self) -> str:
         """The data in a few words."""
@@ -94,7 +99,7 @@ class TaskData(Config):
     """Samples of a task, e.g. of a probe, in the place of a data set.
 
     `train_samples` are those of an epoch; no sample comes twice. `val_samples` and `test_samples` are the same for
-    every seed. What is measured of images is measured of the answers that are asked: top-1 is the accuracy of a probe.
+    every seed.
     """
 
     task: Annotated[SerializeAsAny[TaskConfig], BeforeValidator(resolve_task)]

@@ -11,6 +11,7 @@ from ..architecture import BackboneConfig
 from ..backbone import Backbone
 from ..branches import equalize
 from ..config import Config, ConfigError
+from ..tasks import Metric
 from .data_config import AnyData, DataConfig, TaskData
 from .recipe import Recipe, Weights
 
@@ -88,6 +89,11 @@ class RunConfig(Config):
                     "model.stem_stride or model.downsample"
                 )
         return self
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What is measured; the first metric decides."""
+        return self.data.built.metrics
 
     @classmethod
     def parsing(cls, values: Any) -> AbstractContextManager[None]:

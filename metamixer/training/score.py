@@ -70,7 +70,7 @@ def score(
                 weights.check_classes(state, bias, tested.num_classes, source)
                 model = timm_model(name, state, source, num_classes=tested.num_classes, in_chans=tested.channels)
             batches = images.evaluation("test", world.rank, world.size)
-            rows[kind], _, _ = evaluate(model.to(own).eval(), batches, own, world)
+            rows[kind], _ = evaluate(model.to(own).eval(), tested.built, batches, own, world)
         broken = {name: why for part in world.gather(images.broken) for name, why in part.items()}
     return rows, tested, broken
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..config import digest
+from ..tasks import Metric
 from .data import default_workers
 from .data_config import AnyData, DataConfig
 from .distributed import world_of_environment
@@ -40,7 +41,7 @@ def show_training(config: RunConfig, runs: Path, device: str, workers: int | Non
             bar.update(task, completed=now["step"], total=now["steps"], description=text)
 
         def ended(row: dict[str, Any]) -> None:
-            bar.console.print(_line(row), highlight=False, soft_wrap=True)
+            bar.console.print(_line(row, config.metrics[0]), highlight=False, soft_wrap=True)
 
         try:
             count = _workers(config.data, device, workers)
@@ -70,9 +71,10 @@ def _workers(data: AnyData, device: str, asked: int | None) -> int:
     return default_workers(data, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) if asked is None else asked
 
 
-def _line(row: dict[str, Any]) -> str:
-    scores = [f"{name} {row[key]:.2f} %" for key, name in (("val_top1", "raw"), ("val_top1_ema", "ema")) if key in row]
-    validation = f", validation top-1 {', '.join(scores)}" if scores else ""
+def _line(row: dict[str, Any], metric: Metric) -> str:
+    kinds = ((f"val_{metric.name}", "raw"), (f"val_{metric.name}_ema", "ema"))
+    scores = [f"{kind} {row[key]:.{metric.decimals}f} {metric.unit}".rstrip() for key, kind in kinds if key in row]
+    validation = f", validation {metric.label} {', '.join(scores)}" if scores else ""
     speed = f"{row['images_per_second']:.0f} images/s"
     return f"epoch {row['epoch']}: loss {row['train_loss']:.4f}{validation}, lr {row['lr']:.3g}, {speed}"
 
@@ -80,15 +82,16 @@ def _line(row: dict[str, Any]) -> str:
 def _print_scores(
     console: Console, rows: dict[str, Any], data: AnyData, broken: dict[str, str], reported: str | None = None
 ) -> None:
-    console.print(f"evaluation images of {data.about}", highlight=False, soft_wrap=True)
+    console.print(f"test samples of {data.about}", highlight=False, soft_wrap=True)
     table = Table("weights", box=None, pad_edge=False)
-    for heading in ("top-1 %", "top-5 %", "loss", "images"):
+    metrics = data.built.metrics
+    for heading in (*(f"{metric.label} {metric.unit}".rstrip() for metric in metrics), "loss", "samples"):
         table.add_column(heading, justify="right")
     for kind, row in rows.items():
         label = f"best of validation (epoch {row['epoch']}, {row['weights']})" if "epoch" in row else kind
         label += " (reported)" if kind == reported else ""
-        numbers = (f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['loss']:.4f}", str(row["images"]))
-        table.add_row(label, *numbers)
+        values = [f"{row[metric.name]:.{metric.decimals}f}" for metric in metrics]
+        table.add_row(label, *values, f"{row['loss']:.4f}", str(row["images"]))
     console.print(table)
     for name, reason in list(broken.items())[:10]:
         console.print(f"left out: {name} ({reason})", style="yellow", highlight=False, soft_wrap=True)

@@ -26,7 +26,7 @@ from . import checkpoint, provenance
 from .data import Data
 from .data_config import TaskData
 from .distributed import ALONE, ProcessLost, World, joined, lost_another
-from .evaluate import evaluate
+from .evaluate import Predictions, evaluate
 from .folder import RunFolder
 from .learner import Learner, on_device
 from .run_config import RunConfig
@@ -239,23 +239,25 @@ class Trainer:
         if not math.isfinite(self.learner.mean_loss()):
             raise Diverged(epoch + 1)
 
-    def _evaluate(self, model: nn.Module, split: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    def _evaluate(self, model: nn.Module, split: str) -> tuple[dict[str, Any], Predictions]:
         batches = self.data.evaluation(split, self.world.rank, self.world.size)
-        return evaluate(model, batches, self.device, self.world)
+        return evaluate(model, self.config.data.built, batches, self.device, self.world)
 
     def _validate(self) -> dict[str, float]:
         """Scores on the validation split, if there is one; the weights of the best epoch are kept."""
         if not len(self.data.val_indices):
             return {}
-        learner = self.learner
-        scores, _, _ = self._evaluate(learner.model, "val")
-        row = {"val_top1": scores["top1"], "val_loss": scores["loss"]}
+        learner, metrics = self.learner, self.config.metrics
+        kind, model = "raw", learner.model
+        scores, _ = self._evaluate(model, "val")
+        row = {f"val_{name}": scores[name] for name in (*(metric.name for metric in metrics), "loss")}
         if learner.ema is not None:
-            scores, _, _ = self._evaluate(learner.ema.module, "val")
-            row["val_top1_ema"] = scores["top1"]
-        if scores["top1"] > self.best.get("val_top1", -1.0):
-            kind, model = ("ema", learner.ema.module) if learner.ema is not None else ("raw", learner.model)
-            self.best = {"epoch": learner.epoch, "weights": kind, "val_top1": scores["top1"]}
+            kind, model = "ema", learner.ema.module
+            scores, _ = self._evaluate(model, "val")
+            row |= {f"val_{metric.name}_ema": scores[metric.name] for metric in metrics}
+        score, key = scores[metrics[0].name], f"val_{metrics[0].name}"
+        if metrics[0].better(score, self.best.get(key)):
+            self.best = {"epoch": learner.epoch, "weights": kind, key: score}
             if self.world.first:
                 checkpoint.save_best(
                     self.folder, {"model": model.state_dict(), "classes": self.data.classes, **self.best}
@@ -269,11 +271,10 @@ class Trainer:
         if its file is lost.
         """
         config, learner = self.config, self.learner
-        raw, predicted, labels = self._evaluate(learner.model, "test")
-        predictions = {"label": labels, "raw": predicted}
-        rows = {"raw": raw}
+        rows, kept = dict[str, dict[str, Any]](), dict[str, Predictions]()
+        rows["raw"], kept["raw"] = self._evaluate(learner.model, "test")
         if learner.ema is not None:
-            rows["ema"], predictions["ema"], _ = self._evaluate(learner.ema.module, "test")
+            rows["ema"], kept["ema"] = self._evaluate(learner.ema.module, "test")
         reported = "ema" if learner.ema is not None else "raw"
         lost = None
         if self.best:
@@ -286,18 +287,15 @@ class Trainer:
                 lost = str(error)
                 log.warning("%s; the row `best` is left out", lost)
             if not any(self.world.any(lost is not None)):
-                scores, predictions["best"], _ = self._evaluate(learner.model, "test")
+                scores, kept["best"] = self._evaluate(learner.model, "test")
                 rows["best"] = {**scores, **best}
         self._record_broken_images()
         if not self.world.first:
             return self.world.broadcast()
         cost = count(config.build(), config.data.input_size)
 
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez_compressed(file, **predictions)  # type: ignore[arg-type]
-
-        self.folder.replace("predictions.npz", write)
+        self._write_predictions(kept)
+        metrics = [metric.name for metric in config.metrics]
         images = self.step * config.recipe.batch_size
         self.folder.write(
             "result.json",
@@ -306,7 +304,8 @@ class Trainer:
                 "epochs": learner.epoch,
                 "evaluated": "test",
                 "weights": reported,
-                **{key: rows[reported][key] for key in ("top1", "top5", "loss")},
+                "metric": metrics[0],
+                **{name: rows[reported][name] for name in (*metrics, "loss")},
                 **rows,
                 **({"best_left_out": lost} if lost else {}),
                 "parameters": cost.parameters,
@@ -322,9 +321,22 @@ class Trainer:
         self._report_progress(state="done")
         return self.world.broadcast(self.folder.result())
 
+    def _write_predictions(self, kept: dict[str, Predictions]) -> None:
+        found = {kind: pair for kind, pair in kept.items() if pair is not None}
+        if not found:
+            return
+        arrays = {"label": found["raw"][1], **{kind: predicted for kind, (predicted, _) in found.items()}}
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+        self.folder.replace("predictions.npz", write)
+
     def _report_progress(self, state: str = "running") -> None:
         """Write the progress that `status` shows."""
         loss = self.learner.mean_loss() if self.step % self.data.steps else self.row.get("train_loss")
+        metric = self.config.metrics[0].name
         if not self.world.first:
             return
         now = {
@@ -334,7 +346,8 @@ class Trainer:
             "step": self.step,
             "steps": self.config.recipe.total_epochs * self.data.steps,
             "loss": loss,
-            "top1": self.row.get("val_top1_ema", self.row.get("val_top1")),
+            "metric": metric,
+            "score": self.row.get(f"val_{metric}_ema", self.row.get(f"val_{metric}")),
             "time": time.time(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
