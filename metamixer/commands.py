@@ -161,13 +161,6 @@ def export(
     format: Annotated[str, typer.Option(help="coreml, executorch or onnx.")],
     resolution: Resolution = None,
     out: Annotated[Optional[Path], typer.Option(help="The file; named after the network if not given.")] = None,
-    quantize: Annotated[
-        Optional[str], typer.Option(help="Core ML's weights: int8, palette8, palette6 or palette4.")
-    ] = None,
-    labels: Annotated[Optional[Path], typer.Option(help="Names of the classes for Core ML, one a line.")] = None,
-    delegate: Annotated[
-        Optional[str], typer.Option(help="ExecuTorch's: xnnpack (if not given), or coreml for Apple's devices.")
-    ] = None,
     weights: Annotated[
         Optional[str], typer.Option(help="A timm model's checkpoint, or `pretrained`; its initial values if not given.")
     ] = None,
@@ -182,7 +175,7 @@ def export(
 
     load(module)
     network = find_network(name, resolution, trained=True, source=weights)
-    written = write(network, format, out, quantize, labels, delegate)
+    written = write(network, format, out)
     print(f"{written.path}: {written.size / 1e6:.2f} MB")
     for line in written.checks:
         print(line)

@@ -1,13 +1,8 @@
-"""Core ML: ML programs (.mlpackage), by torch.jit.trace and coremltools.
-
-coremltools converts anywhere; only macOS can run what it wrote. Elsewhere a package is checked as far as its program
-goes: input, outputs, classes, operations.
-"""
+"""Core ML: ML programs (.mlpackage), by torch.jit.trace and coremltools. Only macOS can run what it wrote."""
 
 import contextlib
 import logging
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..config import ConfigError
 from ..errors import in_one_line
 from .common import NotConvertible, quiet, require
 
-# bits of a palette's indices, or 8 for linear quantization, by the name of a compression
-COMPRESSIONS = {"int8": 8, "palette4": 4, "palette6": 6, "palette8": 8}
 _LOCATION = re.compile(r"converting '(.*?)' op \(located at: '(.*?)'\)")
 
 
@@ -61,37 +53,6 @@ def convert_classifier(model: nn.Module, image: Tensor, labels: list[str]) -> An
     # pixels of 0-255 to the 0-1 that the network takes
     pixels = coremltools.ImageType(name="images", shape=image.shape, scale=1 / 255, color_layout=layout)
     return convert(model, image, inputs=[pixels], classifier_config=coremltools.ClassifierConfig(labels))
-
-
-def compress(program: Any, compression: str) -> Any:
-    """A program with its weights at 8 bits (`int8`, a scale for each channel) or as indices into a palette (k-means).
-
-    Raises:
-        ConfigError: no such compression.
-    """
-    if compression not in COMPRESSIONS:
-        raise ConfigError(f"compression {compression!r}: one of {', '.join(COMPRESSIONS)}")
-    from coremltools.optimize import coreml as optimize
-
-    bits = COMPRESSIONS[compression]
-    with quiet():
-        if compression == "int8":
-            linear = optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
-            return optimize.linear_quantize_weights(program, optimize.OptimizationConfig(global_config=linear))
-        palette = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits)
-        return optimize.palettize_weights(program, optimize.OptimizationConfig(global_config=palette))
-
-
-def read(path: Path) -> Any:
-    """A package from the disk, as coremltools' MLModel that can't predict."""
-    import coremltools
-
-    return coremltools.models.MLModel(str(path), skip_model_load=True)
-
-
-def runs_here() -> bool:
-    """Whether this machine can run what was written."""
-    return sys.platform == "darwin"
 
 
 def run(path: Path, image: Tensor, labels: list[str]) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.data import ImageNetInfo
@@ -29,35 +31,21 @@ class Export:
     checks: tuple[str, ...]
 
 
-def export(
-    network: Network,
-    format: str,
-    out: Path | None = None,
-    quantize: str | None = None,
-    labels: Path | None = None,
-    delegate: str | None = None,
-) -> Export:
+def export(network: Network, format: str, out: Path | None = None) -> Export:
     """Write `network` for a runtime, and check what was written as far as this machine can.
 
-    The input `images` is (1, C, H, W) in 0-1, for Core ML an image. The output is the classes' scores, for Core ML
-    their probabilities and the label of the largest.
+    The input `images` is (1, C, H, W) in 0-1, the output what the network gives. Core ML's classifiers of grey or
+    colour images take an image, and give the classes' probabilities and the label of the largest.
 
     Args:
         format: coreml (an ML program at fp16), executorch or onnx (fp32).
         out: the file; `NAME.mlpackage`, `.pte` or `.onnx` if None.
-        quantize: compression of Core ML's weights: int8, palette4, palette6 or palette8.
-        labels: a file of the classes' names, for Core ML; if None the run's, ImageNet's for 1000, or numbers.
-        delegate: ExecuTorch's, xnnpack (fp32) if None, or coreml (fp16).
 
     Raises:
-        ConfigError: no such format, a missing package, an operation that can't be converted, labels that don't fit.
+        ConfigError: no such format, a missing package, or an operation that can't be converted.
     """
     if format not in SUFFIXES:
         raise ConfigError(f"format {format!r}: one of {', '.join(SUFFIXES)}")
-    if format != "coreml" and (quantize is not None or labels is not None):
-        raise ConfigError(f"{'labels' if quantize is None else 'quantize'}: only for coreml, not for {format}")
-    if format != "executorch" and delegate is not None:
-        raise ConfigError(f"delegate: only for executorch, not for {format}")
     if not hasattr(network.model, "num_classes"):
         raise ConfigError(f"{network.name!r} is a mixer: export a network, or see docs/deployment.md")
     path = out or Path(Path(network.name).name + SUFFIXES[format])
@@ -67,58 +55,48 @@ def export(
         raise ConfigError(f"{path}: no folder {path.parent}")
     if format != "coreml" and path.is_dir():
         raise ConfigError(f"{path}: this is a folder, give a file's name")
-    model = Deployed(network.model, network.mean, network.std, softmax=format == "coreml").eval()
     images = _images(network)
+    with torch.no_grad():
+        classifies = network.model(images[:1]).ndim == 2 and images.shape[1] in (1, 3)
+    model = Deployed(network.model, network.mean, network.std, softmax=format == "coreml" and classifies).eval()
     if format == "coreml":
-        names = class_labels(network, labels)
-        program = coreml.convert_classifier(model, images[:1], names)
-        if quantize is not None:
-            program = coreml.compress(program, quantize)
+        names = class_labels(network)
+        program = (
+            coreml.convert_classifier(model, images[:1], names) if classifies else coreml.convert(model, images[:1])
+        )
         shutil.rmtree(path, ignore_errors=True)  # a package is a folder
         program.save(str(path))
-        checks = _check_coreml(path, network, model, images, names)
+        checks = _described(program)
+        if sys.platform != "darwin" or not classifies:
+            checks.append("not run: only macOS runs Core ML")
+        else:
+            pixels = (images * 255).round() / 255  # as an image holds them
+            checks.append(_compared(network, model, pixels, lambda x: coreml.run(path, x, names)))
     elif format == "executorch":
-        chosen = "xnnpack" if delegate is None else delegate
-        content, rest = executorch.convert(model, images[:1], chosen)
+        content, rest = executorch.convert(model, images[:1])
         path.write_bytes(content)
         portable = ", ".join(f"{name} ({times}×)" for name, times in sorted(rest.items()))
-        title = executorch.DELEGATES[chosen][0]
-        checks = [f"not run: this machine's ExecuTorch has no {title}; Apple's devices have it"]
-        if executorch.runs_here(chosen):
-            checks = [_compare(network, model, images, lambda x: executorch.run(path, x))]
-        checks.append(f"outside {title}, on portable kernels: {portable or 'nothing'}")
+        checks = [
+            _compared(network, model, images, lambda x: executorch.run(path, x)),
+            f"outside XNNPACK, on portable kernels: {portable or 'nothing'}",
+        ]
     else:
         path.write_bytes(onnx.convert(model, images[:1]))
-        checks = [_compare(network, model, images, lambda x: onnx.run(path, x))]
+        checks = [_compared(network, model, images, lambda x: onnx.run(path, x))]
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return Export(path, sum(file.stat().st_size for file in files), tuple(checks))
 
 
-def class_labels(network: Network, file: Path | None) -> list[str]:
-    """A name for each class: the lines of a file, else those of the run, ImageNet's for 1000 classes, or numbers.
-
-    Raises:
-        ConfigError: the file can't be read, or has not a name of its own for each class.
-    """
+def class_labels(network: Network) -> list[str]:
+    """A name for each class: the run's, ImageNet's for 1000 classes, or numbers."""
     classes: int = network.model.num_classes  # type: ignore[assignment]
-    if file is None and network.classes:
+    if network.classes:
         return network.classes
-    if file is None and classes == 1000:
+    if classes == 1000:
         info = ImageNetInfo("imagenet-1k")
         # some names occur twice (crane, maillot), and Core ML wants them different
         return [f"{info.index_to_label_name(i)} {info.index_to_description(i)}" for i in range(classes)]
-    if file is None:
-        return [str(i) for i in range(classes)]
-    try:
-        labels = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"labels {file}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    if len(labels) != classes or len(set(labels)) < classes:
-        raise ConfigError(
-            f"labels {file}: {len(labels)} lines, {len(set(labels))} of them different, for {classes} classes: "
-            "give each class a line with its own name"
-        )
-    return labels
+    return [str(i) for i in range(classes)]
 
 
 def _images(network: Network) -> Tensor:
@@ -132,35 +110,25 @@ def _images(network: Network) -> Tensor:
     return noise
 
 
-def _compare(
-    network: Network, deployed: Deployed, images: Tensor, run: Callable[[Tensor], Tensor], what: str = "scores"
-) -> str:
+def _compared(network: Network, deployed: Deployed, images: Tensor, run: Callable[[Tensor], Tensor]) -> str:
     mean, std = deployed.mean, deployed.std
     with torch.no_grad():
         eager = torch.cat([network.model((image[None] - mean) / std) for image in images])  # not folded
         eager = deployed.ending(eager)
         other = torch.cat([run(image[None]) for image in images])
-    agree = int((eager.argmax(1) == other.argmax(1)).sum())
+    agree = (eager.argmax(1) == other.argmax(1)).float().mean()
     largest = float((eager - other).abs().max())
     return (
-        f"against eager, not folded, on {len(images)} images: top-1 agrees on {agree}, {what} differ by at most "
-        f"{largest:.1e} (the largest is {float(eager.abs().max()):.2g})"
+        f"against eager, not folded, on {len(images)} images: the largest class agrees on {float(agree):.1%}, outputs "
+        f"differ by at most {largest:.1e} (the largest is {float(eager.abs().max()):.2g})"
     )
 
 
-def _check_coreml(path: Path, network: Network, model: Deployed, images: Tensor, labels: list[str]) -> list[str]:
-    program = coreml.read(path)
+def _described(program: Any) -> list[str]:
     description = program.get_spec().description
-    (pixels,) = description.input
-    kind = pixels.type.imageType
+    (given,) = description.input
+    kind = given.type.imageType
+    shape = f"image of {kind.width}×{kind.height}" if kind.width else "numbers"
     outputs = ", ".join(output.name for output in description.output)
     ops = ", ".join(f"{name} ({times}×)" for name, times in coreml.operations(program).most_common())
-    compared_run = "not run: only macOS runs Core ML"
-    if coreml.runs_here():
-        pixels_only = (images * 255).round() / 255  # as an image holds them
-        compared_run = _compare(network, model, pixels_only, lambda x: coreml.run(path, x, labels), "probabilities")
-    return [
-        f"input {pixels.name!r}: image of {kind.width}×{kind.height}; outputs {outputs}; {len(labels)} classes",
-        f"operations: {ops}",
-        compared_run,
-    ]
+    return [f"input {given.name!r}: {shape}; outputs {outputs}", f"operations: {ops}"]
