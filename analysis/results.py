@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metamixer.config import KEYS_OF_SCHEMA_1
-from sweeps.trials import FILE, ended, find_search, read_trials
+from sweeps.trials import FILE, find_search, read_trials
 
 from . import rates
 from .folders import read_json
@@ -189,9 +189,8 @@ def of_search(root: str | Path, name: str, data: str) -> Pack:
         ValueError: no such search.
     """
     folder = find_search(Path(root), name, data)
-    rows = [{**row, "ended": ended(Path(root), row)} for row in read_trials(folder)]
     place = f"searches/{folder.name}"
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    lines = "".join(json.dumps(row) + "\n" for row in read_trials(Path(root), folder))
     files = {f"{place}/search.json": (folder / "search.json").read_bytes(), f"{place}/{FILE}": lines.encode()}
     return Pack(f"search-{folder.name}", files)
 

@@ -1,4 +1,4 @@
-"""The grid that confirms what a search found: its best trials with other seeds, on the test images."""
+"""The grid that confirms what a search found: its best trials with other seeds, on the test samples."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import pprint
 from collections.abc import Sequence
 from pathlib import Path
 
-from optuna.trial import FixedTrial
-
-from metamixer.config import ConfigError, digest, override
-from metamixer.training.folder import RunFolder
+from metamixer.config import ConfigError, digest
 
 from .search import Definition
-from .space import changes_of, suggested_by
-from .trials import best_trials, find_search, make_study
+from .trials import best_trials, find_search, make_study, read_about, read_trials
 
-GRID = '''"""Does what the search {name} found on {setting} hold, over seeds and on the test images?
+GRID = '''"""Does what the search {name} found on {setting} hold, over seeds and on the test samples?
 
-The {count} best trials by validation top-1 against {base}. Written by `launch.py confirm`; seeds are not those of the
-search, as its own top-1 is the best of many.
+The best trials by their validation score against {base}. Written by `launch.py confirm`; seeds are not those of the
+search, as its own score is the best of many.
 """
 
 from metamixer.config import parse
@@ -26,13 +22,12 @@ from metamixer.training.run_config import RunConfig
 from sweeps import Grid, Variant
 
 BASE = {config}
+CHANGES = {changes}
 
 GRID = Grid(
     bases={{{setting!r}: parse(RunConfig, BASE)}},
     base={base!r},
-    variants={{
-{variants}
-    }},
+    variants={{name: Variant(changes=changes) for name, changes in CHANGES.items()}},
     seeds={seeds},
     modules={modules},
 )
@@ -51,35 +46,29 @@ def confirm(root: Path, definition: Definition, top: int, seeds: Sequence[int] |
         OSError: the file can't be written.
     """
     folder = find_search(root, definition.name, definition.setting)
-    study = make_study(root, folder, RunFolder(folder).read("search.json") or {})
-    name, changes = next(iter(definition.search.known.items()), ("base", {}))
-    reference = digest(override(definition.base, changes))
-    found = best_trials(study, top + 1)
+    rows = read_trials(root, folder)
+    found = [rows[trial.number] for trial in best_trials(make_study(read_about(folder), rows), top + 1)]
     if not found:
         raise ConfigError("no trial is done yet: there is nothing to confirm")
-    chosen = [trial for trial in found if trial.user_attrs["hash"] != reference][:top]
-    space = definition.search.space
-    variants = {name: changes} | {
-        f"trial_{trial.number}": changes_of(space, suggested_by(FixedTrial(trial.params))) for trial in chosen
-    }
-    rows = [
-        f"        {variant!r}: Variant(changes={pprint.pformat(values, width=100, sort_dicts=False)}),"
-        for variant, values in variants.items()
-    ]
+    base, reference, changes = "base", digest(definition.base), {"base": {}}
+    for base in list(definition.search.known)[:1]:
+        known = definition.known(base)
+        reference, changes = digest(definition.config(known)), {base: definition.changes(known)}
+    chosen = [row for row in found if row["hash"] != reference][:top]
+    changes |= {f"trial_{row['trial']}": row["changes"] for row in chosen}
     own = definition.base.seed
     text = GRID.format(
         name=definition.name,
         setting=definition.setting,
-        count=len(chosen),
-        base=name,
+        base=base,
         config=pprint.pformat({**definition.base.to_dict(), "modules": []}, width=100, sort_dicts=False),
-        variants="\n".join(rows),
+        changes=pprint.pformat(changes, width=100, sort_dicts=False),
         seeds=tuple(seeds or range(own + 1, own + 4)),
         modules=definition.search.modules,
     )
     path = out or Path(f"confirm_{definition.name}.py")
-    if path.exists() and path.read_bytes() != text.encode():  # of another setting, or edited since
+    if path.exists() and path.read_text(encoding="utf-8") != text:  # of another setting, or edited since
         raise ConfigError(f"{path}: another file stands there: name one with --out, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode())
+    path.write_text(text, encoding="utf-8")
     return path

@@ -43,14 +43,7 @@ def search(
     ] = None,
     device: Device = "auto",
     module: Modules = None,
-    cluster: Annotated[str, typer.Option(help="local: here; slurm: submit trials and return.")] = "local",
-    watch: Annotated[
-        bool, typer.Option("--watch", help="On a cluster: stay, and propose a trial for each that ends.")
-    ] = False,
-    stop_early: Annotated[
-        bool,
-        typer.Option("--stop-early", help="Stop trials below the median of those that are done, at the same epoch."),
-    ] = False,
+    cluster: Annotated[str, typer.Option(help="local: here; slurm: each trial is a job.")] = "local",
     max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the search; writes nothing.")] = False,
@@ -67,19 +60,13 @@ def search(
         raise ConfigError(f"--cluster {cluster!r}: local or slurm")
     definition = definition_of(name, data, set, module)
     print_search(definition)
-    if stop_early and len(definition.search.objectives) > 1:
-        raise ConfigError("--stop-early looks at top1 alone, but costs are sought too: put them into constraints")
     if dry_run:
         raise typer.Exit
     asker = Asker(runs, definition, trials or definition.search.trials)
     if cluster == "local":
-        complete = search_here(asker, workers or parallel_runs(device), device, stop_early)
+        complete = search_here(asker, workers or parallel_runs(device), device)
     else:
-        pause = 30.0 if watch else None
-        at_once = workers or 4
-        complete = search_on_slurm(asker, at_once, profile_of(job), stop_early, pause, max_gpu_hours, max_attempts)
-        if not watch:
-            raise typer.Exit(0 if complete else 1)
+        complete = search_on_slurm(asker, workers or 4, profile_of(job), max_gpu_hours, max_attempts)
     return Launched(runs, definition.name, definition.setting, complete)
 
 

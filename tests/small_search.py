@@ -9,24 +9,25 @@ sys.path.insert(0, "TESTS")
 from small import RUN
 from metamixer import override
 from sweeps.search import Search
-from sweeps.space import Choice, Integer, Mixer, Real, Together
 BASE = override(RUN, {"recipe.epochs": EPOCHS, "recipe.warmup_epochs": 0, "recipe.rand_augment": None})
 KEY = "model.stages.*.token_mixer"
-def widths(first):
-    return {f"model.stages.{i}.width": first * (1 + i // 2) for i in range(4)}
+AS_BASE = {"activation": "gelu", "kernel": 3, "width": 8, "lr": BASE.recipe.lr}
+def propose(trial):
+    width = trial.suggest_categorical("width", [4, 8, 16])
+    return {
+        f"{KEY}.activation": trial.suggest_categorical("activation", ["gelu", "relu", "silu", "identity"]),
+        f"{KEY}.query_key.kernel_size": trial.suggest_categorical("kernel", [3, 5]),
+        **{f"model.stages.{i}.width": width * (1 + i // 2) for i in range(4)},
+        "recipe.lr": trial.suggest_float("lr", 1e-4, 1e-2, log=True),
+    }
 SEARCH = Search(
     bases={"tiny": BASE},
-    space={
-        f"{KEY}.activation": Choice(options=("gelu", "relu", "silu", "identity")),
-        f"{KEY}.query_key.kernel_size": Choice(options=(3, 5)),
-        "width": Together(options={str(first): widths(first) for first in (4, 8, 16)}),
-        "recipe.lr": Real(low=1e-4, high=1e-2, log=True),
-    },
+    propose=propose,
     MORE
     trials=TRIALS,
 )
 """
-FRONT = 'objectives=("top1", "macs"), constraints={"macs": 3e5}, known={"base": {}},'
+FRONT = 'minimize=("macs",), constraints={"macs": 3e5}, known={"base": AS_BASE},'
 
 
 def write_search(folder: Path, trials: int = 4, epochs: int = 1, more: str = FRONT) -> Path:

@@ -8,38 +8,57 @@ attention are tried first.
     python launch.py confirm mixer --data fashion-mnist    # a grid of the best, with other seeds and on test images
 """
 
+from typing import Any
+
+from optuna.trial import Trial
+
 from metamixer.config import override
 from metamixer.ffnet import ffnet
 from metamixer.recipes import DIGITS, FASHION_MNIST, SMALL, SMALL_DIGITS
 from metamixer.training.run_config import RunConfig
 from sweeps.search import Search
-from sweeps.space import Choice, Mixer, Real, Together
 
-TOKEN_MIXER = "model.stages.*.token_mixer"
-CHANNEL_KERNEL = "model.stages.*.channel_mixer.query.kernel_size"
+QUERIES: dict[str, Any] = {"identity": "identity", "linear": {"name": "linear", "norm": True}}
+KEYS: dict[str, Any] = {
+    "linear": {"name": "linear", "expansion": 1.0, "norm": True},
+    "scaled_dot": {"name": "scaled_dot", "head_dim": 8},
+    "neighbourhood": {"name": "neighbourhood", "head_dim": 8},
+}
+VALUE_OF = {"scaled_dot": "matmul", "neighbourhood": "windowed_sum"}  # what fits their coefficients
 
-# a small branch beside a large kernel is FFNet's; the others are plain
-BRANCHED = {"name": "depthwise", "kernel_size": 7, "norm": True, "small_kernel": 3}
-PLAIN = {"name": "depthwise", "kernel_size": Choice(options=(3, 5, 7)), "norm": True}
-DEPTHWISE = {"branched": BRANCHED, "depthwise": PLAIN}
 
-SLOTS = Mixer(
-    query={"identity": "identity", "linear": {"name": "linear", "norm": True}},
-    query_key={
-        **DEPTHWISE,
-        "linear": {"name": "linear", "expansion": 1.0, "norm": True},
-        "scaled_dot": {"name": "scaled_dot", "head_dim": 8},
-        "neighbourhood": {"name": "neighbourhood", "head_dim": 8, "kernel_size": Choice(options=(3, 5))},
-    },
-    activation={"gelu": "gelu", "relu": "relu", "identity": "identity", "softmax": "softmax"},
-    coefficient_value={
-        **DEPTHWISE,
-        "linear": "linear",
-        "hadamard": "hadamard",
-        "matmul": "matmul",
-        "windowed_sum": "windowed_sum",
-    },
-)
+def depthwise(trial: Trial, slot: str) -> dict[str, Any]:
+    """A plain kernel, or FFNet's: a small branch beside a large one."""
+    kernel = trial.suggest_categorical(f"{slot}[depthwise].kernel", ["3", "5", "7", "7+3"])
+    branch = {"small_kernel": 3} if kernel == "7+3" else {}
+    return {"name": "depthwise", "kernel_size": int(kernel[0]), "norm": True, **branch}
+
+
+def mixer(trial: Trial) -> dict[str, Any]:
+    query = trial.suggest_categorical("query", list(QUERIES))
+    name = trial.suggest_categorical("query_key", ["depthwise", *KEYS])
+    key = depthwise(trial, "query_key") if name == "depthwise" else dict(KEYS[name])
+    if name == "neighbourhood":
+        key["kernel_size"] = trial.suggest_categorical("query_key[neighbourhood].kernel", [3, 5])
+    if name in VALUE_OF:  # coefficients of pairs of tokens, which softmax takes too
+        activation = trial.suggest_categorical("activation[pairs]", ["gelu", "relu", "identity", "softmax"])
+        value: Any = VALUE_OF[name]
+    else:
+        activation = trial.suggest_categorical("activation[map]", ["gelu", "relu", "identity"])
+        value = trial.suggest_categorical("coefficient_value[map]", ["depthwise", "linear", "hadamard"])
+        value = depthwise(trial, "coefficient_value") if value == "depthwise" else value
+    return {"query": QUERIES[query], "query_key": key, "activation": activation, "coefficient_value": value}
+
+
+def propose(trial: Trial) -> dict[str, Any]:
+    width = trial.suggest_categorical("width", [8, 16, 24])
+    return {
+        "model.stages.*.token_mixer": mixer(trial),
+        "model.stages.*.channel_mixer.query.kernel_size": trial.suggest_categorical("channel_kernel", [3, 5, 7]),
+        **{f"model.stages.{stage}.width": width * 2**stage for stage in range(4)},
+        "recipe.lr": trial.suggest_float("lr", 1e-3, 1e-2, log=True),
+    }
+
 
 small = ffnet((1, 1, 2, 1), (16, 32, 64, 128), channel_kernels=(3, 3, 3, 3), stem_width=16, stem_stride=1)
 half = override(small, {"stem_stride": 2})
@@ -48,34 +67,24 @@ half = override(small, {"stem_stride": 2})
 SHORT = {"model.norm": "batch", "recipe.ema_decay": None, "recipe.epochs": 5}
 IMAGES = {"data.train_samples": 5000}
 
-
-def widths(first: int) -> dict:
-    return {f"model.stages.{stage}.width": first * 2**stage for stage in range(4)}
-
+SIZE = {"query": "linear", "width": 16, "channel_kernel": 3, "lr": 3e-3}
+FFNET = {
+    "query_key": "depthwise",
+    "query_key[depthwise].kernel": "7+3",
+    "activation[map]": "gelu",
+    "coefficient_value[map]": "depthwise",
+    "coefficient_value[depthwise].kernel": "7+3",
+}
+ATTENTION = {"query_key": "scaled_dot", "activation[pairs]": "softmax"}
 
 SEARCH = Search(
     bases={
         "digits": override(RunConfig(model=small, data=DIGITS, recipe=SMALL_DIGITS), SHORT),
         "fashion-mnist": override(RunConfig(model=half, data=FASHION_MNIST, recipe=SMALL), SHORT | IMAGES),
     },
-    space={
-        TOKEN_MIXER: SLOTS,
-        CHANNEL_KERNEL: Choice(options=(3, 5, 7)),
-        "width": Together(options={str(first): widths(first) for first in (8, 16, 24)}),
-        "recipe.lr": Real(low=1e-3, high=1e-2, log=True),
-    },
-    objectives=("top1", "macs"),
+    propose=propose,
+    minimize=("macs",),
     constraints={"macs": 6e6},
-    known={
-        "ffnet": {TOKEN_MIXER: "ffnified_attention"},
-        "attention": {
-            TOKEN_MIXER: {
-                "query": {"name": "linear", "norm": True},
-                "query_key": {"name": "scaled_dot", "head_dim": 8},
-                "activation": "softmax",
-                "coefficient_value": "matmul",
-            }
-        },
-    },
+    known={"ffnet": SIZE | FFNET, "attention": SIZE | ATTENTION},
     trials=48,
 )
