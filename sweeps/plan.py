@@ -95,16 +95,6 @@ class Plan:
         except OSError as error:
             raise ConfigError(f"{self.root}: cannot write here ({error.strerror or error})") from None
 
-    def _levels(self) -> dict[str, Any]:
-        """Chance and solved of the task's first metric, where the grid runs on a task that has both."""
-        from metamixer.training.data_config import TaskData
-
-        data = self.runs[0].config.data if self.runs else None
-        metric = data.built.metrics[0] if isinstance(data, TaskData) else None
-        if metric is None or metric.chance is None or metric.solved is None:
-            return {}
-        return {"levels": {"chance": metric.chance, "solved": metric.solved}}
-
 
 def _row(run: PlannedRun) -> dict[str, Any]:
     """A run as a manifest lists it."""

@@ -1,6 +1,9 @@
 """Tasks: samples, answers, loss and metrics, in one registered class.
 
 A new task is one class that derives from `Task`, carries a `name` and a `Config`, and is decorated with `@register`.
+Training and evaluation use nothing else of it: `samples` and `count` give the data, whether they are made up or read
+from files; `loss`, `tally`, `measure` and `metrics` say what is learnt and measured; `predictions` what is kept of it;
+`networks`, `in_chans`, `input_size`, `num_classes` and `head` which networks fit. `oracle` is for `check` alone.
 """
 
 from __future__ import annotations
@@ -68,6 +71,11 @@ class Task:
         in_chans: channels of the input.
         input_size: height and width of the input.
         answer_size: height and width of the answers, where there is one for every cell.
+        num_classes: what the network gives for each answer, e.g. one score for each class.
+        networks: the networks that can answer, by the key `network` of their configurations.
+        on_disk: samples are read from files: on the CPU, by data workers where there are any. All others are made on
+            the run's device.
+        eval_batch: samples of a batch in evaluation; 1 where they differ in size.
         metrics: what `measure` gives besides the loss; the first one decides.
     """
 
@@ -77,6 +85,9 @@ class Task:
     input_size: tuple[int, int]
     answer_size: tuple[int, int]
     num_classes: int
+    networks: ClassVar[tuple[str, ...]] = ("backbone",)
+    on_disk: ClassVar[bool] = False
+    eval_batch: ClassVar[int] = 500
     metrics: tuple[Metric, ...]
 
     class Config(TaskConfig):
@@ -89,9 +100,18 @@ class Task:
         """Inputs (B, in_chans, H, W) and answers of the samples `indices` (B,), on their device.
 
         Answers are (B,), or (B, H, W) with one for each cell; `NOT_ASKED` where nothing is asked. A sample depends
-        on the seed, the split and its index alone.
+        on the seed, the split (`train`, `val`, `test`) and its index alone. Training counts on through all epochs, so
+        that each sample may be augmented or drawn by its index. `val` and `test` have seed 0 and are not augmented.
         """
         raise NotImplementedError
+
+    def count(self, split: str) -> int | None:
+        """How many samples a split has; None if it has no end.
+
+        Raises:
+            ConfigError: the data are missing or can't be used.
+        """
+        return None
 
     def oracle(self, inputs: Tensor) -> Tensor:
         """The right answers, found in the inputs by the task's definition; any value where nothing is asked."""

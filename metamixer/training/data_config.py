@@ -99,13 +99,13 @@ class TaskData(Config):
     """Samples of a task, e.g. of a probe, in the place of a data set.
 
     `train_samples` are those of an epoch; no sample comes twice. `val_samples` and `test_samples` are the same for
-    every seed.
+    every seed; without `test_samples` they are all that the task has.
     """
 
     task: Annotated[SerializeAsAny[TaskConfig], BeforeValidator(resolve_task)]
     train_samples: int = Field(gt=0)
     val_samples: int = Field(default=0, ge=0)
-    test_samples: int = Field(gt=0)
+    test_samples: int | None = Field(default=None, gt=0)
 
     @cached_property
     def built(self) -> Task:

@@ -12,8 +12,6 @@ from .data_config import AnyData, TaskData
 from .folder import RunFolder
 from .recipe import Recipe
 
-EVAL_BATCH = 500
-
 
 def open_data(
     config: AnyData, recipe: Recipe | None, seed: int, device: torch.device, workers: int = 0
@@ -40,6 +38,7 @@ class Samples:
         self.steps = config.train_samples // recipe.batch_size if recipe is not None else 0
         if recipe is not None and not self.steps:
             raise ConfigError(f"data.train_samples {config.train_samples}: fewer than one batch of {recipe.batch_size}")
+        self._count("val"), self._count("test")
 
     def record(self, folder: RunFolder, write: bool = True) -> None:
         """Nothing to record: the run's configuration holds everything."""
@@ -53,10 +52,23 @@ class Samples:
                 yield self._make(self.seed, "train", range(n * size, (n + 1) * size))
 
     def evaluation(self, split: str, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
-        count = self.config.val_samples if split == "val" else self.config.test_samples
+        count = self._count(split)
         own = range(rank * count // processes, (rank + 1) * count // processes)
-        for first in own[::EVAL_BATCH]:
-            yield self._make(0, split, range(first, min(first + EVAL_BATCH, own.stop)))
+        for first in own[:: self.task.eval_batch]:
+            yield self._make(0, split, range(first, min(first + self.task.eval_batch, own.stop)))
+
+    def _count(self, split: str) -> int:
+        """Samples that are evaluated on.
+
+        Raises:
+            ConfigError: more than there are, or all of a split without end.
+        """
+        wanted, there = self.config.val_samples if split == "val" else self.config.test_samples, self.task.count(split)
+        if wanted is None and there is None:
+            raise ConfigError(f"data.test_samples: task {self.task.name!r} has no end of them; say how many")
+        if wanted is None or there is None or wanted <= there:
+            return wanted if wanted is not None else there  # type: ignore[return-value]
+        raise ConfigError(f"data.{split}_samples {wanted}: task {self.task.name!r} has {there}")
 
     def _make(self, seed: int, split: str, numbers: range) -> Batch:
         return self.task.samples(seed, split, torch.arange(numbers.start, numbers.stop, device=self.device))
