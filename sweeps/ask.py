@@ -34,7 +34,7 @@ from .search import Definition, Proposing
 from .states import State, find_states
 from .submissions import launch_lock
 from .terminal import show_training
-from .trials import FILE, OPEN, last_score, make_study, proposals, read_trials, search_folder, too_costly
+from .trials import FILE, OPEN, last_score, make_study, proposals, read_trials, too_costly
 
 DRAWS = 100  # at random, that show what a search's function asks for
 PROPOSALS = 300  # of one trial, until the space counts as exhausted
@@ -95,7 +95,7 @@ class Asker:
             ConfigError: the folder can't be written, or holds a search that differs in more than its question.
         """
         self.root, self.definition, self.wanted = root, definition, wanted
-        self.folder, self.about = search_folder(root, definition.label), definition.about()
+        self.folder, self.about = root / "searches" / f"{definition.name}@{definition.setting}", definition.about()
         there = RunFolder(self.folder)
         with launch_lock(root):
             if (begun := there.read("search.json")) is None:
@@ -175,9 +175,8 @@ class Asker:
             if row := self._row(len(rows), self.definition.known(name), name, tried):
                 return row
         rng = random.Random(f"{search.sampler_seed} {len(rows)}")
-        sampler = optuna.samplers.TPESampler(seed=rng.getrandbits(32))
-        study = make_study(self.about, rows, sampler)
-        problem, repeated = "", False
+        study = make_study(self.about, rows, optuna.samplers.TPESampler(seed=rng.getrandbits(32)))
+        problem = ""
         for attempt in range(PROPOSALS):
             if attempt == BY_SAMPLER:  # it insists on what was tried
                 study.sampler = optuna.samplers.RandomSampler(seed=rng.getrandbits(32))
@@ -185,11 +184,10 @@ class Asker:
             try:
                 if row := self._row(len(rows), trial, "sampler", tried):
                     return row
-                repeated = True
             except ValueError as error:  # sizes that do not fit each other
                 problem = str(error)
             study.tell(trial, state=TrialState.FAIL)
-        if not repeated:
+        if not rows:
             raise ConfigError(f"none of {PROPOSALS} proposals makes a run: {problem}")
         return None
 
@@ -225,12 +223,11 @@ class Asker:
     def describe(self, outcome: Outcome) -> str:
         """A line on how a trial's run ended; its score is that of the validation samples."""
         trial = next(each for each in self.trials() if each["hash"] == outcome.run.hash)
-        name = f"trial {trial['trial']}" + (f" ({trial['source']})" if trial["source"] != "sampler" else "")
+        name = f"{outcome.run.variant} ({trial['source']})"
         if trial["ended"]["outcome"] != "done":
             return f"{name}: {outcome.state}, {outcome.message}"
-        metric, costs = self.about["metric"], trial["costs"].items()
-        score = f"val {metric['label']} {last_score(trial['ended']):.{metric['decimals']}f} {metric['unit']}"
-        return f"{name}: {', '.join([score, *(f'{name} {_shown(name, value)}' for name, value in costs)])}"
+        score = self.definition.base.metrics[0].text(last_score(trial["ended"]))
+        return ", ".join([f"{name}: val {score}", *(f"{_shown(*cost)} {cost[0]}" for cost in trial["costs"].items())])
 
     def print_counts(self) -> bool:
         """Print the number of trials by outcome; returns whether all wanted trials have ended."""

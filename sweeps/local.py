@@ -63,14 +63,14 @@ def run_all(
     root: Path,
     workers: int,
     device: str,
-    watch: Callable[[list[PlannedRun], list[Outcome]], Iterable[PlannedRun]],
+    watch: Callable[[list[PlannedRun], list[Outcome]], None],
 ) -> tuple[list[Outcome], bool]:
     """Run everything in `runs`, `workers` at a time; each is taken from `runs` when a worker is free.
 
     A forked process that has its imports done starts in milliseconds and takes nothing else down when it dies.
 
     Args:
-        watch: called a few times a second with the active runs and the outcomes so far; returns active runs to stop.
+        watch: called a few times a second with the active runs and the outcomes so far.
 
     Returns:
         The outcomes, and whether SIGINT or SIGTERM stopped it early. Active runs are then asked to stop; each
@@ -113,9 +113,7 @@ def run_all(
                 run, receiver = active.pop(process)
                 del at[process]
                 outcomes.append(_outcome(run, receiver, process.exitcode))
-            unwanted = {run.hash for run in watch([run for run, _ in active.values()], outcomes)}
-            for process in [p for p, (run, _) in active.items() if run.hash in unwanted]:
-                process.terminate()
+            watch([run for run, _ in active.values()], outcomes)
             time.sleep(POLL_SECONDS)
     return outcomes, stopped
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,6 @@ from metamixer.training.run_config import RunConfig
 from .grid import data_label
 from .iso_cost import check_measure
 from .questions import GRIDS, from_file, question_of
-from .trials import TOP1
 
 SEARCHES = GRIDS / "searches"
 
@@ -69,16 +68,25 @@ class Definition:
     search: Search
     base: RunConfig
 
-    @property
-    def label(self) -> str:
-        return f"{self.name}@{self.setting}"
+    def about(self) -> dict[str, Any]:
+        """The content of `search.json`: what the trials of a search have in common, as JSON types."""
+        metric = asdict(self.base.metrics[0])
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "setting": self.setting,
+            "question": self.question,
+            "metric": metric,
+            "objectives": [metric["name"], *self.search.minimize],
+            "constraints": self.search.constraints,
+            "base": self.base.identity(),
+        }
 
     def changes(self, trial: Proposing) -> dict[str, Any]:
         """What a trial changes in the base, as JSON types by dotted key.
 
         Raises:
-            ConfigError: the search's function fails, or gives no changes.
-            ValueError: it says that these parameters make no run.
+            ValueError: the search's function fails, gives no changes, or says that these parameters make no run.
         """
         try:
             changes = self.search.propose(trial)
@@ -92,11 +100,7 @@ class Definition:
         return json.loads(json.dumps(changes, default=lambda config: config.to_dict()))
 
     def config(self, trial: Proposing) -> RunConfig:
-        """The run of a trial.
-
-        Raises:
-            ValueError: its parameters make no run.
-        """
+        """The run of a trial; a ValueError if its parameters make none."""
         return override(self.base, self.changes(trial))
 
     def known(self, name: str) -> FixedTrial:
@@ -113,19 +117,6 @@ class Definition:
         if more := self.search.known[name].keys() - trial.params.keys():
             raise ConfigError(f"known {name!r}: propose does not ask for {', '.join(sorted(more))}")
         return trial
-
-    def about(self) -> dict[str, Any]:
-        """The content of `search.json`: what the trials of a search have in common, as JSON types."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "name": self.name,
-            "setting": self.setting,
-            "question": self.question,
-            "metric": TOP1,
-            "objectives": [TOP1["name"], *self.search.minimize],
-            "constraints": self.search.constraints,
-            "base": self.base.identity(),
-        }
 
 
 def search_questions() -> dict[str, str]:

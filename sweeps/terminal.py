@@ -153,9 +153,8 @@ def show_training(
     workers: int,
     device: str,
     describe: Callable[[Outcome], str | None] | None = None,
-    watch: Callable[[list[PlannedRun], list[Outcome]], Iterable[PlannedRun]] = lambda *_: (),
 ) -> tuple[list[Outcome], bool]:
-    """Train runs on this machine and show how they go; see `run_all` for `watch` and what comes back.
+    """Train runs on this machine and show how they go; see `run_all` for what comes back.
 
     Args:
         total: how many runs there will be.
@@ -168,13 +167,7 @@ def show_training(
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
     ) as progress:
-        view = _View(root, progress, total, describe)
-
-        def look(active: list[PlannedRun], outcomes: list[Outcome]) -> Iterable[PlannedRun]:
-            view.update(active, outcomes)
-            return watch(active, outcomes)
-
-        return run_all(runs, root, workers, device, look)
+        return run_all(runs, root, workers, device, _View(root, progress, total, describe).update)
 
 
 def _problems(console: Console, outcomes: list[Outcome], at_least: int = 2) -> bool:

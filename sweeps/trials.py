@@ -21,13 +21,9 @@ if TYPE_CHECKING:
     import optuna
 
 FILE = "trials.jsonl"
-# the metric of a search that does not name its own
+# the metric of a search of an older version, which does not name it
 TOP1 = {"name": "top1", "label": "top-1", "unit": "%", "higher_is_better": True, "decimals": 2}
 OPEN = "open"  # outcome of a trial that waits, runs or was interrupted
-
-
-def search_folder(root: Path, label: str) -> Path:
-    return root / "searches" / label
 
 
 def find_search(root: Path, name: str | None = None, data: str | None = None) -> Path:
@@ -41,10 +37,9 @@ def find_search(root: Path, name: str | None = None, data: str | None = None) ->
     chosen = [each for each in chosen if data in (None, each.name.partition("@")[2])]
     if len(chosen) == 1:
         return chosen[0]
+    what = "several searches" if chosen else f"no search {name or ''}{f' on {data}' if data else ''}"
     listed = ", ".join(each.name for each in chosen or there) or "none"
-    if chosen:
-        raise ConfigError(f"several searches in {root}: {listed}; give name and data of one")
-    raise ConfigError(f"no search {name or ''}{f' on {data}' if data else ''} in {root}; there: {listed}")
+    raise ConfigError(f"{what} in {root}; give name and data of one of: {listed}")
 
 
 def read_about(folder: Path) -> dict[str, Any]:

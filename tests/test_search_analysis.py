@@ -29,13 +29,13 @@ RANGES = {
 }
 
 
-def write_trials(folder, objectives=("top1", "macs"), trials=60, label="toy@digits"):
+def write_trials(folder, objectives=("top1", "macs"), trials=60, label="toy@digits", **more):
     """Trials whose accuracy is 80 + 10·lr + depth, plus 2 for kernel 5, and whose cost is the depth."""
     place = folder / "searches" / label
     place.mkdir(parents=True)
     name, setting = label.split("@")
     about = {"name": name, "setting": setting, "question": "Which?", "objectives": list(objectives),
-             "constraints": {"macs": 3.5e6}}  # fmt: skip
+             "constraints": {"macs": 3.5e6}, **more}  # fmt: skip
     (place / "search.json").write_text(json.dumps(about))
     draw = random.Random(0)
     for number in range(trials):
@@ -78,6 +78,20 @@ def test_the_front_is_what_no_other_trial_beats(tmp_path):
     assert set(frame["outcome"]) == {"done", "too costly"}
     assert len(frame) == 60 and frame[frame["outcome"] == "too costly"]["top1"].isna().all()
     assert {row["epochs"] for row in done} == {2} and {row["minutes"] for row in done} == {1.0}
+
+
+def test_a_metric_that_should_be_low_is_minimized_and_named(tmp_path):
+    error = {"name": "mse", "label": "error", "unit": "dB", "higher_is_better": False, "decimals": 1}
+    study = load_study(write_trials(tmp_path, ("mse", "macs"), metric=error))
+    done = [trial for trial in study.trials if trial.values]
+    cheapest = [trial for trial in done if trial.params["depth"] == 1]
+    (best,) = study.best_trials  # the lowest error grows with depth, as the cost does
+    assert best.values == min(trial.values for trial in cheapest) == min(trial.values for trial in done)
+    console = Console(record=True, width=120)
+    console.print(render_trials(study))
+    assert f"{best.values[0]:.1f}" in (text := console.export_text()) and "error dB" in text
+    assert front_picture(study).get_ylabel() == "validation error (dB)"
+    assert importances(study)["objective"][0] == "mse"
 
 
 def test_importances_say_what_matters(tmp_path):
@@ -128,7 +142,7 @@ def test_a_trial_that_learnt_nothing_does_not_squeeze_the_others(tmp_path):
 
 def test_an_absent_search_is_one_line(tmp_path):
     write_trials(tmp_path, trials=1)
-    with pytest.raises(ValueError, match=r"no search other in .*; there: toy@digits"):
+    with pytest.raises(ValueError, match=r"no search other in .* one of: toy@digits"):
         load_study(tmp_path, "other")
     nothing = load_study(tmp_path / "nowhere", missing="empty")
     assert len(nothing.trials) == len(importances(nothing)) == 0
@@ -139,9 +153,9 @@ def test_an_absent_search_is_one_line(tmp_path):
 def test_of_several_searches_none_is_taken_for_the_one_that_was_meant(tmp_path):
     for label in ("toy@digits", "toy@cifar10", "other@digits"):
         write_trials(tmp_path, trials=1, label=label)
-    with pytest.raises(ValueError, match="other@digits, toy@cifar10, toy@digits; give"):
+    with pytest.raises(ValueError, match=r"several .* one of: other@digits, toy@cifar10, toy@digits"):
         load_study(tmp_path)
-    with pytest.raises(ValueError, match=r": toy@cifar10, toy@digits; give"):
+    with pytest.raises(ValueError, match="of: toy@cifar10, toy@digits"):
         load_study(tmp_path, "toy")
     assert load_study(tmp_path, "other").user_attrs["name"] == "other"
     assert load_study(tmp_path, data="cifar10").user_attrs["setting"] == "cifar10"

@@ -14,12 +14,13 @@ from small_search import write_search
 from test_commands import ROOT, launch
 from test_launch import sees_handlers, wait_until_it_listens
 
+from analysis.search import load_study
 from metamixer import jsonl
 from metamixer.operation import REGISTRY
 from metamixer.training.folder import RunFolder
 from sweeps import Grid
 from sweeps.search import load_search
-from sweeps.trials import proposals, read_trials, score, search_folder, too_costly
+from sweeps.trials import proposals, read_trials, score, too_costly
 
 SINE = """
 from metamixer import Activation, register
@@ -53,7 +54,7 @@ def test_from_the_dry_run_to_the_grid_that_confirms_it(tmp_path, own_operation):
     assert not runs.exists(), "a dry run wrote something"
     shown = launch("search", file, "--runs", runs, "--workers", 2, "--device", "cpu").stdout
     assert "trial 0 (base): val top-1" in shown and "trial 1 (sine): val top-1" in shown and "the front" in shown
-    folder = search_folder(runs, "tiny@tiny")
+    folder = runs / "searches" / "tiny@tiny"
     table = pd.read_csv(folder / "trials.csv")
     assert (table["outcome"] == "done").sum() == 3 and set(table["outcome"]) <= {"done", "too costly"}
     shown = launch("status", "tiny", "--runs", runs).stdout
@@ -85,6 +86,28 @@ def test_from_the_dry_run_to_the_grid_that_confirms_it(tmp_path, own_operation):
         parameters = rows[int(name.removeprefix("trial_"))]["parameters"]
         assert planned[name] == definition.config(optuna.trial.FixedTrial(parameters))
     assert "confirm on tiny" in launch("plan", out, "--runs", runs).stdout
+
+
+PROBE = """
+from metamixer import override
+from metamixer.recipes import named_run
+from sweeps.search import Search
+FEW = {"data.train_samples": 128, "data.val_samples": 64, "recipe.epochs": 1, "recipe.warmup_epochs": 0}
+def propose(trial):
+    return {"recipe.lr": trial.suggest_float("lr", 1e-3, 1e-2)}
+SEARCH = Search(bases={"recall": override(named_run("recall"), FEW)}, propose=propose, minimize=("macs",), trials=2)
+"""
+
+
+def test_a_search_on_a_probe_seeks_its_metric(tmp_path):
+    (tmp_path / "probe.py").write_text(PROBE)
+    runs = tmp_path / "runs"
+    shown = launch("search", tmp_path / "probe.py", "--runs", runs, "--workers", 2, "--device", "cpu").stdout
+    assert "sought: accuracy, macs" in shown and "(sampler): val accuracy" in shown and "top-1" not in shown
+    study = load_study(runs, "probe")
+    for trial in study.trials:
+        assert trial.values[0] == jsonl.read(runs / trial.user_attrs["hash"] / "metrics.jsonl")[-1]["val_accuracy"]
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
@@ -125,7 +148,7 @@ def wait_for(what, process, seconds=240):
 def test_a_search_that_is_killed_again_and_again_makes_exactly_the_wanted_trials(tmp_path):
     """Killed whole while runs train, then only its first process; no run is trained twice, no epoch is there twice."""
     file, runs = write_search(tmp_path, trials=6, epochs=6), tmp_path / "runs"
-    folder = search_folder(runs, "tiny@tiny")
+    folder = runs / "searches" / "tiny@tiny"
 
     def done():
         return len(list(runs.glob("*/result.json")))
@@ -183,5 +206,5 @@ def test_latency_from_the_command_line(tmp_path):
     file = write_search(tmp_path, trials=1, more='minimize=("latency:eager",), known={"base": AS_BASE},')
     shown = launch("search", file, "--workers", 1, "--runs", runs).stdout
     assert "sought: top1, latency:eager" in shown and "times the base's" in shown
-    (row,) = proposals(search_folder(runs, "tiny@tiny"))
+    (row,) = proposals(runs / "searches" / "tiny@tiny")
     assert 0.3 < row["costs"]["latency:eager"] < 3  # the base against itself
