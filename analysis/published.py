@@ -3,7 +3,7 @@
 `published.csv` holds FFNet's table (arXiv 2406.02021; parameters counted again, folded) and some timm models of its
 size, trained on ImageNet-1K alone: accuracy and parameters from timm's `results/results-imagenet.csv`, multiply-adds at
 the same resolution from its `results/benchmark-infer-amp-nchw-pt240-cu124-rtx3090.csv`, or counted by
-`launch.py cost NAME --resolution N` where that has none (column `counted`). One run each, so no spread over seeds.
+`launch.py cost NAME --size N` where that has none (column `counted`). One run each, so no spread over seeds.
 """
 
 from __future__ import annotations

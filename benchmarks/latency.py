@@ -21,7 +21,7 @@ from torch import nn
 from analysis.frame import each
 from analysis.latency import load
 from analysis.latency_table import correlations, notes, pivot
-from metamixer.latency.bench import time_with_progress
+from metamixer.latency.bench import time_networks
 from metamixer.latency.measure import Subject
 from metamixer.latency.rows import append
 from metamixer.latency.runtimes import RUNTIMES, device, system
@@ -157,7 +157,9 @@ def main() -> None:
     names = arguments.models.split(",")
     if not arguments.tables:
         for some in (depthwise(), subjects(names, arguments.resolution)):
-            report = time_with_progress(some, arguments.runtimes.split(","), 1, 1, arguments.rounds, arguments.sessions)
+            report = time_networks(
+                some, arguments.runtimes.split(","), rounds=arguments.rounds, sessions=arguments.sessions
+            )
             append(arguments.runs, report.rows)
             for problem in report.refused:
                 Console().print(problem, style="yellow", soft_wrap=True, highlight=False)

@@ -16,8 +16,9 @@ DataWorkers = Annotated[
     Optional[int], typer.Option("--workers", min=0, help="Data workers of each process; by the cores if not given.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
-Resolution = Annotated[
-    Optional[int], typer.Option(help="Width of the images in pixels; the network's own if not given.")
+Size = Annotated[
+    Optional[str],
+    typer.Option(help="Pixels of the images, 224 or HEIGHTxWIDTH (224x320); the network's own if not given."),
 ]
 Modules = Annotated[
     Optional[list[str]], typer.Option("--module", help="File that registers operations or tasks of your own.")
@@ -112,20 +113,14 @@ def check(
 
     A mixer's costs are shown too.
     """
-    import json
-
     from rich.console import Console
 
     from metamixer.checks import render, report
-    from metamixer.config import ConfigError
+    from metamixer.config import from_text
     from metamixer.tasks import TASKS
     from metamixer.tasks.checks import check_task
 
-    try:
-        value = json.loads(name) if name.lstrip().startswith("{") else name
-    except json.JSONDecodeError as error:
-        example = """'{"name": "linear", "expansion": 2.0}'"""
-        raise ConfigError(f"check {name}: not JSON ({error.msg}, column {error.colno}); write e.g. {example}") from None
+    value = from_text(name)
     load(module)
     if (value if isinstance(value, str) else value.get("name")) in TASKS:
         rows = check_task(value)
@@ -140,7 +135,7 @@ def check(
 @app.command()
 def cost(
     name: Annotated[str, typer.Argument(help="A timm model, a recipe, a mixer of the catalogue, or a run's folder.")],
-    resolution: Resolution = None,
+    size: Size = None,
     layers: Annotated[bool, typer.Option("--layers", help="A row for every layer too.")] = False,
     module: Modules = None,
 ) -> None:
@@ -149,17 +144,17 @@ def cost(
     Parameters, multiply-adds, activations and bytes moved, all of the folded network.
     """
     from metamixer.cost_table import print_costs
-    from metamixer.networks import find_network
+    from metamixer.networks import find_network, size_of
 
     load(module)
-    print_costs(find_network(name, resolution), layers)
+    print_costs(find_network(name, size_of(size)), layers)
 
 
 @app.command()
 def export(
     name: Annotated[str, typer.Argument(help="A timm model, a recipe, or a run's folder (then its reported weights).")],
     format: Annotated[str, typer.Option(help="coreml, executorch or onnx.")],
-    resolution: Resolution = None,
+    size: Size = None,
     out: Annotated[Optional[Path], typer.Option(help="The file; named after the network if not given.")] = None,
     weights: Annotated[
         Optional[str], typer.Option(help="A timm model's checkpoint, or `pretrained`; its initial values if not given.")
@@ -171,10 +166,10 @@ def export(
     It is folded first, and the written file is checked.
     """
     from metamixer.deploy.export import export as write
-    from metamixer.networks import find_network
+    from metamixer.networks import find_network, size_of
 
     load(module)
-    network = find_network(name, resolution, trained=True, source=weights)
+    network = find_network(name, size_of(size), trained=True, source=weights)
     written = write(network, format, out)
     print(f"{written.path}: {written.size / 1e6:.2f} MB")
     for line in written.checks:

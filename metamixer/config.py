@@ -204,6 +204,21 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+def from_text(text: str) -> Any:
+    """A name as it is; JSON where the text begins with a brace.
+
+    Raises:
+        ConfigError: no JSON.
+    """
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        example = """'{"name": "linear", "expansion": 2.0}'"""
+        raise ConfigError(f"{text}: not JSON ({error.msg}, column {error.colno}); write e.g. {example}") from None
+
+
 _NUMBER = re.compile(r"[+-]?(?!0\d)(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +14,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from .config import ConfigError
+from .checks import find
+from .config import ConfigError, from_text
 from .ffnet import default_cfgs
 from .mixer import build_mixer
 from .operation import REGISTRY, Site
@@ -26,8 +26,9 @@ from .training.folder import RunFolder
 from .training.recipe import Weights, is_timm_model
 from .training.run_config import RunConfig
 
-MIXER_DIM, MIXER_SIZE = 64, 28
+MIXER_DIM, MIXER_SIZE = 64, (28, 28)
 State = dict[str, Tensor]
+Size = tuple[int, int]  # height and width
 
 
 @dataclass(frozen=True)
@@ -60,104 +61,108 @@ class Held:
     classes: list[str] | None = None
 
 
-def find_network(name: str, resolution: int | None = None, trained: bool = False, source: str | None = None) -> Network:
+def size_of(text: str | None) -> Size | None:
+    """Height and width from a command line: `224`, or `224x320` for a rectangle.
+
+    Raises:
+        ConfigError: neither.
+    """
+    sides = (text or "").replace("×", "x").split("x")
+    if text is None:
+        return None
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) >= 8 for side in sides):
+        raise ConfigError(f"size {text!r}: a side of at least 8 pixels, e.g. 224, or height x width, e.g. 224x320")
+    return int(sides[0]), int(sides[-1])
+
+
+def find_network(
+    name: str, size: Size | int | None = None, trained: bool = False, source: str | None = None
+) -> Network:
     """The network that `name` stands for.
 
     Args:
         name: a timm model, a recipe, a run's folder, a checkpoint of either, or a mixer, an operation in one or their
-            JSON (then one of 64 channels on a map 28 wide).
-        resolution: width and height of the images (of a mixer: of its map); the network's own if None.
+            JSON (then one of 64 channels on a map of 28×28).
+        size: height and width of the images (of a mixer: of its map), or both in one; the network's own if None.
         trained: load what a run's folder has reported, the average of the weights or the last ones.
         source: weights of a timm model: a checkpoint's file, or "pretrained" for timm's own.
 
     Raises:
-        ConfigError: no such name, a resolution that the network can't have, or weights that do not fit.
+        ConfigError: no such name, a size that the network can't have, or weights that do not fit.
     """
-    if resolution is not None and resolution < 8:
-        raise ConfigError(f"resolution {resolution}: at least 8 px")
+    size = (size, size) if isinstance(size, int) else size
     if source is not None and not timm.is_model(name):
         raise ConfigError(f"weights {source!r}: {name!r} is not a timm model; a run's folder has its own weights")
     if timm.is_model(name):
         if source is None:
-            return _of_timm(name, resolution)
+            return _of_timm(name, size)
         file = name if source == "pretrained" else source
-        return _of_timm(name, resolution, weights.read(Weights(source=file)), source)
+        return _of_timm(name, size, weights.read(Weights(source=file)), source)
     if name in RECIPES:
-        return of_run(name, named_run(name), resolution)
+        return of_run(name, named_run(name), size)
     if (Path(name) / "config.json").is_file():
         folder = RunFolder(name)
-        found = of_run(name, folder.config(), resolution)
-        if trained:
-            result = folder.result() or {}
-            if result.get("state") != "done":
-                raise ConfigError(f"{folder.path}: the run has not finished, so it reports no weights")
-            path = folder.path / checkpoint.LAST
-            content = checkpoint.read(path)
-            state = content["ema" if result["weights"] == "ema" else "model"]
-            checkpoint.load_weights(found.model, state, str(path))
-            found = replace(found, classes=content.get("classes"))
-        return found
+        found = of_run(name, folder.config(), size)
+        if not trained:
+            return found
+        result = folder.result() or {}
+        if result.get("state") != "done":
+            raise ConfigError(f"{folder.path}: the run has not finished, so it reports no weights")
+        return _loaded(found, held_by(str(folder.path / checkpoint.LAST)), result["weights"])
     if Path(name).is_file() and Path(name).suffix != ".json":
         held = held_by(name)
         kind, state = next(iter(held.states.items()))
         if held.run is None:
-            return _of_timm(held.timm_name, resolution, state, name)
-        found = of_run(name, held.run, resolution)
-        checkpoint.load_weights(found.model, state, f"{name} ({kind})")
-        return replace(found, classes=held.classes)
-    return _of_mixer(name, resolution or MIXER_SIZE)
+            return _of_timm(held.timm_name, size, state, name)
+        return _loaded(of_run(name, held.run, size), held, kind)
+    return _of_mixer(name, size or MIXER_SIZE)
 
 
-def _of_mixer(name: str, size: int) -> Network:
-    from .checks import find  # which stands above all networks
+def _loaded(network: Network, held: Held, kind: str) -> Network:
+    checkpoint.load_weights(network.model, held.states[kind], f"{network.name} ({kind})")
+    return replace(network, classes=held.classes)
 
-    operations = [known for slot in REGISTRY.values() for known in slot]
-    if not name.lstrip().startswith("{") and name.rpartition(".")[2] not in (*PRESETS, *BASELINES, *operations):
+
+def _of_mixer(name: str, size: Size) -> Network:
+    value, operations = from_text(name), [known for slot in REGISTRY.values() for known in slot]
+    if isinstance(value, str) and value.rpartition(".")[2] not in (*PRESETS, *BASELINES, *operations):
         known = [*timm.list_models("ffnet_*"), *RECIPES, *PRESETS, *BASELINES, *operations]
         near = difflib.get_close_matches(name, [*known, *timm.list_models()], n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`launch.py recipes` lists the recipes"
         raise ConfigError(f"{name!r}: no timm model, recipe, run's folder, checkpoint or mixer of this name; {hint}")
-    try:
-        value = json.loads(name) if name.lstrip().startswith("{") else name
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{name}: not JSON ({error.msg}, column {error.colno})") from None
-    mixer = build_mixer(find(value, MIXER_DIM).config, Site(MIXER_DIM, size, size))
-    return Network(name, mixer.eval(), (MIXER_DIM, size, size))
+    mixer = build_mixer(find(value, MIXER_DIM).config, Site(MIXER_DIM, *size))
+    return Network(name, mixer.eval(), (MIXER_DIM, *size))
 
 
-def of_run(name: str, run: RunConfig, resolution: int | None = None) -> Network:
+def of_run(name: str, run: RunConfig, size: Size | None = None) -> Network:
     """A run's network, with its initial values."""
-    channels, height, width = run.data.input_size
-    height, width = (resolution, resolution) if resolution else (height, width)
+    channels, *own = run.data.input_size
+    height, width = size or own
     model = run.build(img_size=(height, width)).eval()
     return Network(name, model, (channels, height, width), run.data.mean, run.data.std, run)
 
 
-def _of_timm(name: str, resolution: int | None, state: State | None = None, source: str = "") -> Network:
-    size: dict[str, Any] = {} if resolution is None else {"img_size": resolution}
+def _of_timm(name: str, size: Size | None, state: State | None = None, source: str = "") -> Network:
     try:
-        model = timm_model(name, state, source, **size)
-    except TypeError:  # convolutional ones know no image size
-        model = timm_model(name, state, source)
+        try:
+            model = timm_model(name, state, source, **({} if size is None else {"img_size": size}))
+        except TypeError:  # convolutional ones know no image size
+            model = timm_model(name, state, source)
+        cfg = model.pretrained_cfg
+        channels, *own = cfg["input_size"]
+        mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
+        if state is not None and (theirs := _channels(name, state)) not in (None, channels):
+            channels, mean, std = theirs, (fmean(mean),) * theirs, (fmean(std),) * theirs
+        height, width = size or own
+        if size is not None:  # timm takes any where it does not ask for one
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, channels, height, width))
     except (ValueError, AssertionError, RuntimeError) as error:
         if isinstance(error, ConfigError):
             raise
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"timm model {name!r} with {size or 'no arguments'}: {reason}") from None
-    cfg = model.pretrained_cfg
-    channels, height, width = cfg["input_size"]
-    mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
-    if state is not None and (theirs := _channels(name, state)) not in (None, channels):
-        channels, mean, std = theirs, (fmean(mean),) * theirs, (fmean(std),) * theirs
-    found = Network(name, model.eval(), (channels, resolution or height, resolution or width), mean, std)
-    if resolution is not None:  # timm takes any where it does not ask for one
-        try:
-            with torch.no_grad():
-                model(torch.zeros(1, *found.input_size))
-        except (ValueError, AssertionError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"resolution {resolution}: timm model {name!r} does not run on it: {reason}") from None
-    return found
+        at = "" if size is None else f" at {size[0]}×{size[1]} px"
+        raise ConfigError(f"timm model {name!r} does not run{at}: {' '.join(str(error).split())[:200]}") from None
+    return Network(name, model.eval(), (channels, height, width), mean, std)
 
 
 def timm_model(name: str, state: State | None = None, source: str = "", **arguments: Any) -> Any:

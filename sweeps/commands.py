@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from metamixer.commands import Resolution, changes_of
+from metamixer.commands import Size, changes_of
 
 from .options import (
     DataName,
@@ -208,7 +208,7 @@ def bench(
             help="eager, eager-channels-last, compile, onnxruntime, executorch, coreml, or all that run here."
         ),
     ] = None,
-    resolution: Resolution = None,
+    size: Size = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads; more than one is several times noisier.")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each network in a session.")] = 5,
@@ -232,7 +232,7 @@ def bench(
     from metamixer.latency.measure import Report, Subject
 
     if file is not None:
-        others = {"MODELS": models, "--runtime": runtime, "--resolution": resolution, "--unfolded": unfolded,
+        others = {"MODELS": models, "--runtime": runtime, "--size": size, "--unfolded": unfolded,
                   "--data": data, "--set": set, "--only": only, "--match": match, "--module": module,
                   "--threads": threads != 1, "--batch": batch != 1}  # fmt: skip
         if given := [option for option, value in others.items() if value]:
@@ -242,7 +242,7 @@ def bench(
         report = Report(imports.read_csv(file))
         report.notes += imports.add_costs(report.rows, runs)
     else:
-        from metamixer.latency.bench import time_with_progress
+        from metamixer.latency.bench import time_networks
 
         if not models:
             raise ValueError("give the models to time, or a file with --import")
@@ -250,25 +250,27 @@ def bench(
         def options_of(name: str) -> GridOptions:
             return GridOptions(name, data, set, "0", only, runs, match, module=module)
 
-        networks = [network for name in models for network in networks_of(options_of(name), resolution)]
+        networks = [network for name in models for network in networks_of(options_of(name), size)]
         subjects = [Subject(network, folded) for network in networks for folded in ([True, False][: 1 + unfolded])]
-        report = time_with_progress(subjects, runtime or ["all"], threads, batch, rounds, sessions)
+        report = time_networks(
+            subjects, runtime or ["all"], threads=threads, batch=batch, rounds=rounds, sessions=sessions
+        )
     if report.rows:
         print(f"kept in {rows.append(runs, report.rows)}")
     return report
 
 
-def networks_of(options: GridOptions, resolution: int | None) -> list["Network"]:
+def networks_of(options: GridOptions, size: str | None) -> list["Network"]:
     """The network that a name stands for, or those of a grid's variants."""
-    from metamixer.networks import find_network, of_run
+    from metamixer.networks import find_network, of_run, size_of
     from metamixer.plugins import load_module
     from sweeps import grid_questions
 
     if options.grid.endswith(".py") or options.grid in grid_questions():
-        return [of_run(run.variant, run.config, resolution) for run in plan_of(options).runs]
+        return [of_run(run.variant, run.config, size_of(size)) for run in plan_of(options).runs]
     for module in absolute(options.module):
         load_module(module)
-    return [find_network(options.grid, resolution)]
+    return [find_network(options.grid, size_of(size))]
 
 
 def plans_of(options: GridOptions, measure: bool = True) -> "list[Plan]":

@@ -204,7 +204,7 @@ def test_a_folder_in_the_files_place_is_refused_before_converting(network, tmp_p
 
 def test_a_resolution_that_a_network_does_not_run_on_is_refused_in_a_line():
     assert find_network("levit_128s", 224).input_size == (3, 224, 224)
-    with pytest.raises(ConfigError, match="resolution 250: timm model 'levit_128s' does not run") as error:
+    with pytest.raises(ConfigError, match="timm model 'levit_128s' does not run at 250×250 px") as error:
         find_network("levit_128s", 250)
     assert "\n" not in str(error.value)
 

@@ -178,7 +178,7 @@ def fakes(monkeypatch):
     def session(job, tasks):
         lines = list(run_session({**job, "modules": [], "models": [task.files for task in tasks]}))
         for line in lines:
-            if "model" in line:
+            if "samples" in line:
                 visits.append((job["seed"], line["model"]))
                 line["samples"] = [drifts[job["seed"] % len(drifts)] * (1 + line["model"])] * 3
         return lines
@@ -259,7 +259,7 @@ class Fourier(nn.Module):
 def test_a_process_that_ends_too_early_is_told_with_its_last_words():
     report = measure([subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=1)
     (said,) = report.refused  # the process knows no such runtime
-    assert said == "fake: its process ended with code 1 (starting): KeyError: 'fake'" and report.rows == []
+    assert said == "fake: its process ended with code 1: KeyError: 'fake'" and report.rows == []
 
 
 def test_what_was_measured_before_a_process_ended_is_kept(fakes, monkeypatch):
@@ -295,6 +295,8 @@ def test_keys_tell_folded_from_unfolded_and_runs_by_their_configuration():
     key = network_key(RUN.to_dict())
     assert Subject(network).key == key and Subject(network, False).key == f"{key} unfolded"
     assert Subject(find_network("xca")).key == "xca"
+    assert Subject(find_network("xca", (8, 12)), False).key == "xca 8×12 unfolded"
+    assert Subject(of_run("a", RUN, (16, 24))).key == network_key(RUN.to_dict(), (16, 24)) != key
 
 
 @pytest.mark.parametrize("name, extra", [("onnxruntime", "onnx"), ("executorch", "executorch")])
@@ -369,7 +371,7 @@ def test_the_command_times_an_operation_of_the_users_own_and_a_mixer_with_parame
         "from metamixer import Activation, register\n@register\nclass Halved(Activation):\n    name = 'halved'\n"
         "    def forward(self, scores):\n        return scores / 2\n"
     )
-    options = ("--runtime", "eager", "--rounds", 1, "--sessions", 1, "--resolution", 8, "--runs", tmp_path / "runs")
+    options = ("--runtime", "eager", "--rounds", 1, "--sessions", 1, "--size", 8, "--runs", tmp_path / "runs")
     launch("bench", name, "--module", tmp_path / "my_op.py", *options)
     (row,) = load(tmp_path / "runs", with_published=False).to_dict("records")
     assert row["network"] == name and row["median_ms"] > 0

@@ -51,12 +51,12 @@ def test_any_runtime_and_compute_unit(tmp_path):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("median (us)", "median (h)", r"row 1: 'median \(h\)': name the unit .* ms, s, us"),
-        ("median (us)", "median", "row 1: 'median': name the unit"),
-        ("device", "gadget", "row 1: unknown column 'gadget'"),
-        (",OS", ",batch", "row 1: column 'batch' twice"),
-        ("resolution,", "", "row 1: no column 'resolution'"),
-        (",runtime", "", "row 1: no column 'runtime'"),  # it may be any: a phone is no proof of Core ML
+        ("median (us)", "median (h)", r"row 1: .*median \(ms, s or us\)"),
+        ("median (us)", "median", r"row 1: .*median \(ms, s or us\)"),
+        ("device", "gadget", "row 1: column 'gadget' is unknown"),
+        (",OS", ",batch", "row 1: column 'batch' is unknown or there twice"),
+        ("resolution,", "", "row 1: the columns are model, resolution"),
+        (",runtime", "", "row 1: the columns are .*runtime"),  # it may be any: a phone is no proof of Core ML
         ("Core ML,CPU + NE", ",CPU + NE", "row 2: runtime: .* at least 1 character"),
         ("9000", "9 ms", "row 3: median: input should be a valid number"),
         ("9000", "nan", "row 3: median: input should be a finite number"),
@@ -69,7 +69,7 @@ def test_any_runtime_and_compute_unit(tmp_path):
         ("batch\n", "macs\n", "row 3: macs: .*'3e9'"),
         ("iPhone 15,iOS 17.4,Core ML,CPU,", '"iPhone 15,iOS 17.4,Core ML,CPU,', "unexpected end of data"),
         (CSV.partition("\n")[2], "", "no rows below the headings"),
-        (CSV, "", "row 1: no headings"),
+        (CSV, "", "row 1: the columns are"),
     ],
 )
 def test_a_table_is_refused_by_row(tmp_path, old, new, message):
@@ -121,7 +121,7 @@ def test_a_table_says_all_that_options_would(tmp_path):
     for options, option in (
         (("--batch", 4), "--batch"),
         (("ffnet_1",), "MODELS"),
-        (("--resolution", 9), "--resolution"),
+        (("--size", 9), "--size"),
     ):
         said = launch("bench", *options, "--import", tmp_path / "phone.csv", "--runs", tmp_path, code=2).stderr
         assert f"--import: {option} is for networks that are timed here" in said

@@ -9,7 +9,8 @@ from small import RUN
 from test_commands import launch
 
 from metamixer import ConfigError, override
-from metamixer.networks import find_network
+from metamixer.cost import count
+from metamixer.networks import find_network, size_of
 from metamixer.plugins import load_module
 from metamixer.presets import PRESETS
 from metamixer.training import checkpoint
@@ -37,10 +38,22 @@ def test_names():
     assert find_network("xca").input_size == (64, 28, 28)
     with pytest.raises(ConfigError, match="did you mean 'ffnet_1'"):
         find_network("fnet_1")
-    with pytest.raises(ConfigError, match="at least 8 px"):
-        find_network("xca", 4)
     with pytest.raises(ConfigError, match="not a timm model"):
         find_network("xca", source="weights.pt")
+
+
+def test_sizes_of_the_command_line():
+    assert [size_of(text) for text in (None, "224", "224x320", "224×320")] == [None, (224, 224), *[(224, 320)] * 2]
+    for wrong in ("", "4", "224x", "224x320x3", "-32", "big"):
+        with pytest.raises(ConfigError, match="a side of at least 8 pixels"):
+            size_of(wrong)
+
+
+@pytest.mark.parametrize("name", ["ffnet_mini", "convnext_atto", "vit_tiny_patch16_224", "xca", "recall"])
+def test_networks_take_rectangles(name):
+    network = find_network(name, (32, 64))
+    assert network.input_size[1:] == (32, 64)
+    count(network.model, network.input_size)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +78,7 @@ def test_operations_of_ones_own_and_mixers_as_json(tmp_path, name, kind):
 def test_the_commands_know_them(tmp_path):
     (tmp_path / "my_op.py").write_text(OPERATIONS)
     assert "part at 64×28×28" in launch("cost", "part", "--module", tmp_path / "my_op.py").stdout
+    assert "part at 64×8×16" in launch("cost", "part", "--module", tmp_path / "my_op.py", "--size", "8x16").stdout
     assert "not JSON" in launch("cost", "{name: shift}", code=2).stderr
 
 

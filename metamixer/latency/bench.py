@@ -1,11 +1,11 @@
-"""Timing from the command line, with a bar; and what iso-latency asks."""
+"""Timing from the command line, which says what it does; and what iso-latency asks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ..config import ConfigError
 from ..networks import of_run
@@ -13,16 +13,15 @@ from ..training.run_config import RunConfig
 from .measure import Report, Subject, measure
 from .runtimes import RUNTIMES, Runtime, find_runtime
 
+console = Console()
 
-def time_with_progress(
-    subjects: Sequence[Subject], names: Sequence[str], threads: int, batch: int, rounds: int, sessions: int
-) -> Report:
-    """`measure` on the runtimes of these names, with a bar; "all" are those that run here, and the others are named.
+
+def time_networks(subjects: Sequence[Subject], names: Sequence[str], **options: Any) -> Report:
+    """`measure` on the runtimes of these names; "all" are those that run here, and the others are named.
 
     Raises:
         ConfigError: a runtime that was asked for by name and can't run here.
     """
-    console = Console()
     chosen: dict[str, Runtime] = {}
     for name in [each for given in names for each in (RUNTIMES if given == "all" else [given])]:
         try:
@@ -31,16 +30,14 @@ def time_with_progress(
             if name in names:
                 raise
             console.print(f"left out, {name}: {error}", style="dim", soft_wrap=True, highlight=False)
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("starting", total=1.0)
+    with console.status("starting") as status:
 
-        def show(doing: str, share: float) -> None:
+        def show(doing: str) -> None:
+            status.update(doing)
             if not console.is_terminal:
-                console.print(f"{100 * share:3.0f} % {doing}", highlight=False)  # a log has no bar
-            progress.update(bar, description=doing, completed=share)
+                console.print(doing, highlight=False)  # a log has no status
 
-        return measure(subjects, list(chosen.values()), threads, batch, rounds, sessions, show)
+        return measure(subjects, list(chosen.values()), **options, show=show)
 
 
 def time_runs(name: str, runs: Sequence[RunConfig]) -> list[float]:
@@ -49,12 +46,8 @@ def time_runs(name: str, runs: Sequence[RunConfig]) -> list[float]:
     Raises:
         ConfigError: the runtime can't run here, or does not take one of the networks.
     """
-    console = Console()
     subjects = [Subject(of_run(" ".join(str(stage.width) for stage in run.model.stages), run)) for run in runs]
-    with console.status("timing widths") as status:
-        report = measure(
-            subjects, [find_runtime(name)], sessions=3, progress=lambda doing, share: status.update(f"widths: {doing}")
-        )
+    report = time_networks(subjects, [name], sessions=3)
     if report.refused:
         raise ConfigError(report.refused[0])
     if not all(row.quiet for row in report.rows):

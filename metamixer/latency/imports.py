@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from .rows import Row
 UNITS = {"ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}
 NEEDED = ("model", "resolution", "device", "os", "runtime", "compute units", "median")
 OPTIONAL = ("version", "precision", "batch", "threads", "source", "parameters", "macs", "activations", "moved")
-
 
 _HEADS = {"name": "model", "compute_units": "compute units", "median_ms": "median"}
 
@@ -37,16 +37,14 @@ def add_costs(rows: list[Row], root: str | Path) -> list[str]:
     known: dict[tuple[str, int], dict[str, Any]] = {}
     notes = []
     for i, row in enumerate(rows):
-        network = row.name, row.resolution
-        folder = Path(root) / row.name
+        folder, network = Path(root) / row.name, (row.name, row.resolution)
         run = (folder / "config.json").is_file()
         lacks = [cost for cost in COSTS if getattr(row, cost) is None]
         if network not in known and (run or lacks):
             known[network] = {}
             try:
                 subject = Subject(find_network(str(folder) if run else row.name, row.resolution))
-                known[network]["network"] = subject.key if run else row.name
-                known[network] |= subject.costs()
+                known[network] = {"network": subject.key if run else row.name, **subject.costs()}
             except ValueError as error:
                 notes.append(f"kept without costs: {row.name!r}: {str(error).removeprefix(f'{row.name!r}: ')}")
         found = known.get(network, {})
@@ -65,14 +63,20 @@ def read_csv(path: str | Path) -> list[Row]:
     name = Path(path).name
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            heads, *lines = csv.reader(file, strict=True)
+            lines = list(csv.reader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:  # a quote that is never closed swallows rows
         raise ConfigError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
-    except ValueError:
-        raise ConfigError(f"{name}: row 1: no headings; they are {', '.join(NEEDED)} (ms)") from None
-    columns, factor = _columns(name, heads)
+    heads = [cell.strip().lower() for cell in lines[0]] if lines else []
+    unit = next((found[1] for head in heads if (found := re.fullmatch(r"median \((ms|s|us|µs)\)", head))), None)
+    columns = [head.partition(" (")[0] for head in heads]
+    wrong = [head for head in columns if head not in (*NEEDED, *OPTIONAL) or columns.count(head) > 1]
+    if unit is None or wrong or not set(NEEDED) <= set(columns):
+        raise ConfigError(
+            f"{name}: row 1: " + (f"column {wrong[0]!r} is unknown or there twice; " if wrong else "")
+            + f"the columns are {', '.join(NEEDED)} (ms, s or us), and if you like {', '.join(OPTIONAL)}"
+        )  # fmt: skip
     rows: list[Row] = []
-    for number, cells in enumerate(lines, 2):
+    for number, cells in enumerate(lines[1:], 2):
         stripped = [cell.strip() for cell in cells]
         if not any(stripped):
             continue
@@ -81,31 +85,11 @@ def read_csv(path: str | Path) -> list[Row]:
         filled = zip(columns, stripped, strict=True)
         values = {column: cell for column, cell in filled if cell or column in NEEDED}
         try:
-            row = _Line.model_validate({"source": name, "network": values.get("model", "?"), **values})
+            row = _Line.model_validate({"source": name, "network": values["model"], **values})
         except ValidationError as error:
             raise ConfigError(f"{name}: row {number}: {explain(error, _Line)}") from None
         units = row.compute_units.replace(" ", "").upper().replace("ALL", "all")
-        rows.append(row.model_copy(update={"median_ms": row.median_ms * factor, "compute_units": units}))
+        rows.append(row.model_copy(update={"median_ms": row.median_ms * UNITS[unit], "compute_units": units}))
     if not rows:
         raise ConfigError(f"{name}: no rows below the headings")
     return rows
-
-
-def _columns(name: str, heads: list[str]) -> tuple[list[str], float]:
-    """The headings without the unit of the median, and what makes milliseconds of it."""
-    factor, found = None, []
-    for cell in heads:
-        head, _, unit = cell.strip().lower().partition(" (")
-        if head == "median":
-            if unit.removesuffix(")") not in UNITS:
-                raise ConfigError(f"{name}: row 1: {cell!r}: name the unit as in `median (ms)`: {', '.join(UNITS)}")
-            factor = UNITS[unit.removesuffix(")")]
-        if head not in (*NEEDED, *OPTIONAL):
-            raise ConfigError(f"{name}: row 1: unknown column {cell!r}; there are {', '.join((*NEEDED, *OPTIONAL))}")
-        if head in found:
-            raise ConfigError(f"{name}: row 1: column {cell!r} twice")
-        found.append(head)
-    if missing := [head for head in NEEDED if head not in found]:
-        raise ConfigError(f"{name}: row 1: no column {missing[0]!r}; needed are {', '.join(NEEDED)} (ms)")
-    assert factor is not None
-    return found, factor

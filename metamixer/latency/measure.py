@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,14 +33,12 @@ QUIET = 0.05  # a spread up to this share of the median is small
 MOST = 2  # times as many sessions as asked for, where it isn't
 COSTS = ("parameters", "macs", "activations", "moved")
 
-Progress = Callable[[str, float], None]  # told what is being done, and the share of the work that is done
-
 
 @dataclass(frozen=True)
 class Subject:
     """A network to time, folded or as it was trained.
 
-    Its key is the network's own, with ` unfolded` behind it where it isn't folded.
+    Its key is the network's own, with the sides of a rectangle and ` unfolded` behind it.
     """
 
     network: Network
@@ -48,15 +46,18 @@ class Subject:
 
     @property
     def key(self) -> str:
-        run, key = self.network.run, self.network.name
-        if run is not None:
-            key = network_key(run.to_dict(), self.network.input_size[2])
-        return key if self.folded else f"{key} unfolded"
+        _, height, width = self.network.input_size
+        if self.network.run is not None:
+            return network_key(self.network.run.to_dict(), width if height == width else (height, width)) + self._form
+        return self.network.name + ("" if height == width else f" {height}×{width}") + self._form
 
     @property
     def name(self) -> str:
-        name = Path(self.network.name).name  # of a run's folder
-        return name if self.folded else f"{name} (unfolded)"
+        return Path(self.network.name).name + self._form  # of a run's folder
+
+    @property
+    def _form(self) -> str:
+        return "" if self.folded else " unfolded"
 
     def costs(self) -> dict[str, int]:
         """The costs that a row has.
@@ -86,9 +87,6 @@ class _Task:
     runtime: Runtime
     files: dict[str, str]
     sessions: list[list[float]] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return f"{self.subject.name} on {self.runtime.name}"
 
     def medians(self) -> np.ndarray:
         return np.array([np.median(samples) for samples in self.sessions])
@@ -133,7 +131,7 @@ def measure(
     batch: int = 1,
     rounds: int = 5,
     sessions: int = 5,
-    progress: Progress = lambda doing, share: None,
+    show: Callable[[str], object] = lambda doing: None,
 ) -> Report:
     """Time all subjects on all runtimes.
 
@@ -144,14 +142,14 @@ def measure(
         rounds: turns that a network has in a session; a turn is some 60 ms of calls, three at least.
         sessions: fresh processes of each runtime; up to twice as many where the spread stays large. Fewer than three
             say nothing of the spread.
+        show: called with what is being done.
     """
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
-        tasks = _prepare(subjects, runtimes, batch, Path(folder), progress, report.refused)
+        tasks = _prepare(subjects, runtimes, batch, Path(folder), show, report.refused)
         job = {"threads": threads, "rounds": rounds, "folder": folder}
         try:
-            _sessions(tasks, job, sessions, progress, report.refused)
-            progress("done", 1.0)
+            _sessions(tasks, job, sessions, show, report.refused)
         except KeyboardInterrupt:
             report.refused.append("stopped: rows are those of the sessions that had ended")
     report.rows = [task.row(threads, batch) for task in tasks if task.sessions]
@@ -163,7 +161,7 @@ def _prepare(
     runtimes: Sequence[Runtime],
     batch: int,
     folder: Path,
-    progress: Progress,
+    show: Callable[[str], object],
     refused: list[str],
 ) -> list[_Task]:
     """Each subject written for each runtime, with an image and the scores that eager PyTorch gives, not folded.
@@ -186,8 +184,8 @@ def _prepare(
         np.save(files["image"], image.numpy())
         np.save(files["reference"], reference.numpy())
         timed = (fold(model) if subject.folded else model).requires_grad_(False)
-        for j, runtime in enumerate(runtimes):
-            progress(f"preparing {subject.name} for {runtime.name}", (i + j / len(runtimes)) / len(subjects))
+        for runtime in runtimes:
+            show(f"preparing {subject.name} for {runtime.name}")
             path = folder / f"{i}-{runtime.name}"
             try:
                 runtime.prepare(timed, image, path)
@@ -197,47 +195,41 @@ def _prepare(
     return tasks
 
 
-def _sessions(tasks: list[_Task], job: dict[str, Any], sessions: int, progress: Progress, refused: list[str]) -> None:
+def _sessions(
+    tasks: list[_Task], job: dict[str, Any], sessions: int, show: Callable[[str], object], refused: list[str]
+) -> None:
     """Sessions of all runtimes in turn, shuffled, until each has its number and its networks are quiet."""
     live: dict[str, list[_Task]] = {}
     for task in tasks:
         live.setdefault(task.runtime.name, []).append(task)
     draws = random.Random(0)
     for session in range(MOST * sessions):
+        more = "" if session < sessions else ", once more: too noisy"
         waiting = [
-            name
-            for name, some in live.items()
-            if some and (session < sessions or any(task.quiet() is False for task in some))
+            name for name, some in live.items() if some and (not more or any(task.quiet() is False for task in some))
         ]
         draws.shuffle(waiting)
-        for i, name in enumerate(waiting):
-            more = "" if session < sessions else ", once more: too noisy"
-            progress(f"{name}, session {session + 1}{more}", min((session + i / len(waiting)) / sessions, 1))
+        for name in waiting:
+            show(f"{name}, session {session + 1} of {sessions}{more}")
             try:
                 lines = _session({**job, "runtime": name, "seed": session}, live[name])
             except RuntimeError as error:
                 refused.append(f"{name}: {error}")
                 del live[name]
                 continue
-            for task in _keep(live[name], lines, refused):
-                live[name].remove(task)
+            live[name] = [task for i, task in enumerate(live[name]) if _keep(task, i, lines, refused)]
 
 
-def _keep(tasks: Sequence[_Task], lines: list[dict[str, Any]], refused: list[str]) -> list[_Task]:
-    """Add a session's samples to its tasks; returns those that it refused, which have none from now on."""
-    samples: dict[int, list[float]] = {}
-    gone = []
-    for line in lines:
-        if "refused" in line:
-            task = tasks[line["refused"]]
-            refused.append(f"{task}: {line['why']}")
-            task.sessions.clear()
-            gone.append(task)
-        elif "model" in line:
-            samples.setdefault(line["model"], []).extend(line["samples"])
-    for index, found in samples.items():
-        tasks[index].sessions.append(found)
-    return gone
+def _keep(task: _Task, index: int, lines: list[dict[str, Any]], refused: list[str]) -> bool:
+    """Add a session's samples to its task; whether it was not refused."""
+    own = [line for line in lines if line["model"] == index]
+    why = [line["refused"] for line in own if "refused" in line]
+    if why:
+        refused.append(f"{task.subject.name} on {task.runtime.name}: {why[0]}")
+        task.sessions.clear()
+    else:
+        task.sessions.append([sample for line in own for sample in line["samples"]])
+    return not why
 
 
 def _session(job: dict[str, Any], tasks: Sequence[_Task]) -> list[dict[str, Any]]:
@@ -247,35 +239,17 @@ def _session(job: dict[str, Any], tasks: Sequence[_Task]) -> list[dict[str, Any]
         RuntimeError: it ended before its work was done.
     """
     modules = [(plugin.name, plugin.digest) for plugin in plugins.loaded()]
-    job = {**job, "modules": modules, "models": [task.files for task in tasks]}
-    said: list[dict[str, Any]] = []
-    with tempfile.TemporaryFile("w+") as errors, _process(job["threads"], errors) as process:
-        try:
-            assert process.stdin and process.stdout
-            with process.stdin:
-                json.dump(job, process.stdin)
-            said += map(json.loads, process.stdout)
-            code = process.wait()
-        finally:
-            process.kill()
-        if code:
-            loaded = [str(tasks[line["loaded"]]) for line in said if "loaded" in line]
-            doing = f"timing, {loaded[-1]} loaded last" if loaded else "starting"
-            errors.seek(0)
-            last = ([line.strip() for line in errors if line.strip()] or [""])[-1]
-            raise RuntimeError(f"its process ended with code {code} ({doing}): {last[:300]}")
-    return said
-
-
-def _process(threads: int, errors: IO[str]) -> subprocess.Popen[str]:
-    numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job["threads"]))
     # this package is found where this process found it, also where it is not installed
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
-    return subprocess.Popen(
+    done = subprocess.run(
         [sys.executable, "-m", "metamixer.latency.session"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
+        input=json.dumps({**job, "modules": modules, "models": [task.files for task in tasks]}),
+        capture_output=True,
         text=True,
         env={**os.environ, **numbers, "PYTHONPATH": path},
     )
+    if done.returncode:
+        last = ([line.strip() for line in done.stderr.splitlines() if line.strip()] or [""])[-1]
+        raise RuntimeError(f"its process ended with code {done.returncode}: {last[:300]}")
+    return [json.loads(line) for line in done.stdout.splitlines()]

@@ -32,7 +32,7 @@ class Row(Config):
     Attributes:
         network: what tells networks apart: a timm model's name, or a run's `network_key`.
         name: what it was called: a timm model, a variant.
-        resolution: pixels.
+        resolution: pixels, the width.
         runtime: one of `runtimes`, or what another program measured on, e.g. Core ML.
         threads: None where the runtime decides.
         median_ms: of the sessions' medians; a session is a fresh process.
@@ -68,12 +68,12 @@ class Row(Config):
     samples_ms: tuple[tuple[float, ...], ...] = ()
 
 
-def network_key(run: dict[str, Any], image_size: int | None = None) -> str:
+def network_key(run: dict[str, Any], image_size: int | tuple[int, int] | None = None) -> str:
     """What tells the networks of runs apart: 16 hexadecimal digits of the values that one is built from, no weights.
 
     Args:
         run: a run's configuration, as config.json has it.
-        image_size: width of the images, where it isn't the run's own.
+        image_size: the images' side, or height and width, where they aren't the run's own.
     """
     data = run["data"]
     parts = {"model": run["model"], "image_size": image_size or data.get("image_size")}

@@ -32,7 +32,7 @@ def run(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
             and `models`: for each its `path`, `image` and `reference` (arrays on the disk).
 
     Yields:
-        `loaded` (a model's index), `refused` (an index, with `why`), or `model` (an index) with `samples` in ms.
+        `model` (an index) with `samples` in ms, or with `refused`, the reason.
     """
     runtime = RUNTIMES[job["runtime"]]()
     for name, digest in job["modules"]:
@@ -42,7 +42,7 @@ def run(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         image, reference = np.load(model["image"]), np.load(model["reference"])
         found = runtime.load(Path(model["path"]), image, job["threads"])
         if why := difference(found.scores(found.call()), reference, runtime.tolerance):
-            yield {"refused": index, "why": why}
+            yield {"model": index, "refused": why}
             continue
         found.call()
         begin = time.perf_counter()
@@ -50,7 +50,6 @@ def run(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         each = max(1e3 * (time.perf_counter() - begin), 1e-3)
         loaded[index] = found
         calls[index] = min(max(math.ceil(VISIT_MS / each), CALLS[0]), CALLS[1])
-        yield {"loaded": index}
     order = list(loaded)
     draws = random.Random(job["seed"])
     for _ in range(job["rounds"]):
