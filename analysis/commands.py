@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from metamixer.latency.rows import Row
 
 app = typer.Typer()
@@ -64,6 +66,12 @@ def ship(
         print(f"{path}: {path.stat().st_size / 1000:.0f} KB{along}")
 
 
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=110)
+
+
 @contextmanager
 def _keeping(files: str) -> Iterator[None]:
     """Print the names of the written files, or why they can't be written; the table above is shown either way."""
@@ -75,56 +83,56 @@ def _keeping(files: str) -> Iterator[None]:
 
 
 def show_grid(root: Path, grid: str, setting: str | None) -> None:
-    """The tables of a grid's finished runs, kept as CSV, and their picture; of all its settings if none is given."""
-    from rich.console import Console
+    """The tables of a grid's finished runs and their picture, kept as files; of all its settings if none is given.
 
+    Of several tasks that can be solved, the profile is shown in place of their tables.
+    """
     from analysis.frame import load, settings
     from analysis.plots import picture, save
     from analysis.statistics import declared
-    from analysis.tables import render, to_csv
+    from analysis.tables import render, texts, to_csv, to_latex
 
-    console = Console() if sys.stdout.isatty() else Console(width=110)
     launched: list[str | None] = [data for _, data in settings(root, grid) if setting in (None, data)]
-    for data in launched or [setting]:
-        runs, meta = load(root, grid, data)
+    parts = [load(root, grid, data) for data in launched or [setting]]
+    whole = len(parts) > 1 and all(meta.metric.solvable for _, meta in parts)
+    for runs, meta in parts:
         comparisons = declared(runs, meta)
-        for comparison in comparisons:
-            console.print(render(comparison, meta))
+        for comparison in () if whole else comparisons:
+            _console().print(render(comparison, meta))
         stem = root / "grids" / f"{grid}@{meta.data}"
-        with _keeping(f"picture: {stem}.png   table: {stem}.csv"):
+        with _keeping(f"{stem}: .csv .tex .png .pdf"):
             for comparison, path in zip(comparisons, (f"{stem}.csv", f"{stem}-best.csv"), strict=False):
                 to_csv(comparison, meta, path)
-            save(picture(comparisons[0], meta), f"{stem}.png")
-    if setting is None and meta.levels:
+            Path(f"{stem}.tex").write_text(to_latex(texts(comparisons[-1], meta)), encoding="utf-8")
+            save(picture(comparisons[-1], meta), f"{stem}.png", f"{stem}.pdf")
+    if whole:
         show_profile(root, grid)
 
 
 def show_profile(root: Path, grid: str) -> None:
-    """Every variant of a grid on every task that it ran on, kept as CSV, and the picture of it."""
-    from rich.console import Console
+    """Every variant of a grid on every task that it ran on, and the pictures of it, kept as files."""
+    from analysis import profile
+    from analysis.plots import dial_curves, profile_map, save
+    from analysis.tables import to_latex
 
-    from analysis.plots import profile_map, save
-    from analysis.profile import profile, render
-
-    table, metric = profile(root, grid)
-    console = Console() if sys.stdout.isatty() else Console(width=110)
-    console.print(render(table, metric))
+    table, metas = profile.profile(root, grid)
+    _console().print(profile.render(table, metas))
     stem = root / "grids" / f"{grid}_profile"
-    with _keeping(f"picture: {stem}.png   table: {stem}.csv"):
+    with _keeping(f"{stem}: .csv .tex .png .pdf"):
         table.to_csv(f"{stem}.csv", index=False)
-        save(profile_map(table, metric), f"{stem}.png")
+        Path(f"{stem}.tex").write_text(to_latex(profile.cells(table, metas).reset_index()), encoding="utf-8")
+        save(profile_map(table, metas), f"{stem}.png", f"{stem}.pdf")
+        if table["dial"].notna().any():
+            save(dial_curves(table, metas)[0], f"{stem}_dial.png", f"{stem}_dial.pdf")
 
 
 def show_search(root: Path, name: str, setting: str | None, export: Path | None = None) -> None:
     """The trials of a search, kept as CSV, their front and what mattered; exported as SQLite if asked for."""
-    from rich.console import Console
-
     from analysis import search
     from analysis.plots import save
 
     study = search.load_study(root, name, setting)
-    console = Console() if sys.stdout.isatty() else Console(width=110)
-    console.print(search.render_trials(study))
+    _console().print(search.render_trials(study))
     folder = root / "searches" / study.study_name
     with _keeping(f"{folder}: trials.csv, front.png, importances.png"):
         search.trials_frame(study).to_csv(folder / "trials.csv", index=False)
@@ -155,9 +163,7 @@ def show_latencies(rows: "list[Row]", notes: list[str]) -> None:
 
 def show_visible(root: Path, grid: str, setting: str, seeds: int, comparisons: int) -> None:
     """How small a difference so many seeds can see, by the spread of earlier runs."""
-    from rich.console import Console
-
     from analysis.power import visible_effect
 
     for line in visible_effect(root, grid, setting, seeds, comparisons):
-        Console().print(line, highlight=False)
+        print(line)

@@ -1,4 +1,4 @@
-"""What became of one run, as its folder's files say: configuration, result, progress, metrics."""
+"""What became of one run, as its folder's files say."""
 
 from __future__ import annotations
 
@@ -10,115 +10,132 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from metamixer.jsonl import read as read_lines
 from metamixer.latency.rows import network_key
 from metamixer.training.folder import RunFolder
 from metamixer.training.state import state_of
 
-SCHEMAS = (1, 2)  # of manifests and of config.json: what is written in another one isn't guessed at
-_KNOWN = re.compile(rb'\s*\{\s*"schema"\s*:\s*(\d+)\s*[,}]')
+from .metrics import VALIDATION, Metric
+
+SCHEMAS = (1, 2)  # of manifests and of config.json: files of another one are not guessed at
+_SCHEMA = re.compile(rb'\s*\{\s*"schema"\s*:\s*(\d+)\s*[,}]')
 
 Json = dict[str, Any]
 
 
-def read_run(folder: str, with_config: bool, with_network: bool) -> Json:
-    """What became of one run, as values of the columns of `frame.COLUMNS`; `note` says what could not be read.
+def read_run(folder: str, metric: Metric, with_config: bool) -> Json:
+    """What became of one run, as values of the frame's columns; `note` says what could not be read.
 
     Args:
-        with_config: also each value of its configuration, as `config.model.…`.
-        with_network: also `network` and `resolution`, for which the configuration is read too.
+        with_config: also each value of its configuration, as `config.model.…`, and `network` and `resolution`.
     """
+    if not os.path.isdir(folder):
+        return {"state": "new"}
     row: Json = {}
-    notes = []
-    config, problem = read_json(os.path.join(folder, "config.json"), only_schema=not (with_config or with_network))
-    foreign = "" if config is None else other_schema(config)
-    if problem or foreign:
-        notes.append(f"config.json {problem or foreign}")
-    result, problem = read_json(os.path.join(folder, "result.json"), absent_is_fine=True)
-    if problem:
-        notes.append(f"result.json {problem}")
+    foreign = problem_of_config(folder)
+    notes = [foreign] if foreign else []
+    result, problem = read_json(f"{folder}/result.json")
+    notes += [f"result.json {problem}"] if problem else []
     if result is not None and result.get("state") not in ("done", "failed"):
         notes.append(f"result.json has the state {result.get('state')!r}")
         result = None
     if result is None:
         row |= _unfinished(folder, notes)
     else:
-        row["state"] = result["state"]
-        other = foreign or ("schema" in result and other_schema(result))
-        if other:  # the meaning of its figures may be another one
-            notes.append("its figures are left out" if foreign else f"result.json {other}, figures left out")
+        row |= {"state": result["state"], "error": one_line(result.get("error"))}
+        if " has schema " in foreign:
+            notes.append("its figures are left out")
         else:
-            row |= _figures(result) | _made_with(folder, result)
-            row["val_top1"] = _validation(folder, row["weights"], result.get("metric", "top1"))
+            row |= _figures(folder, result, metric)
             if changed := result.get("code_changed"):
                 notes.append(f"the code changed while it was trained: {', '.join(changed)}")
-            if result["state"] == "done" and math.isnan(row["top1"]):
-                notes.append("result.json has no top1")
-        row["error"] = one_line(result.get("error"))
-    values = None if config is None or foreign else config.get("config")
-    if isinstance(values, dict):
-        row |= dict(_flat(values, "config")) if with_config else {}
-        row |= _network(values)
-    row["note"] = "; ".join(notes)
-    return row
+            if result["state"] == "done" and math.isnan(row[metric.name]):
+                notes.append(f"result.json has no {metric.name}")
+    if with_config and not foreign:
+        content, problem = read_json(f"{folder}/config.json")
+        config = (content or {}).get("config")
+        if isinstance(config, dict):
+            row |= dict(_flat(config, "config")) | _network(config)
+        else:
+            notes.append(f"config.json {problem or 'holds no configuration'}")
+    return row | {"note": "; ".join(notes)}
 
 
-def _figures(result: Json) -> Json:
-    raw, ema = (value if isinstance(value := result.get(key), dict) else {} for key in ("raw", "ema"))
-    name = result.get("metric", "top1")  # the columns of the metric that decides have this name for all tasks
-    row: Json = {key: number(result.get(key)) for key in ("top5", "loss", "seconds")}
-    row |= {"top1": number(result.get(name)), "top1_raw": number(raw.get(name)), "top1_ema": number(ema.get(name))}
-    row |= {"weights": result.get("weights"), "images": raw.get("images", ema.get("images"))}
-    row |= {key: result.get(key) for key in ("parameters", "macs", "state_size")}
+def _figures(folder: str, result: Json, metric: Metric) -> Json:
+    kinds = {kind: result[kind] for kind in ("raw", "ema") if isinstance(result.get(kind), dict)}
+    scores = {name for scores in kinds.values() for name in scores if name in result}
+    row: Json = {name: number(result.get(name)) for name in (metric.name, "loss", *sorted(scores), "seconds")}
+    row |= {f"{metric.name}_{kind}": number(scores.get(metric.name)) for kind, scores in kinds.items()}
+    row["images"] = next((scores["images"] for scores in kinds.values() if "images" in scores), None)
+    row |= {key: result.get(key) for key in ("weights", "parameters", "macs", "state_size")}
     row["epochs"] = result.get("epochs", result.get("epoch"))
-    return row
+    if "code" not in result:  # runs of schema 1 say less, and elsewhere
+        result = read_json(f"{folder}/environment.json")[0] or {}
+    row |= {key: result.get(key) for key in ("threads", "code")}
+    if not metric.solvable:
+        return row | {VALIDATION: _validation(_last_line(folder), metric, row["weights"])}
+    return row | _course(folder, metric, row)
 
 
-def _validation(folder: str, weights: Any, metric: str) -> float:
-    """Accuracy of the reported weights on the validation split after the last epoch; NaN without one."""
+def _course(folder: str, metric: Metric, row: Json) -> Json:
+    """The last validation score, `steps` trained, and `solved_at`: the steps to the first score that solves the task.
+
+    Without a validation split, a run whose final score solves the task counts as solved at its end.
+    """
+    rows = read_lines(Path(folder) / "metrics.jsonl", report=lambda line: None)
+    scores = [_validation(found, metric, row["weights"]) for found in rows]
+    steps = [number(found.get("step")) for found in rows] or [math.nan]
+    solved = next((at for at, score in zip(steps, scores, strict=False) if metric.reaches(score)), math.nan)
+    if math.isnan(solved) and metric.reaches(row[metric.name]):
+        solved = steps[-1]
+    return {VALIDATION: scores[-1] if scores else math.nan, "steps": steps[-1], "solved_at": solved}
+
+
+def _validation(row: Json, metric: Metric, weights: Any) -> float:
+    """The validation score in a row of metrics, of the reported weights."""
+    raw = row.get(f"val_{metric.name}")
+    return number(raw if weights == "raw" else row.get(f"val_{metric.name}_ema", raw))
+
+
+def _last_line(folder: str) -> Json:
     try:
-        with open(os.path.join(folder, "metrics.jsonl"), "rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 2048))
-            row = json.loads(file.read().splitlines()[-1])
-        return number(row.get(f"val_{metric}_ema" if weights == "ema" else f"val_{metric}"))
-    except (OSError, ValueError, IndexError, AttributeError):
-        return math.nan
+        with open(f"{folder}/metrics.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 2048))
+            return json.loads(file.read().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return {}
 
 
-def _network(values: Json) -> Json:
+def _network(config: Json) -> Json:
     try:
-        return {"network": network_key(values), "resolution": values["data"]["image_size"]}
+        return {"network": network_key(config), "resolution": config["data"]["image_size"]}
     except (KeyError, TypeError):
         return {}
 
 
 def _unfinished(folder: str, notes: list[str]) -> Json:
-    progress, problem = read_json(os.path.join(folder, "progress.json"), absent_is_fine=True)
+    progress, problem = read_json(f"{folder}/progress.json")
     notes += [f"progress.json {problem}"] if problem else []
     return {"state": str(state_of(RunFolder(folder))), "epochs": (progress or {}).get("epoch")}
 
 
-def _made_with(folder: str, result: Json) -> Json:
-    """What a finished run depends on besides its configuration: `threads`, and a digest of each file of its `code`."""
-    if "code" not in result:  # runs of schema 1 say less, and elsewhere
-        result = read_json(os.path.join(folder, "environment.json"))[0] or {}
-    return {"threads": result.get("threads"), "code": result.get("code")}
-
-
-def read_json(path: str | Path, absent_is_fine: bool = False, only_schema: bool = False) -> tuple[Json | None, str]:
-    """A file's JSON object, or None and what is wrong with the file.
-
-    With `only_schema`, a file that opens with a known schema isn't parsed: most of the time of reading
-    thousands of runs would go into configurations that nobody asked for.
-    """
+def problem_of_config(folder: str | Path) -> str:
+    """What is wrong with the schema of a run's configuration, "" if nothing; the rest of the file is not parsed."""
     try:
-        with open(path, "rb") as file:
-            if only_schema and (found := _KNOWN.match(file.read(64))) and int(found[1]) in SCHEMAS:
-                return {"schema": int(found[1])}, ""
-            file.seek(0)
-            content = json.loads(file.read())
+        with open(f"{folder}/config.json", "rb") as file:
+            found = _SCHEMA.match(file.read(64))
+    except OSError:
+        return "config.json is missing or can't be read"
+    problem = other_schema({"schema": int(found[1])}) if found else "is half-written or not JSON"
+    return f"config.json {problem}" if problem else ""
+
+
+def read_json(path: str | Path) -> tuple[Json | None, str]:
+    """A file's JSON object, or None and what is wrong with the file; nothing is wrong where there is none."""
+    try:
+        content = json.loads(Path(path).read_bytes())
     except FileNotFoundError:
-        return None, "" if absent_is_fine else "is missing"
+        return None, ""
     except OSError as error:
         return None, f"can't be read ({error.strerror})"
     except ValueError:

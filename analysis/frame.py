@@ -1,4 +1,4 @@
-"""Run folders as tidy pandas frames: one row per run, nothing dropped in silence.
+"""Run folders as pandas frames: one row per run, nothing dropped in silence.
 
 A grid's manifest, `grids/GRID@DATA.json`, lists the runs it declared; each run's folder, named by its hash,
 holds what became of it. A run that failed, is still going or can't be read keeps its row, and its `note` says
@@ -8,8 +8,7 @@ what was left out. Reading writes nothing.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,44 +20,24 @@ from metamixer.training.provenance import mixed_code
 
 from . import folders
 from .latency import load as load_latencies
-from .metrics import Metric, metric
+from .metrics import VALIDATION, Metric, declared
 
-COLUMNS = {
-    "grid": "str",
-    "data": "str",
-    "variant": "str",
-    "seed": "Int64",
-    "hash": "str",
-    "state": "str",
-    "top1": "float64",
-    "top5": "float64",
-    "loss": "float64",
-    "top1_raw": "float64",
-    "top1_ema": "float64",
-    "val_top1": "float64",
-    "weights": "str",
-    "images": "Int64",
-    "parameters": "Int64",
-    "macs": "Int64",
-    "state_size": "Int64",
-    "epochs": "Int64",
-    "seconds": "float64",
-    "threads": "Int64",
-    "code": "object",
-    "error": "str",
-    "on": "str",
-    "base": "bool",
-    "pair": "Int64",
-    "lr": "float64",
-    "fixed": "bool",
-    "network": "str",
-    "resolution": "Int64",
-    "note": "str",
-    "folder": "str",
-}
+_NAMES = {"grid": "str", "data": "str", "variant": "str", "seed": "Int64", "hash": "str", "state": "str"}
+_REST = {
+    "weights": "str", "images": "Int64", "parameters": "Int64", "macs": "Int64", "state_size": "Int64", "epochs": "Int64",
+    "steps": "Int64", "solved_at": "float64", "seconds": "float64", "threads": "Int64", "code": "object",
+    "error": "str", "on": "str", "base": "bool", "pair": "Int64", "lr": "float64", "fixed": "bool",
+    "network": "str", "resolution": "Int64", "note": "str", "folder": "str",
+}  # fmt: skip
 _NOISY = 0.5  # a latency whose sessions' medians lie further apart than this share of it says nothing
 
 Json = dict[str, Any]
+
+
+def columns(metric: str = "top1", others: Iterable[str] = ("top5",)) -> dict[str, str]:
+    """The columns of a frame of runs and their types, by the names of its metrics."""
+    figures = (metric, *others, "loss", f"{metric}_raw", f"{metric}_ema", VALIDATION)
+    return {**_NAMES, **dict.fromkeys(figures, "float64"), **_REST}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +45,10 @@ class Meta:
     """What a comparison is about: everything that a table or picture says besides the figures.
 
     Attributes:
-        metric: what is compared, `declared` the column that the grid declared.
+        metric: what is compared; `declared` is what the grid declared.
         aa: whether the grid compares its base with itself.
         weights: the reported weights, "ema" or "raw", as the recipe declares them before training.
-        images: the number of test images.
-        levels: `chance` and `solved` of a task's metric; empty for data sets.
+        images: the number of test samples.
         left_out: a line for each thing that is in no mean, and why.
         mixed: a line for each thing that the runs' numbers depend on and in which they differ.
     """
@@ -80,12 +58,11 @@ class Meta:
     question: str
     base: str
     metric: Metric
-    declared: str
+    declared: Metric
     aa: bool
     seeds: tuple[int, ...]
     weights: str
     images: int | None
-    levels: dict[str, float]
     left_out: tuple[str, ...]
     mixed: tuple[str, ...]
 
@@ -95,7 +72,11 @@ class Meta:
 
     def by(self, column: str) -> Meta:
         """The same, compared by another metric."""
-        return replace(self, metric=metric(column))
+        return replace(self, metric=self.declared.by(column))
+
+    def of(self, comparison: pd.DataFrame) -> Meta:
+        """The same, about the metric that a comparison was made by."""
+        return self.by(comparison["metric"].iloc[0]) if len(comparison) else self
 
 
 def load(
@@ -108,20 +89,20 @@ def load(
 ) -> tuple[pd.DataFrame, Meta]:
     """The runs that a grid declares on one data set, one row per run in declared order, and what they are about.
 
-    Accuracies are in percent (0-100), `macs` in multiply-adds of the folded network for one image,
-    `state_size` in numbers (`metamixer.cost`), `seconds` is the training time.
-    `state` is done, failed, running, interrupted or new (not begun). `top1`, `top5`
-    and `loss` are those of the declared `weights`; `top1_raw` and `top1_ema` give both, `val_top1` is that of the
-    declared weights after the last epoch on the validation split. `epochs` counts the epochs that a run began or
-    finished. `pair` is what runs are paired by: the seed, unless the manifest says otherwise (A/A). Where a grid has
-    a set of learning rates, `lr` is the run's, and the recipe's own is `fixed`. `network` (`latency.network_key`) and
-    `resolution` are known where configurations are read. Where latencies lie beside the runs, medians for one image
-    are in columns `latency_ms[RUNTIME, THREADS OR UNITS, PRECISION, DEVICE]`.
+    The figures are those of the reported `weights`: `top1` (or what else the task measures), `loss`; `…_raw` and
+    `…_ema` give both, `validation` is the score of the last epoch on the validation split. Accuracies are in percent,
+    `macs` are multiply-adds of the folded network for one sample, `state_size` is in numbers (`metamixer.cost`),
+    `seconds` is the training time. `state` is done,
+    failed, running, interrupted or new (not begun). `epochs` counts the epochs that a run began or finished. For tasks
+    that can be solved, `solved_at` is the step of the first validation score that solves it, NaN if none of the `steps`
+    did. `pair` is what runs are paired by: the seed, unless the manifest says otherwise (A/A). Where a grid has a set
+    of learning rates, `lr` is the run's, and the recipe's own is `fixed`. Where latencies lie beside the runs, there
+    are columns `latency_ms[RUNTIME, THREADS OR UNITS, PRECISION, DEVICE]` with medians for one image.
 
     Args:
         root: the folder of the runs, with `grids/` in it.
         data: the data set's name; not needed where the grid ran on one only.
-        with_config: also each run's configuration, as columns `config.model.…`.
+        with_config: also each run's configuration, as columns `config.model.…`, its `network` and `resolution`.
         missing: where there is no such grid, or nothing of it can be read, raise or give an empty frame and a `Meta`
             that says so (for notebooks).
 
@@ -129,31 +110,28 @@ def load(
         ValueError: there is no such grid (the line lists those that there are), it ran on several data sets and none
             is named, its manifest can't be read, or it declares no runs.
     """
-    manifest, problems = _manifest(Path(root), grid, data)
-    entries = list(_entries(manifest, Path(root), problems))
+    root = Path(root)
+    manifest, problems = _manifest(root, grid, data)
+    metric = declared(manifest)
+    entries = list(_entries(manifest, root, problems))
     if missing == "raise" and not entries:
         raise ValueError("; ".join(problems) or f"grid {grid} in {root} declares no runs")
     latencies = load_latencies(root, with_published=False, report=problems.append)
-    runs = _runs(entries, with_config, len(latencies) > 0)
-    runs, noisy = with_latency(runs, latencies)
+    rows = [entry | folders.read_run(entry["folder"], metric, with_config or len(latencies) > 0) for entry in entries]
+    runs, noisy = with_latency(_table(rows, metric.name, with_config), latencies)
     done = runs[runs["state"] == "done"]
     images = done["images"].dropna().unique()
-    described = manifest.get("metric")
-    declared = "top1" if isinstance(described, dict) else str(described or "top1")
-    levels = described if isinstance(described, dict) else manifest.get("levels") or {}
-    chance_and_solved = {key: levels.get(key) for key in ("chance", "solved")}
     meta = Meta(
         grid=grid,
         data=str(manifest.get("data") or data or "unknown"),
         question=folders.one_line(manifest.get("question")),
         base=str(manifest.get("base") or "unknown"),
-        metric=metric(declared),
-        declared=declared,
+        metric=metric,
+        declared=metric,
         aa=bool(manifest.get("aa")),
         seeds=tuple(int(seed) for seed in sorted(runs["seed"].unique())),
         weights=" and ".join(sorted(set(done["weights"]) - {""})),
         images=int(images[0]) if len(images) == 1 else None,
-        levels={} if None in chance_and_solved.values() else chance_and_solved,
         left_out=(*problems, *noisy, *_left_out(runs)),
         mixed=tuple(_mixed(done)),
     )
@@ -174,11 +152,10 @@ def _manifest(root: Path, grid: str, data: str | None) -> tuple[Json, list[str]]
     if not found:
         known = "there are " + ", ".join(map("@".join, there)) if there else "no grid was launched there yet"
         return {}, [f"no grid {grid}{f' on {data}' if data else ''} in {root}: {known}"]
-    path = root / "grids" / f"{grid}@{found[0]}.json"
-    content, problem = folders.read_json(path)
+    name = f"grids/{grid}@{found[0]}.json"
+    content, problem = folders.read_json(root / name)
     problem = problem or folders.other_schema(content or {})
-    content = {} if problem or content is None else content
-    return {**content, "data": found[0]}, [f"grids/{path.name} {problem}"] if problem else []
+    return {**({} if problem else content or {}), "data": found[0]}, [f"{name} {problem}"] if problem else []
 
 
 def _entries(manifest: Json, root: Path, problems: list[str]) -> Iterator[Json]:
@@ -203,29 +180,26 @@ def _entries(manifest: Json, root: Path, problems: list[str]) -> Iterator[Json]:
         }
 
 
-def _runs(entries: list[Json], with_config: bool, with_network: bool) -> pd.DataFrame:
-    """The entries with what became of each run."""
-    rows = []
-    texts = [name for name, kind in COLUMNS.items() if kind == "str"]
-    integers = [name for name, kind in COLUMNS.items() if kind == "Int64"]
-    for entry in entries:
-        there = os.path.isdir(entry["folder"])
-        found = folders.read_run(entry["folder"], with_config, with_network) if there else {"state": "new"}
-        row = {**entry, **found}
-        for name in integers:
-            number = folders.number(row.get(name))
-            row[name] = int(number) if math.isfinite(number) else None
-        rows.append(row | {name: str(row.get(name) or "") for name in texts})
-    extra = list(dict.fromkeys(key for row in rows for key in row if key.startswith("config.")))
-    return pd.DataFrame.from_records(rows, columns=[*COLUMNS, *extra]).astype(COLUMNS)
+def _table(rows: list[Json], metric: str, with_config: bool) -> pd.DataFrame:
+    """The rows with the types of `columns`; what is no number where one belongs counts as missing."""
+    known = columns(metric, ())
+    found = dict.fromkeys(key for row in rows for key in row if key not in known)
+    config = [key for key in found if key.startswith("config.")]
+    kinds = columns(metric, [key for key in found if not key.startswith("config.")])
+    table = pd.DataFrame.from_records(rows, columns=[*kinds, *(config if with_config else ())])
+    for name, kind in kinds.items():
+        if kind == "str":
+            table[name] = [str(value or "") for value in table[name].where(table[name].notna(), "")]
+        elif kind in ("Int64", "float64"):
+            table[name] = pd.to_numeric(table[name], errors="coerce").replace(math.inf, math.nan)
+    return table.astype(kinds)
 
 
 def with_latency(runs: pd.DataFrame, latencies: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """`runs` with a column of medians, ms for one image, for each way of running that `latencies` has.
 
-    Rows are joined by `network` and `resolution`; a column is named
-    `latency_ms[RUNTIME, THREADS OR UNITS, PRECISION, DEVICE]`. Latencies that are too noisy to mean anything are left
-    out, with a line for each.
+    Rows are joined by `network` and `resolution`. Latencies that are too noisy to mean anything are left out, with a
+    line for each.
     """
     single = latencies[(latencies["batch"].fillna(1) == 1) & latencies["median_ms"].notna()]
     single = single[single["network"].isin(runs["network"])]
@@ -241,12 +215,9 @@ def with_latency(runs: pd.DataFrame, latencies: pd.DataFrame) -> tuple[pd.DataFr
     for row in each(single):
         how = plural(int(row.threads), "thread") if not pd.isna(row.threads) else row.compute_units
         names.append(f"latency_ms[{', '.join(filter(None, (row.runtime, how, row.precision, row.device)))}]")
-    wide = single.assign(column=names).pivot_table(
-        index=["network", "resolution"], columns="column", values="median_ms", aggfunc="last"
-    )
-    wide.columns.name = None
-    wide = wide.reset_index().astype({"resolution": "Int64"})
-    return runs.merge(wide, on=["network", "resolution"], how="left"), left_out
+    index = ["network", "resolution"]
+    wide = single.assign(column=names).pivot_table("median_ms", index, "column", aggfunc="last").reset_index()
+    return runs.merge(wide.astype({"resolution": "Int64"}), on=index, how="left"), left_out
 
 
 def plural(number: int, word: str) -> str:
@@ -272,7 +243,7 @@ def _left_out(runs: pd.DataFrame, shown: int = 6) -> Iterator[str]:
 
 
 def _name(row: Any) -> str:
-    why = "; ".join(text for text in (row.error, row.note) if text)
+    why = "; ".join(filter(None, (row.error, row.note)))
     rate = "" if math.isnan(row.lr) else f" at {row.lr:g}"
     return f"{row.variant} seed {row.seed}{rate}" + (f": {why}" if why else "")
 
@@ -297,13 +268,10 @@ def curves(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     rows: list[Json] = []
     left_out: list[str] = []
     for key, folder in dict(zip(runs["hash"], runs["folder"], strict=True)).items():
-        config, _ = folders.read_json(Path(folder) / "config.json", only_schema=True)
-        if config is not None and (foreign := folders.other_schema(config)):
-            left_out.append(f"{key}: config.json {foreign}")
-            continue
         path = Path(folder) / "metrics.jsonl"
-        if not path.is_file():
-            left_out.append(f"{key}: no metrics.jsonl")
+        problem = folders.problem_of_config(folder) or ("" if path.is_file() else "no metrics.jsonl")
+        if problem:
+            left_out.append(f"{key}: {problem}")
             continue
         found = read_lines(path, lambda row: (row["epoch"], {"hash": key, **row}), left_out.append)  # noqa: B023
         rows += dict(found).values()  # an epoch written twice counts once, the later

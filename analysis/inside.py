@@ -24,7 +24,6 @@ from metamixer.operation import Layout
 from metamixer.training.checkpoint import LAST, load_weights
 from metamixer.training.samples import open_data
 
-from . import rates
 from .frame import each
 
 WEIGHTS = "weights.npz"  # what a pack of `results` keeps of a checkpoint
@@ -97,7 +96,7 @@ def networks(runs: pd.DataFrame, variants: Iterable[str] = ()) -> tuple[list[Ins
     Returns:
         The networks, and one line for each variant that has none, with the reason.
     """
-    there, runs = list(dict.fromkeys(runs["variant"])), rates.at(runs, "fixed")
+    there, runs = list(dict.fromkeys(runs["variant"])), runs[runs["fixed"]]
     found, left_out = [], []
     for variant in list(variants) or there:
         folders = [Path(row.folder) for row in each(runs[runs["variant"] == variant])]

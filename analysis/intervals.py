@@ -67,18 +67,21 @@ def holm(p: np.ndarray, declared: int | None = None) -> np.ndarray:
     return adjusted
 
 
-def verdicts(table: pd.DataFrame, estimate: str = "difference", exploratory: bool = False) -> np.ndarray:
-    """What each row's `low`, `high` and `p_holm` say of its estimate, and `pairs` where there are some.
+def verdicts(table: pd.DataFrame, gain: str = "difference", exploratory: bool = False, sign: int = 1) -> np.ndarray:
+    """What each row's `p` and `p_holm` say of its estimate, and `pairs` where there are some.
 
-    "above" and "below" stand after Holm's correction. A "hint" is outside its own interval only, or was not declared.
+    "better" and "worse" stand after Holm's correction. A "hint" stands without it only, or was not declared.
+
+    Args:
+        gain: the column of the estimate.
+        sign: −1 where less is better.
     """
     pairs = table["pairs"] if "pairs" in table else pd.Series(2, table.index)
     clear = (table["p_holm"] < 1 - CONFIDENCE) & (not exploratory)
-    inside = ~((table["low"] > 0) | (table["high"] < 0))
     return np.select(
-        [pairs < 2, table["low"].isna(), inside, ~clear, table[estimate] > 0],
-        ["too few pairs", "no spread", "inside noise", "hint", "above"],
-        "below",
+        [pairs < 2, table["p"].isna(), ~(table["p"] < 1 - CONFIDENCE), ~clear, sign * table[gain] > 0],
+        ["too few pairs", "no spread", "inside noise", "hint", "better"],
+        "worse",
     )
 
 

@@ -28,7 +28,7 @@ def steps(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     table = table.assign(mean=table["variant"].map(means), mean_on=table["on"].map(means))
     table["rung"] = table["variant"].isin(_longest(meta.base, dict(zip(table["variant"], table["on"], strict=True))))
     table["p_holm"] = holm(table["p"].to_numpy(float))
-    table["verdict"] = verdicts(table)
+    table["verdict"] = verdicts(table, sign=meta.metric.sign)
     names = ["variant", "on", "rung", "mean", "mean_on", "pairs", "difference", "low", "high", "p", "p_holm", "verdict"]
     return table[names]
 

@@ -1,60 +1,94 @@
-"""How a column of figures is called, printed and judged: the one place that knows what a metric is."""
+"""What a figure of runs is called, how it is printed, and which direction is better: as the task declares it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-VALIDATION = "val_top1"  # what a learning rate is chosen by
+VALIDATION = "validation"  # the column of the deciding metric on the validation split
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of figures of runs.
+    """A figure of runs.
 
     Attributes:
-        column: its name in a frame of runs.
-        name: its name in words, without the unit.
-        unit: what stands behind a value.
-        points: what stands behind a difference.
-        digits: decimals of both.
-        rises: whether more is better.
+        name: its column in a frame of runs.
+        label: its name in words.
+        unit: "%", "dB", or nothing.
+        decimals: of values and differences.
+        chance: what answers reach that ignore the input.
+        levels: other values with a meaning.
+        solved: from here on a task counts as solved.
     """
 
-    column: str
     name: str
+    label: str = ""
     unit: str = ""
-    points: str = ""
-    digits: int = 3
-    rises: bool = True
+    higher_is_better: bool = True
+    decimals: int = 3
+    chance: float | None = None
+    levels: Mapping[str, float] = field(default_factory=dict)
+    solved: float | None = None
+
+    @property
+    def sign(self) -> int:
+        return 1 if self.higher_is_better else -1
 
     @property
     def heading(self) -> str:
-        """The name with its unit: `top-1, %`."""
-        return self.name + (f",{self.unit}" if self.unit else "")
+        """The label with its unit: `top-1, %`."""
+        return ", ".join(filter(None, (self.label, self.unit)))
 
-    def value(self, number: float, unit: bool = True) -> str:
-        """A value: `97.12 %`."""
-        return f"{number:.{self.digits}f}" + (self.unit if unit else "")
+    @property
+    def points(self) -> str:
+        """What stands behind a difference."""
+        return " points" if self.unit == "%" else f" {self.unit}".rstrip()
 
-    def signed(self, number: float, unit: bool = False) -> str:
-        """A difference with its sign: `+0.31 points`."""
-        return f"{number:+.{self.digits}f}".replace("-", "−") + (self.points if unit else "")
+    @property
+    def solvable(self) -> bool:
+        """Whether the task can be solved, and chance is known."""
+        return self.chance is not None and self.solved is not None
+
+    def reaches(self, value: float) -> bool:
+        """Whether a value counts as solved."""
+        return self.solved is not None and self.sign * (value - self.solved) >= 0
+
+    def value(self, number: float) -> str:
+        return f"{number:.{self.decimals}f}"
+
+    def signed(self, number: float) -> str:
+        """A difference with its sign: `+0.31`."""
+        return f"{number:+.{self.decimals}f}".replace("-", "−")
 
     def interval(self, low: float, high: float) -> str:
         """An interval of differences: `[−0.10, +0.72]`."""
         return f"[{self.signed(low)}, {self.signed(high)}]"
 
+    def by(self, column: str) -> Metric:
+        """The metric of another column of the same runs."""
+        words = {
+            VALIDATION: f"validation {self.label}",
+            f"{self.name}_raw": f"{self.label} (raw weights)",
+            f"{self.name}_ema": f"{self.label} (EMA weights)",
+        }
+        if column in words:
+            return replace(self, name=column, label=words[column])
+        return self if column == self.name else _KNOWN.get(column, Metric(column, column))
 
-_KNOWN = (
-    Metric("top1", "top-1", " %", " points", 2),
-    Metric("top5", "top-5", " %", " points", 2),
-    Metric("top1_raw", "top-1 (raw weights)", " %", " points", 2),
-    Metric("top1_ema", "top-1 (EMA weights)", " %", " points", 2),
-    Metric(VALIDATION, "validation top-1", " %", " points", 2),
-    Metric("loss", "test loss", digits=4, rises=False),
-)
+
+_KNOWN = {
+    "top1": Metric("top1", "top-1", "%", decimals=2),
+    "top5": Metric("top5", "top-5", "%", decimals=2),
+    "loss": Metric("loss", "test loss", higher_is_better=False, decimals=4),
+}
 
 
-def metric(column: str) -> Metric:
-    """The metric of a column; of an unknown one its plain name."""
-    return next((known for known in _KNOWN if known.column == column), Metric(column, column))
+def declared(manifest: Mapping[str, Any]) -> Metric:
+    """The metric that a grid's manifest declares; older ones have a name alone, and a task's levels apart."""
+    found = manifest.get("metric") or "top1"
+    if isinstance(found, str):
+        return replace(_KNOWN.get(found, Metric(found, found)), **manifest.get("levels", {}))
+    known = {key.name for key in fields(Metric)}
+    return Metric(**{key: value for key, value in found.items() if key in known})

@@ -11,9 +11,9 @@ import pandas as pd
 LATENCY = "latency_ms["  # in front of a column of latencies: runtime, threads or units, precision, device
 
 
-def front(costs: np.ndarray, values: np.ndarray, rises: bool = True) -> np.ndarray:
+def front(costs: np.ndarray, values: np.ndarray, higher_is_better: bool = True) -> np.ndarray:
     """Indices of the points that no other one beats: none is as cheap and better, or as good and cheaper."""
-    costs, values = np.asarray(costs, float), np.asarray(values, float) * (1 if rises else -1)
+    costs, values = np.asarray(costs, float), np.asarray(values, float) * (1 if higher_is_better else -1)
     cheaper, better = costs[:, None] >= costs, values[:, None] <= values
     strictly = (costs[:, None] > costs) | (values[:, None] < values)
     return np.flatnonzero(~(cheaper & better & strictly).any(1))

@@ -3,76 +3,127 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
 from rich.table import Table
 
-from .frame import each, load, settings
-from .intervals import holm, verdicts
+from . import rates
+from .folders import Json, read_json
+from .frame import Meta, each, load, plural, settings
 from .metrics import Metric
-from .statistics import compare
+from .solving import unsolved
+from .statistics import compare, judged
+from .tables import share, terminal, unequal
 
-SIGNS = {"above": " ▲", "below": " ▼", "hint": " ?"}
+SIGNS = {"better": " ▲", "worse": " ▼", "hint": " ?"}
 
 
-def profile(root: str | Path, grid: str) -> tuple[pd.DataFrame, Metric]:
-    """A row for each variant on each task that `grid` ran on, and the metric. Variants are in declared order,
-    tasks in the order of what the base can do.
+def profile(root: str | Path, grid: str) -> tuple[pd.DataFrame, dict[str, Meta]]:
+    """A row for each variant on each task that `grid` ran on, and what the runs of each task are about.
 
-    Columns: `variant`, `base`, `task`, `n` (seeds with a result), `mean` and `sd` of the metric, `chance` and `solved`
-    of the task, `level` (where the mean stands between them: 0 chance, 1 solved), and the comparison with the base as
-    in `statistics.compare`, but with `p_holm` and `verdict` over all variants and tasks together.
+    Variants are in declared order, tasks in the order of what the base can do. Where learning rates were tried, each
+    variant has its best one. Columns are those of `statistics.compare`, but corrected over all variants and tasks
+    together, and `task`; `level` (where the mean stands: 0 chance, 1 solved); and where bases are one task at several
+    values of a parameter, the task's `kind`, that parameter as `dial`, and its value as `at`.
 
     Raises:
-        ValueError: the grid ran on no task with levels.
+        ValueError: the grid ran on no task that can be solved.
     """
-    parts = []
+    parts, metas, configs = [], {}, {}
     for _, data in settings(root, grid):
         runs, meta = load(root, grid, data)
-        if meta.levels:
-            table = compare(runs, meta).assign(task=data, **meta.levels)
-            parts.append((table, meta.metric))
+        metric = meta.metric
+        if metric.solvable:
+            best = rates.tried(runs) and rates.judged(runs)
+            table = compare(runs, meta, "best" if best else "fixed").assign(task=data)
+            table["level"] = ((table["mean"] - metric.chance) / (metric.solved - metric.chance)).clip(0, 1)
+            parts.append(table)
+            metas[data] = meta
+            configs[data] = _task(runs["folder"])
     if not parts:
         raise ValueError(f"{grid} in {root} ran on no task that has a chance level")
-    table = pd.concat([part for part, _ in parts], ignore_index=True)
-    table["level"] = ((table["mean"] - table["chance"]) / (table["solved"] - table["chance"])).clip(0, 1)
-    able = table[table["base"]].set_index("task")["level"]  # tasks stand in the order of what the base can do
+    table = pd.concat(parts, ignore_index=True)
+    able = table[table["base"]].set_index("task")["level"]
     table = table.sort_values("task", key=lambda task: -able.reindex(task).to_numpy(), kind="stable", ignore_index=True)
-    others = ~table["base"]
-    table.loc[others, "p_holm"] = holm(table.loc[others, "p"].to_numpy(float))
-    table["verdict"] = np.where(others, verdicts(table), "base")
-    return table, parts[0][1]
+    table = table.merge(_dials(configs), on="task", how="left")
+    return judged(table, sign=table["task"].map(lambda task: metas[task].metric.sign)), metas
 
 
-def cells(table: pd.DataFrame, metric: Metric) -> pd.DataFrame:
-    """What a reader sees of each variant (row) on each task (column): the mean, and a sign where it differs."""
-    said = [
-        "" if np.isnan(row.mean) else metric.value(row.mean, unit=False) + SIGNS.get(row.verdict, "")
-        for row in each(table)
-    ]
+def _task(folders: pd.Series) -> Json:
+    """The configuration of the task that runs were made on, from the first that has one."""
+    for folder in folders:
+        config = (read_json(f"{folder}/config.json")[0] or {}).get("config") or {}
+        if "task" in config.get("data", {}):
+            return config["data"]["task"]
+    return {}
+
+
+def _dials(configs: dict[str, Json]) -> pd.DataFrame:
+    """The one number in which several bases of one task differ: its name as `dial`, its value for each as `at`."""
+    found = []
+    kinds = {config.get("name") for config in configs.values()} - {None}
+    for kind in kinds:
+        own = pd.DataFrame({task: config for task, config in configs.items() if config.get("name") == kind}).T
+        differ = [key for key in own if own[key].astype(str).nunique() > 1]
+        if len(differ) == 1:
+            found += [(task, kind, differ[0], float(at)) for task, at in own[differ[0]].items()]
+    return pd.DataFrame(found, columns=["task", "kind", "dial", "at"])
+
+
+def cells(table: pd.DataFrame, metas: dict[str, Meta]) -> pd.DataFrame:
+    """What a reader sees of each variant (row) on each task (column), with a sign where it differs.
+
+    It is the mean, or where some seeds solved the task and some did not, how many did.
+    """
+    said = [_score(row, metas[row.task].metric) + SIGNS.get(row.verdict, "") for row in each(table)]
     shown = table.assign(said=said).pivot(index="variant", columns="task", values="said")
     return shown.loc[table["variant"].unique(), table["task"].unique()]
 
 
-def render(table: pd.DataFrame, metric: Metric) -> Table:
+def _score(row: Any, metric: Metric) -> str:
+    if np.isnan(row.mean):
+        return ""
+    return f"{share(row)} solve" if row.mixed else metric.value(row.mean)
+
+
+def render(table: pd.DataFrame, metas: dict[str, Meta]) -> Table:
     """The profile for the terminal."""
-    shown = cells(table, metric)
-    chance = table.drop_duplicates("task").set_index("task")["chance"].to_dict()
+    shown = cells(table, metas)
+    levels = [
+        [word, *(metas[task].metric.value(getattr(metas[task].metric, word)) for task in shown)]
+        for word in ("chance", "solved")
+    ]
+    texts = pd.DataFrame([*levels, *shown.reset_index().to_numpy().tolist()], columns=["variant", *shown])
+    found = terminal(texts, heading(table, metas), notes(table, metas))
+    for column in found.columns[1:]:
+        column.justify = "right"
     base = table.loc[table["base"], "variant"].iloc[0]
-    seeds = int(table["n"].max())
-    found = Table(
-        box=box.SIMPLE,
-        title=f"{metric.heading}, mean of {seeds} seeds",
-        title_justify="left",
-        caption=f"▲ ▼ above and below {base} after Holm's correction over the whole table; ? a hint",
-        caption_justify="left",
-    )
-    found.add_column("variant")
-    for task in shown:
-        found.add_column(str(task), justify="right")
-    found.add_row("chance", *(metric.value(chance[task], unit=False) for task in shown), style="dim")
-    for variant, row in shown.iterrows():
-        found.add_row(str(variant), *row, style="bold" if variant == base else "")
+    for row, variant in zip(found.rows, texts["variant"], strict=True):
+        row.style = {"chance": "dim", "solved": "dim", base: "bold"}.get(variant, "")
     return found
+
+
+def heading(table: pd.DataFrame, metas: dict[str, Meta]) -> str:
+    named = " and ".join(dict.fromkeys(meta.metric.heading for meta in metas.values()))
+    best = ", each variant at its best learning rate" if (table["rate"] == "best").any() else ""
+    return f"{named}, mean of {plural(int(table['n'].max()), 'seed')}{best}"
+
+
+def legend(table: pd.DataFrame) -> str:
+    """What the signs mean."""
+    base = table.loc[table["base"], "variant"].iloc[0]
+    return f"▲ ▼ better, worse than {base} after Holm's correction over the whole table;  ? a hint"
+
+
+def notes(table: pd.DataFrame, metas: dict[str, Meta]) -> list[str]:
+    """What a reader must know to read the table, a line each."""
+    lines = [legend(table) + "."]
+    if table["mixed"].any():
+        lines += ["2/3 solve: some seeds solved the task and some did not; there the shares are tested, not the means."]
+    for task, group in table.groupby("task", sort=False):
+        lines += [f"{task}: {line}" for line in unsolved(group)]
+        lines += [f"{task}: left out, {line}." for line in metas[str(task)].left_out]
+    costs = {line: None for _, group in table.groupby("task", sort=False) for line in unequal(group)}
+    return [*lines, *costs]

@@ -12,30 +12,23 @@ from pathlib import Path
 
 import pandas as pd
 
-from .frame import COLUMNS, with_latency
+from .frame import columns, with_latency
 from .latency import published as published_latencies
 
 _TABLE = Path(__file__).parent / "published.csv"
 
 
 def published() -> pd.DataFrame:
-    """A row a published result: the columns of `frame.load`, and `family`, `distilled`, `source` and `counted`.
+    """One row per published result: the columns of runs, and `family`, `distilled`, `source` and `counted`.
 
-    `grid` is "published", `data` "imagenet", `variant` and `network` the model's timm name; there is no seed, hash or
-    loss. `distilled` says whether a teacher was used, which makes a comparison with other rows unequal. Published
-    latencies are joined by name and resolution.
+    `variant` and `network` are the model's timm name. `distilled` says whether a teacher was used, which makes a
+    comparison with other rows unequal. Published latencies are joined by name and resolution.
     """
     table = pd.read_csv(_TABLE, float_precision="round_trip")
-    table = table.assign(
-        grid="published",
-        data="imagenet",
-        state="done",
-        network=table["variant"].str.split(".").str[0],
-        base=False,
-        fixed=True,
-        macs=table["macs"].round().astype("Int64"),
-    )
-    own = [name for name in table.columns if name not in COLUMNS]
-    texts = [name for name, kind in COLUMNS.items() if kind == "str" and name not in table]
-    table = table.assign(**dict.fromkeys(texts, "")).reindex(columns=[*COLUMNS, *own]).astype(COLUMNS)
+    network = table["variant"].str.split(".").str[0]
+    table = table.assign(grid="published", data="imagenet", state="done", network=network, base=False, fixed=True)
+    kinds = columns()
+    own = [name for name in table if name not in kinds]
+    texts = {name: "" for name, kind in kinds.items() if kind == "str" and name not in table}
+    table = table.assign(macs=table["macs"].round(), **texts).reindex(columns=[*kinds, *own]).astype(kinds)
     return with_latency(table, published_latencies())[0]

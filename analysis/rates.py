@@ -1,7 +1,7 @@
 """Learning rates tried alike by all variants: which runs a comparison takes.
 
 `fixed` takes the recipe's own rate for every variant. `best` takes for each variant the rate of its set whose runs
-reached most on the validation split, mean over seeds; never on the test split. A rate at which more runs came through
+scored best on the validation split, mean over seeds; never on the test split. A rate at which more runs came through
 is preferred to one at which fewer did, and of equal ones the recipe's.
 """
 
@@ -11,32 +11,38 @@ from typing import Literal
 
 import pandas as pd
 
+from .frame import Meta
 from .metrics import VALIDATION
 
 Rate = Literal["fixed", "best"]
 
 
-def at(runs: pd.DataFrame, rate: Rate) -> pd.DataFrame:
+def tried(runs: pd.DataFrame) -> bool:
+    """Whether runs were made at a set of learning rates."""
+    return not bool(runs["fixed"].all())
+
+
+def at(runs: pd.DataFrame, meta: Meta, rate: Rate) -> pd.DataFrame:
     """The runs of one rate for each variant; all of them where no rates were tried.
 
     Raises:
-        ValueError: neither "fixed" nor "best", or no validation split to choose by.
+        ValueError: no validation split to choose the best by.
     """
-    if rate not in ("fixed", "best"):
-        raise ValueError(f"rate {rate!r}: fixed or best")
     if rate == "fixed" or not tried(runs):
         return runs[runs["fixed"]]
-    done = runs[runs["state"] == "done"]
-    if len(done) and done[VALIDATION].isna().all():
+    if not judged(runs):
         raise ValueError("no run has a validation split, so no best learning rate: give the data data.val_samples")
-    figures = validation(runs).sort_values(["count", "mean", "fixed"], ascending=False, kind="stable")
+    figures = validation(runs)
+    figures["mean"] *= meta.declared.sign
+    figures = figures.sort_values(["count", "mean", "fixed"], ascending=False, kind="stable")
     best = figures.drop_duplicates("variant").set_index("variant")["lr"]
     return runs[runs["lr"] == runs["variant"].map(best)]
 
 
-def tried(runs: pd.DataFrame) -> bool:
-    """Whether runs were made at a set of learning rates."""
-    return not bool(runs["fixed"].all())
+def judged(runs: pd.DataFrame) -> bool:
+    """Whether there are validation scores, or no finished run yet that lacks them."""
+    done = runs[runs["state"] == "done"]
+    return not len(done) or bool(done[VALIDATION].notna().any())
 
 
 def validation(runs: pd.DataFrame) -> pd.DataFrame:
@@ -53,7 +59,6 @@ def notes(runs: pd.DataFrame, variant: str, lr: float) -> list[str]:
     if len(rates) > 1 and lr in (rates[0], rates[-1]):
         where = "lowest" if lr == rates[0] else "highest"
         found.append(f"its best learning rate {lr:g} is the {where} of its set: try beyond")
-    open_runs = int((~own["state"].isin(["done", "failed"])).sum())
-    if open_runs:
+    if open_runs := int((~own["state"].isin(["done", "failed"])).sum()):
         found.append(f"{open_runs} runs of its set of learning rates have no result yet")
     return found

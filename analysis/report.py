@@ -15,13 +15,13 @@ from urllib.parse import quote
 import pandas as pd
 
 from . import rates
-from .folders import Json, read_json
+from .folders import read_json
 from .frame import Meta, each, load, plural
-from .statistics import compare, explore
-from .tables import markdown, metric, texts
+from .metrics import VALIDATION
+from .statistics import compare
+from .tables import markdown, texts
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "01_accuracy_vs_flops.ipynb"
-_MOST_PAIRS = 300  # of variants that nobody declared, before a page gets unreadable
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><link rel="icon" href="data:,">
@@ -85,32 +85,23 @@ def write_report(root: str | Path, grid: str, data: str | None = None, out: str 
 
 
 def exploratory(runs: pd.DataFrame, meta: Meta) -> str:
-    """Undeclared comparisons in Markdown: other metrics, and pairs of variants. Each is a hint at most."""
-    found = []
-    for column in ("top5", "loss", "top1_raw", "top1"):
-        if column != meta.declared and runs[column].notna().any():
-            found += [f"By {metric(column).name}:", markdown(texts(compare(runs, meta.by(column))))]
-    pairs = explore(runs, meta)
-    pairs = pairs[pairs["pairs"] > 1]
-    shown = pairs.loc[pairs["difference"].abs().sort_values(ascending=False).index[:_MOST_PAIRS]]
-    rows = [
-        [row.variant, row.other, f"{meta.metric.signed(row.difference)} {meta.metric.interval(row.low, row.high)}",
-         row.verdict, row.pairs]
-        for row in each(shown)
-    ]  # fmt: skip
-    if rows:
-        table = pd.DataFrame(rows, columns=["variant", "against", "difference [95 %]", "verdict", "pairs"])
-        found += [f"{len(rows)} of {plural(len(pairs), 'pair')} of variants, not corrected for their number:"]
-        found += [markdown(table)]
-    return "\n\n".join(found) or "Nothing has finished."
+    """Comparisons by metrics that the grid did not declare, in Markdown. Each is a hint at most."""
+    columns = list(runs.loc[:, "state":"weights"].columns[1:-1])  # type: ignore[misc]
+    others = [meta.by(name) for name in columns if name not in (meta.declared.name, VALIDATION)]
+    tables = [
+        f"By {other.metric.label}:\n\n{markdown(texts(compare(runs, other), other))}"
+        for other in others
+        if runs[other.metric.name].notna().any() and other.metric.name != f"{meta.declared.name}_{meta.weights}"
+    ]
+    return "\n\n".join(tables) or "Nothing has finished."
 
 
 def learning_rates(runs: pd.DataFrame, meta: Meta) -> str:
-    """The validation accuracy of each variant at each learning rate that was tried, mean over seeds; in Markdown."""
+    """The validation score of each variant at each learning rate that was tried, mean over seeds; in Markdown."""
     if not rates.tried(runs):
         return "One learning rate for each variant, its recipe's."
     found = rates.validation(runs)
-    found["text"] = [f"{row.mean:.2f} ({row.count})" if row.count else "–" for row in each(found)]
+    found["text"] = [f"{meta.declared.value(row.mean)} ({row.count})" if row.count else "–" for row in each(found)]
     table = found.pivot(index="variant", columns="lr", values="text").fillna("–").rename(columns="lr {:g}".format)
     return markdown(table.reindex(runs["variant"].unique()).reset_index())
 
@@ -123,13 +114,14 @@ def made_from(root: str | Path, runs: pd.DataFrame, meta: Meta) -> str:
         said = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in (entry.get("changes") or {}).items())
         changes.setdefault(str(entry.get("variant")), said or "nothing")
     ended = runs[runs["state"].isin(["done", "failed"])].drop_duplicates("hash")
-    made = pd.DataFrame([_flat(Path(folder) / "environment.json") for folder in ended["folder"]])
+    found = [read_json(f"{folder}/environment.json")[0] or {} for folder in ended["folder"]]
+    made = pd.DataFrame([{name: str(value) for name, value in environment.items()} for environment in found])
     environment = [
         [name, ", ".join(f"{value} ({plural(n, 'run')})" for value, n in made[name].value_counts().items())]
         for name in made.columns.drop("started", errors="ignore")
     ]
-    configs = (read_json(f"{folder}/config.json")[0] for folder in runs.loc[runs["base"], "folder"])
-    config: Json = next((found["config"] for found in configs if found and "config" in found), {})
+    configs = (read_json(f"{folder}/config.json")[0] or {} for folder in runs.loc[runs["base"], "folder"])
+    config = next((found["config"] for found in configs if "config" in found), {})
     return "\n\n".join([
         markdown(pd.DataFrame(changes.items(), columns=["variant", "changes"])),
         markdown(pd.DataFrame(environment, columns=["made with", "by how many runs"])),
@@ -138,17 +130,16 @@ def made_from(root: str | Path, runs: pd.DataFrame, meta: Meta) -> str:
     ])  # fmt: skip
 
 
-def _flat(path: Path) -> Json:
-    return {name: str(value) for name, value in (read_json(path)[0] or {}).items()}
-
-
-def all_runs(runs: pd.DataFrame, page: str | Path = ".") -> str:
+def all_runs(runs: pd.DataFrame, meta: Meta, page: str | Path = ".") -> str:
     """Every run with a link to its folder, in Markdown; `page` is the folder that the links start from."""
+    metric = meta.declared
     rows = []
-    for row in each(runs):
-        link = quote(os.path.relpath(row.folder, page))
-        rows.append([row.variant, row.seed, "" if pd.isna(row.lr) else f"{row.lr:g}", row.state,
-                     "–" if pd.isna(row.top1) else f"{row.top1:.2f}", "–" if pd.isna(row.epochs) else row.epochs,
-                     f"[{row.hash}]({link}/)", "; ".join(filter(None, (row.error, row.note)))])  # fmt: skip
-    heads = ["variant", "seed", "lr", "state", "top-1 %", "epochs", "folder", "note"]
+    for row in runs.to_dict("records"):
+        score, link = row[metric.name], quote(os.path.relpath(row["folder"], page))
+        rows.append([
+            row["variant"], row["seed"], "" if pd.isna(row["lr"]) else f"{row['lr']:g}", row["state"],
+            "–" if pd.isna(score) else metric.value(score), "–" if pd.isna(row["epochs"]) else row["epochs"],
+            f"[{row['hash']}]({link}/)", "; ".join(filter(None, (row["error"], row["note"]))),
+        ])  # fmt: skip
+    heads = ["variant", "seed", "lr", "state", metric.heading, "epochs", "folder", "note"]
     return markdown(pd.DataFrame(rows, columns=heads))

@@ -1,8 +1,7 @@
 """Results small enough to ship: a grid's runs in one file, read like the folder that they come from.
 
 A pack, `GRID@DATA.tar.xz`, is a tar of run folders without checkpoints and logs: manifest, configurations, versions,
-metrics, results. The predictions of all runs lie in one array, image by image, as the distance from the label: runs
-err on the same images, so that xz makes little of them. `README.md` beside the packs says what made them.
+metrics, results, predictions. `README.md` beside the packs says what made them.
 
     python launch.py ship ffnification kernel_size --data fashion-mnist --out notebooks/results
 """
@@ -13,7 +12,6 @@ import atexit
 import io
 import json
 import lzma
-import re
 import shutil
 import tarfile
 import tempfile
@@ -24,18 +22,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metamixer.config import KEYS_OF_SCHEMA_1
+from metamixer.latency.rows import FILE as LATENCIES
+from metamixer.latency.rows import SCHEMA, read
 from sweeps.trials import FILE, find_search, read_trials
 
-from . import rates
 from .folders import read_json
 from .frame import load
 from .predictions import UNREADABLE
 
 SUFFIX = ".tar.xz"
-_PREDICTIONS = "predictions.npz"
-_LATENCIES = "latency.jsonl"
-_RUN = re.compile(r"[0-9a-f]{16}")  # a run's folder: nothing else that a pack names may become a path
 # of environment.json: what a figure may depend on, but nothing of whose machine it was
 _VERSIONS = ("python", "torch", "timm", "numpy", "pillow", "cpu", "threads", "device", "gpu", "commit", "dirty")
 
@@ -63,55 +58,12 @@ def _unpacked_as_of(packs: tuple[tuple[Path, int], ...]) -> Path:
         try:
             with tarfile.open(path) as tar:
                 tar.extractall(root, filter="data")
-            _hand_out(root / _PREDICTIONS, root)
-            _of_today(root)
-            _join_latencies(root)
-        except (tarfile.TarError, lzma.LZMAError, *UNREADABLE) as error:
+        except (tarfile.TarError, lzma.LZMAError, OSError, EOFError) as error:
             raise ValueError(f"{path}: no pack of results, or a damaged one ({error}): pack it again") from None
+    with (root / LATENCIES).open("ab") as file:
+        for rows in sorted(root.glob(f"*.{LATENCIES}")):  # one for each pack
+            file.write(rows.read_bytes())
     return root
-
-
-def _hand_out(packed: Path, root: Path) -> None:
-    """Give each run its predictions."""
-    if not packed.is_file():
-        return
-    with np.load(packed) as arrays:
-        labels = {name.removeprefix("label."): arrays[name] for name in arrays.files if name.startswith("label.")}
-        for which, label in labels.items():
-            runs: dict[str, dict[str, np.ndarray]] = {}
-            off = arrays[f"off.{which}"]
-            for column, name in enumerate(arrays[f"columns.{which}"]):
-                key, _, kind = str(name).partition(".")
-                if not _RUN.fullmatch(key):
-                    raise ValueError(f"predictions of {key!r}, which is no run")
-                runs.setdefault(key, {})[kind] = label + off[:, column].astype(label.dtype)
-            for key, predictions in runs.items():
-                np.savez(root / key / _PREDICTIONS, label=label, **predictions)  # type: ignore[arg-type]
-    packed.unlink()
-
-
-def _of_today(root: Path) -> None:
-    """Give configurations of schema 1 the keys of today, so that their networks can be built; figures stay."""
-    for path in root.glob("*/config.json"):
-        content = json.loads(path.read_bytes())
-        if content.get("schema") != 1:
-            continue
-        config = content["config"]
-        recipe = config["recipe"]
-        share, switch = recipe.pop("mix_probability"), recipe.pop("mix_switch")
-        for old, new in KEYS_OF_SCHEMA_1.items():
-            recipe[new.removeprefix("recipe.")] = recipe.pop(old.removeprefix("recipe."))
-        recipe["color_jitter"] = 0.0 if recipe["rand_augment"] else recipe["color_jitter"]  # had no effect beside it
-        recipe |= {"mixup_prob": share * (1 - switch), "cutmix_prob": share * switch}
-        path.write_text(json.dumps({**content, "schema": 2, "config": config}))
-
-
-def _join_latencies(root: Path) -> None:
-    """Rows of one pack's latencies join those of the packs before."""
-    for path in root.glob(f"*.{_LATENCIES}"):
-        with (root / _LATENCIES).open("ab") as file:
-            file.write(path.read_bytes())
-        path.unlink()
 
 
 class Pack(NamedTuple):
@@ -140,25 +92,68 @@ def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = ())
     ended = runs[runs["state"].isin(["done", "failed"])]
     if not len(ended):
         raise ValueError(f"grid {grid} on {data} in {root}: no run has finished, so there is nothing to ship")
-    keys = list(dict.fromkeys(ended["hash"]))
-    files: dict[str, bytes] = {f"grids/{grid}@{data}.json": (root / "grids" / f"{grid}@{data}.json").read_bytes()}
-    for key in keys:
-        files |= dict(_text_files(root / key))
-    files |= dict(_predictions(root, keys))
-    if rows := _latencies(root, set(runs["network"])):
-        files[f"{grid}@{data}.{_LATENCIES}"] = rows
-    finished = rates.at(ended[ended["state"] == "done"], "fixed")
-    known = [variant for variant in weights if variant in set(finished["variant"])]
-    for variant in known:
-        from .inside import rounded_weights  # loads torch
+    files = {f"grids/{grid}@{data}.json": (root / "grids" / f"{grid}@{data}.json").read_bytes()}
+    for key in dict.fromkeys(ended["hash"]):
+        files |= dict(_files(root / key))
+    networks = set(runs["network"])
+    rows = [row for row in read(root, lambda line: None) if row.network in networks]
+    if rows:
+        lines = (json.dumps({"schema": SCHEMA, **row.to_dict()}) + "\n" for row in rows)
+        files[f"{grid}@{data}.{LATENCIES}"] = "".join(lines).encode()
+    finished = ended[(ended["state"] == "done") & ended["fixed"]]
+    firsts = finished.drop_duplicates("variant").set_index("variant")["folder"]
+    kept = [variant for variant in weights if variant in firsts]
+    if kept:
+        from .inside import rounded_weights  # builds networks, so loads torch
 
-        key = finished.loc[finished["variant"] == variant, "hash"].iloc[0]
-        files[f"{key}/weights.npz"] = _npz(**rounded_weights(root / key))
-    return Pack(f"{grid}@{data}", files, tuple(known))
+        for folder in map(Path, firsts[kept]):
+            files[f"{folder.name}/weights.npz"] = _npz(rounded_weights(folder))
+    return Pack(f"{grid}@{data}", files, tuple(kept))
 
 
-def write(out: str | Path, packs: Iterable[Pack]) -> list[Path]:
-    """Write packs to a folder, and its `README.md` anew; returns the packs' files.
+def of_search(root: str | Path, name: str, data: str) -> Pack:
+    """A search as a pack for `write`: what was searched and its trials, each with how it ended; without their runs.
+
+    Raises:
+        ValueError: no such search.
+    """
+    folder = find_search(Path(root), name, data)
+    place = f"searches/{folder.name}"
+    lines = "".join(json.dumps(row) + "\n" for row in read_trials(Path(root), folder))
+    files = {f"{place}/search.json": (folder / "search.json").read_bytes(), f"{place}/{FILE}": lines.encode()}
+    return Pack(f"search-{folder.name}", files)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """What is packed of a run, by its name in the pack."""
+    for name in ("config.json", "result.json", "metrics.jsonl"):
+        if (folder / name).is_file():
+            yield f"{folder.name}/{name}", (folder / name).read_bytes()
+    if made := read_json(folder / "environment.json")[0]:
+        yield f"{folder.name}/environment.json", json.dumps({k: made[k] for k in _VERSIONS if k in made}).encode()
+    try:
+        with np.load(folder / "predictions.npz") as arrays:
+            found = {name: _small(arrays[name]) for name in arrays.files}
+    except UNREADABLE:  # none kept, or torn: tables say that not every variant has them
+        return
+    yield f"{folder.name}/predictions.npz", _npz(found)
+
+
+def _small(array: np.ndarray) -> np.ndarray:
+    """Classes in as few bytes as hold them; anything else as it is."""
+    classes = array.dtype.kind in "iu" and array.size and array.min() >= 0
+    return array.astype(np.min_scalar_type(array.max())) if classes else array
+
+
+def _npz(arrays: dict[str, np.ndarray]) -> bytes:
+    """Not compressed: xz does that, over all of them."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def write(out: str | Path, packs: list[Pack]) -> list[Path]:
+    """Write packs into the folder `out`, and its `README.md` anew; returns the packs' files.
 
     Raises:
         ValueError: the folder can't be written.
@@ -180,78 +175,6 @@ def write_pack(path: Path, files: dict[str, bytes]) -> Path:
     except OSError as error:
         raise ValueError(f"{path}: cannot write here ({error.strerror or error})") from None
     return path
-
-
-def of_search(root: str | Path, name: str, data: str) -> Pack:
-    """A search as a pack for `write`: what was searched and its trials, each with how it ended; without their runs.
-
-    Raises:
-        ValueError: no such search.
-    """
-    folder = find_search(Path(root), name, data)
-    place = f"searches/{folder.name}"
-    lines = "".join(json.dumps(row) + "\n" for row in read_trials(Path(root), folder))
-    files = {f"{place}/search.json": (folder / "search.json").read_bytes(), f"{place}/{FILE}": lines.encode()}
-    return Pack(f"search-{folder.name}", files)
-
-
-def _text_files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for name in ("config.json", "result.json", "metrics.jsonl", "environment.json"):
-        path = folder / name
-        if path.is_file():
-            content = path.read_bytes()
-            if name == "environment.json":
-                try:
-                    found = json.loads(content)
-                except ValueError:  # torn: the README says that its versions are unknown
-                    continue
-                content = json.dumps({key: found[key] for key in _VERSIONS if key in found}).encode()
-            yield f"{folder.name}/{name}", content
-
-
-def _predictions(root: Path, keys: list[str]) -> Iterator[tuple[str, bytes]]:
-    """All runs' predictions as one file; those of runs with other test images apart."""
-    labels: list[np.ndarray] = []
-    columns: list[list[tuple[str, np.ndarray]]] = []
-    for key in keys:
-        try:
-            with np.load(root / key / _PREDICTIONS) as arrays:
-                found = {name: arrays[name] for name in arrays.files}
-            label = found.pop("label")
-        except UNREADABLE:  # none kept, or torn: tables say that not every variant has them
-            continue
-        which = next((i for i, known in enumerate(labels) if np.array_equal(known, label)), len(labels))
-        if which == len(labels):
-            labels.append(label)
-            columns.append([])
-        columns[which] += [(f"{key}.{kind}", predicted - label) for kind, predicted in found.items()]
-    packed: dict[str, np.ndarray] = {}
-    for i, label in enumerate(labels):
-        packed |= {f"label.{i}": label, f"columns.{i}": np.array([name for name, _ in columns[i]])}
-        off = np.stack([values for _, values in columns[i]], 1)
-        packed[f"off.{i}"] = off.astype(np.min_scalar_type(off.max()) if off.dtype.kind == "u" else off.dtype)
-    if packed:
-        yield _PREDICTIONS, _npz(**packed)
-
-
-def _latencies(root: Path, networks: set[str]) -> bytes:
-    """The whole lines of the file of latencies that are about these networks."""
-    lines = (root / _LATENCIES).read_bytes().splitlines(keepends=True) if (root / _LATENCIES).is_file() else []
-    kept = []
-    for line in lines:
-        try:
-            if json.loads(line)["network"] in networks:
-                kept.append(line.rstrip(b"\n") + b"\n")
-        except (ValueError, KeyError, TypeError):
-            continue  # torn: `frame.load` said so
-    return b"".join(kept)
-
-
-def _npz(**arrays: np.ndarray) -> bytes:
-    """Not compressed: xz does that, over all of them."""
-    file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]
-    return file.getvalue()
 
 
 def readme(folder: str | Path) -> str:

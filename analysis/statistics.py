@@ -5,12 +5,12 @@ within a seed varies less than either of them (on Fashion-MNIST 0.16 against 0.5
 Student's interval over seeds; where the runs kept their predictions, one over seeds and test images together as well,
 as the test split is a sample too. A difference counts as real only if it stands in both, corrected by Holm's
 procedure for all comparisons that the grid declared: its variants with its base, in its metric. Everything else is
-exploratory, and is at most a hint.
+exploratory, and is at most a hint. Where some seeds solve a task and some do not, the shares are compared instead
+(`solving`).
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,46 +18,27 @@ import pandas as pd
 
 from . import rates
 from .frame import Meta, each, plural
-from .intervals import crossed, false_positives, holm, paired, verdicts
-from .metrics import VALIDATION
+from .intervals import CONFIDENCE, crossed, false_positives, holm, paired, verdicts
 from .predictions import right
 from .rates import Rate
+from .solving import shares
 
 _COUNTS = ("parameters", "macs", "epochs")
 COLUMNS = {
-    "variant": "str",
-    "base": "bool",
-    "metric": "str",
-    "exploratory": "bool",
-    "n": "int64",
-    "failed": "int64",
-    "missing": "int64",
-    "mean": "float64",
-    "sd": "float64",
-    "pairs": "int64",
-    "unpaired": "int64",
-    "difference": "float64",
-    "sd_difference": "float64",
-    "low": "float64",
-    "high": "float64",
-    "p": "float64",
-    "p_holm": "float64",
-    "low_seeds": "float64",
-    "high_seeds": "float64",
-    "p_seeds": "float64",
-    "low_both": "float64",
-    "high_both": "float64",
-    "p_both": "float64",
-    "inside_noise": "bool",
-    "verdict": "str",
-    "parameters": "Int64",
-    "macs": "Int64",
-    "epochs": "Int64",
-    "rate": "str",
-    "lr": "float64",
-    "rates": "Int64",
-    "note": "str",
-}
+    "variant": "str", "base": "bool", "metric": "str", "exploratory": "bool",
+    "n": "int64", "failed": "int64", "missing": "int64", "mean": "float64", "sd": "float64",
+    "lowest": "float64", "highest": "float64",
+    "pairs": "int64", "unpaired": "int64", "difference": "float64", "sd_difference": "float64",
+    "low": "float64", "high": "float64", "p": "float64", "p_holm": "float64",
+    "low_seeds": "float64", "high_seeds": "float64", "p_seeds": "float64",
+    "low_both": "float64", "high_both": "float64", "p_both": "float64",
+    "ended": "float64", "solved": "float64", "share_low": "float64", "share_high": "float64", "gain": "float64",
+    "mixed": "bool", "p_share": "float64", "solved_at": "float64", "steps": "float64",
+    "p_steps": "float64", "p_steps_holm": "float64",
+    "test": "str", "inside_noise": "bool", "verdict": "str",
+    "parameters": "Int64", "macs": "Int64", "epochs": "Int64",
+    "rate": "str", "lr": "float64", "rates": "Int64", "note": "str",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,38 +57,38 @@ class Scores:
 
 
 def scores(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> Scores:
-    """The results of a grid in `meta.metric`, at one learning rate a variant.
+    """The results of a grid in `meta.metric`, at one learning rate for each variant.
 
     Raises:
         ValueError: no such metric.
     """
-    column = meta.metric.column
+    column, name = meta.metric.name, meta.declared.name
     numeric = [name for name in runs.columns if pd.api.types.is_float_dtype(runs[name])]
     if column not in numeric:
         raise ValueError(f"no metric {column!r}; the runs have {', '.join(numeric)}")
-    chosen = rates.at(runs, rate)
+    chosen = rates.at(runs, meta, rate)
     done = chosen[(chosen["state"] == "done") & chosen[column].notna()]
     values = done.pivot(index="variant", columns="pair", values=column).reindex(runs["variant"].unique())
-    kinds = {"top1": "", "top1_raw": "raw", "top1_ema": "ema"}
+    kinds = {name: "", f"{name}_raw": "raw", f"{name}_ema": "ema"} if name in ("top1", "accuracy") else {}
     found: dict[str, np.ndarray] = {}
     if column in kinds:
         found = right(zip(done["folder"], [kinds[column] or kind for kind in done["weights"]], strict=True))
     return Scores(chosen, values, found)
 
 
-def differences(of: Scores, pairs: list[tuple[str, str]], images: bool = True) -> pd.DataFrame:
+def differences(of: Scores, pairs: list[tuple[str, str]]) -> pd.DataFrame:
     """A row for each pair (variant, other): the mean of variant − other over the seeds that both have.
 
     Columns: `pairs`, how many seeds; `difference` with `sd_difference`; Student's interval `low_seeds` to `high_seeds`
-    with `p_seeds`; where predictions were kept, and `images` asks for it, the one over seeds and test images together,
-    `low_both` to `high_both` with `p_both`; `low` to `high`, all that the two span, and `p`, the larger one.
+    with `p_seeds`; where predictions were kept, the one over seeds and test images together, `low_both` to `high_both`
+    with `p_both`; `low` to `high`, all that the two span, and `p`, the larger one.
     """
     ours, theirs = (of.values.reindex([pair[side] for pair in pairs]).to_numpy(float) for side in (0, 1))
     found = paired(ours, theirs)
     table = pd.DataFrame({"pairs": (~np.isnan(ours - theirs)).sum(1), "difference": found.difference})
     table = table.assign(sd_difference=found.sd, low_seeds=found.low, high_seeds=found.high, p_seeds=found.p)
     both = np.full((len(pairs), 3), np.nan)
-    if images and of.right:
+    if of.right:
         kept = of.runs[of.runs["hash"].isin(of.right)].set_index(["variant", "pair"])["hash"].to_dict()
         for row, (variant, other) in enumerate(pairs):
             shared = of.values.columns[~np.isnan(ours[row] - theirs[row])]
@@ -127,12 +108,13 @@ def compare(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> pd.DataFram
 
     Columns: `variant`; `base` (is it?); `metric`; `exploratory` (not the grid's own metric: nothing is more than a
     hint); `n` (seeds with a result), `failed` and `missing` (running, interrupted, not started or unreadable) runs;
-    `mean` and `sd` (sample spread over seeds) of the metric; what `differences` says of the variant and the base;
-    `unpaired` (results on one side only, dropped); `p_holm`, p corrected for all declared comparisons; `inside_noise`
-    (the interval contains 0, or there is none: fewer than two pairs, or pairs without spread); `verdict`, that of
-    `intervals.verdicts`, or "base"; `parameters` and `macs` (folded), `epochs`; where learning rates were tried, which
-    `rate` was asked for, the variant's `lr` and how many `rates` ended; `note`. Accuracies are in percent and their
-    differences in points.
+    `mean`, `sd` (sample spread over seeds), `lowest` and `highest` of the metric; what `differences` says of the
+    variant and the base; `unpaired` (results on one side only, dropped); for a task that can be solved, what
+    `solving.shares` says; `test`, "t" or "shares": which one `p` is of; `p_holm` and `p_steps_holm`, corrected for all
+    declared comparisons; `inside_noise` (`p` is not below 0.05, or there is none: fewer than two pairs, or pairs
+    without spread); `verdict`, that of `intervals.verdicts`, or "base"; `parameters` and `macs` (folded), `epochs`;
+    where learning rates were tried, which `rate` was asked for, the variant's `lr` and how many `rates` ended; `note`.
+    Accuracies are in percent and their differences in points.
 
     Args:
         runs: as `frame.load` gives them, with their `meta`; `meta.by(COLUMN)` compares by another metric.
@@ -143,10 +125,11 @@ def compare(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> pd.DataFram
     """
     of = scores(runs, meta, rate)
     variants = [str(name) for name in of.values.index]
-    table = pd.DataFrame({"variant": variants, "metric": meta.metric.column}, index=variants)
+    table = pd.DataFrame({"variant": variants, "metric": meta.metric.name}, index=variants)
     table["base"] = table["variant"] == meta.base
-    table["exploratory"] = exploratory = meta.metric.column != meta.declared
-    table["n"], table["mean"], table["sd"] = of.values.count(axis=1), of.values.mean(axis=1), of.values.std(axis=1)
+    table["exploratory"] = exploratory = meta.metric.name != meta.declared.name
+    figures = {"n": "count", "mean": "mean", "sd": "std", "lowest": "min", "highest": "max"}
+    table = table.assign(**{name: of.values.agg(how, axis=1) for name, how in figures.items()})
     by_variant = of.runs.groupby("variant")
     table["failed"] = (of.runs["state"] == "failed").groupby(of.runs["variant"]).sum().reindex(variants, fill_value=0)
     table["missing"] = by_variant.size().reindex(variants, fill_value=0) - table["n"] - table["failed"]
@@ -157,6 +140,9 @@ def compare(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> pd.DataFram
     table["pairs"] = table["pairs"].fillna(0)
     base_n = table.loc[table["base"], "n"].sum()
     table["unpaired"] = (table["n"] + base_n - 2 * table["pairs"]).where(~table["base"] & (base_n > 0), 0)
+    table["test"], table["mixed"] = np.where(table["base"], "", "t"), False
+    if meta.metric.solvable and not exploratory:
+        table = _shares_decide(table.drop(columns="mixed").join(shares(of.runs, variants, meta.base)))
     table["note"] = _notes(table, of)
     for name in _COUNTS:
         table[name] = of.runs[of.runs["state"] == "done"].groupby("variant")[name].first().reindex(variants)
@@ -168,12 +154,35 @@ def compare(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> pd.DataFram
             table["note"] = [_joined(row.note, *rates.notes(runs, row.variant, row.lr)) for row in each(table)]
     if meta.aa and len(table):
         table.loc[variants[-1], "note"] = _joined(str(table["note"].iloc[-1]), false_alarms(runs, meta))
-    others = ~table["base"]
-    table["p_holm"] = np.nan
-    table.loc[others, "p_holm"] = holm(table.loc[others, "p"].to_numpy(float))
-    table["inside_noise"] = others & ~((table["low"] > 0) | (table["high"] < 0))
-    table["verdict"] = np.where(others, verdicts(table, exploratory=exploratory), "base")
+    table = judged(table, exploratory, meta.metric.sign)
     return table.reset_index(drop=True).reindex(columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def _shares_decide(table: pd.DataFrame) -> pd.DataFrame:
+    """Test the shares where some seeds solved the task and some did not, or where they differ and t has no spread."""
+    mixed = table["mixed"] | bool(table.loc[table["base"], "mixed"].any())
+    rows = ~table["base"] & (table["pairs"] > 1) & (mixed | (table["p"].isna() & (table["gain"] != 0)))
+    table.loc[rows, ["low", "high"]] = np.nan
+    table.loc[rows, "p"], table.loc[rows, "test"] = table.loc[rows, "p_share"], "shares"
+    return table
+
+
+def judged(table: pd.DataFrame, exploratory: bool = False, sign: int | pd.Series = 1) -> pd.DataFrame:
+    """The table with Holm's correction over its rows besides the bases, and their verdicts.
+
+    `sign` is −1 where less is better.
+    """
+    others = ~table["base"]
+    table = table.assign(p_holm=np.nan, p_steps_holm=np.nan)
+    for name in ("p", "p_steps"):
+        if name in table:
+            table.loc[others, f"{name}_holm"] = holm(table.loc[others, name].to_numpy(float))
+    better = sign * table["difference"]
+    if "gain" in table:
+        better = better.where(table["test"] != "shares", table["gain"])
+    found = verdicts(table.assign(better=better), "better", exploratory)
+    inside = others & ~(table["p"] < 1 - CONFIDENCE)
+    return table.assign(inside_noise=inside, verdict=np.where(others, found, "base"))
 
 
 def _notes(table: pd.DataFrame, of: Scores) -> list[str]:
@@ -199,28 +208,13 @@ def _joined(*texts: str) -> str:
 def declared(runs: pd.DataFrame, meta: Meta) -> list[pd.DataFrame]:
     """The comparisons that a grid declared: at the recipe's learning rate, then, where a set of them was tried and
     there is validation data to choose by, at each variant's best."""
-    both = rates.tried(runs) and bool(runs[VALIDATION].notna().any())
-    return [compare(runs, meta), *([compare(runs, meta, "best")] if both else [])]
-
-
-def explore(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
-    """Every pair of variants that the grid did not declare, the base left out: exploratory, not corrected, no winner.
-
-    Columns: `variant`, `other`, `pairs`, `difference` (variant − other) with the interval `low` to `high` over seeds,
-    and `verdict`: "hint" where it excludes 0, else "inside noise", "no spread" or "too few pairs".
-    """
-    of = scores(runs, meta)
-    names = [name for name in of.values.index if name != meta.base and name in set(of.runs["variant"])]
-    pairs = list(itertools.combinations(names, 2))
-    table = differences(of, pairs, images=False).assign(p_holm=np.nan)
-    table["verdict"] = verdicts(table, exploratory=True)
-    table = table.assign(variant=[a for a, _ in pairs], other=[b for _, b in pairs])
-    return table[["variant", "other", "pairs", "difference", "low", "high", "verdict"]]
+    best = rates.tried(runs) and rates.judged(runs)
+    return [compare(runs, meta), *([compare(runs, meta, "best")] if best else [])]
 
 
 def false_alarms(runs: pd.DataFrame, meta: Meta) -> str:
     """Of an A/A grid: the share of random splits of its runs that is called different; "" below four runs."""
-    values = runs.loc[runs["state"] == "done", meta.metric.column].dropna().to_numpy()
+    values = runs.loc[runs["state"] == "done", meta.metric.name].dropna().to_numpy()
     if len(values) < 4:
         return ""
     share = false_positives(values)

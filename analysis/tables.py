@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -18,12 +18,12 @@ from rich.text import Text
 from .factorial import NAMES, Factorial
 from .frame import Meta, each, plural
 from .intervals import smallest_visible_effect
-from .metrics import metric
+from .solving import unsolved
 from .statistics import pooled_sd
 
 ROWS = 60  # of a table or picture: nobody reads more variants than that, and their names would cover one another
 SAME_COST = 0.05  # costs that differ by no more than this count as equal
-_STYLES = {"base": "bold", "above": "cyan", "below": "cyan", "inside noise": "dim", "no spread": "dim"}
+_STYLES = {"base": "bold", "better": "cyan", "worse": "cyan", "inside noise": "dim", "no spread": "dim"}
 
 
 def count(number: float | None) -> str:
@@ -37,93 +37,137 @@ def count(number: float | None) -> str:
     return f"{number:.0f}"
 
 
-def extremes(comparison: pd.DataFrame) -> pd.DataFrame:
+def extremes(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     """The comparison itself; of more than `ROWS` variants the base, the best and the worst, best first."""
     if len(comparison) <= ROWS:
         return comparison
-    ranked = comparison.dropna(subset=["mean"]).sort_values("mean", ascending=False, kind="stable")
+    falling = meta.of(comparison).metric.higher_is_better
+    ranked = comparison.dropna(subset=["mean"]).sort_values("mean", ascending=not falling, kind="stable")
     ends = ranked if len(ranked) <= ROWS else pd.concat([ranked.head(ROWS // 2), ranked.tail(ROWS // 2)])
     return ranked[ranked["base"] | ranked.index.isin(ends.index)]
 
 
-def texts(comparison: pd.DataFrame) -> pd.DataFrame:
-    """The comparison in words, one row per variant; `lr` only where learning rates were tried."""
-    about = metric(comparison["metric"].iloc[0] if len(comparison) else "top1")
+def texts(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
+    """The comparison in words, one row per variant.
+
+    `lr` is there where learning rates were tried, `solved` and `steps` where a task can be solved.
+    """
+    about = meta.of(comparison).metric
     rows = []
     for row in each(comparison):
-        difference = ""
-        if not row.base:
-            around = "n/a" if math.isnan(row.low) else about.interval(row.low, row.high)
-            difference = "–" if math.isnan(row.difference) else f"{about.signed(row.difference)} {around}"
         runs = [f"{row.n}/{row.n + row.failed + row.missing}"]
         runs += [f"{number} {word}" for number, word in ((row.failed, "failed"), (row.missing, "missing")) if number]
-        spread = "" if math.isnan(row.sd) else f" ± {about.value(row.sd, unit=False)}"
         rows.append({
             "variant": row.variant,
             "params": count(row.parameters),
             "MACs": count(row.macs),
-            "lr": f"{row.lr:g}" if row.rate else "",
-            f"{about.heading} ± sd": "–" if math.isnan(row.mean) else about.value(row.mean, unit=False) + spread,
-            "difference [95 %]": difference,
+            "lr": f"{row.lr:g}",
+            f"{about.heading} ± sd": score(row, meta.of(comparison)),
+            "solved [95 %]": share(row, interval=True),
+            "steps": "–" if math.isnan(row.solved_at) else f"{row.solved_at:.0f}",
+            "difference [95 %]": _difference(row, meta.of(comparison)),
             "verdict": row.verdict if row.n else "no result",
             "runs": ", ".join(runs),
         })  # fmt: skip
-    names = ["variant", "params", "MACs", "lr", f"{about.heading} ± sd", "difference [95 %]", "verdict", "runs"]
+    names = ["variant", "params", "MACs", "lr", f"{about.heading} ± sd", "solved [95 %]", "steps",
+             "difference [95 %]", "verdict", "runs"]  # fmt: skip
     table = pd.DataFrame(rows, columns=names)
-    return table if (comparison["rate"] != "").any() else table.drop(columns="lr")
+    unused = [] if (comparison["rate"] != "").any() else ["lr"]
+    return table.drop(columns=unused + ([] if comparison["solved"].notna().any() else ["solved [95 %]", "steps"]))
+
+
+def score(row: Any, meta: Meta) -> str:
+    """The mean and its spread; where some seeds solved the task and some did not, the lowest and the highest."""
+    value = meta.metric.value
+    if math.isnan(row.mean):
+        return "–"
+    if row.mixed:
+        return f"{value(row.lowest)} to {value(row.highest)}"
+    return value(row.mean) + ("" if math.isnan(row.sd) else f" ± {value(row.sd)}")
+
+
+def share(row: Any, interval: bool = False) -> str:
+    """How many seeds solved a task: `2/3`, with the interval of the share if asked for."""
+    if math.isnan(row.solved) or not row.ended:
+        return "–"
+    around = f" [{100 * row.share_low:.0f}, {100 * row.share_high:.0f}] %" if interval else ""
+    return f"{row.solved:.0f}/{row.ended:.0f}{around}"
+
+
+def _difference(row: Any, meta: Meta) -> str:
+    if row.base:
+        return ""
+    if row.test == "shares":
+        return f"{100 * row.gain:+.0f} % solve, p {row.p:.2g}".replace("-", "−")
+    if math.isnan(row.difference):
+        return "–"
+    around = "n/a" if math.isnan(row.low) else meta.metric.interval(row.low, row.high)
+    return f"{meta.metric.signed(row.difference)} {around}"
 
 
 def title(comparison: pd.DataFrame, meta: Meta) -> str:
     """Grid, data and question in a line."""
     best = ", each variant at its best learning rate on validation data" if (comparison["rate"] == "best").any() else ""
-    return f"{meta.title}{best}: " + (meta.question or f"{meta.metric.name} of its variants")
+    return f"{meta.title}{best}: " + (meta.question or f"{meta.metric.label} of its variants")
 
 
 def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
     """What a reader must know to read the table, a line each."""
-    about = metric(comparison["metric"].iloc[0]) if len(comparison) else meta.metric
-    seeds = ", ".join(map(str, meta.seeds))
+    about = meta.of(comparison).metric
     parts = [f"Base {meta.base}", f"data {meta.data}"]
-    if meta.images and about.points:
-        parts[1] += f" ({meta.images} test images, one is {100 / meta.images:.2g}{about.points})"
+    if meta.images and about.unit == "%":
+        parts[1] += f" ({meta.images} test images, one is {100 / meta.images:.2g} points)"
+    seeds = ", ".join(map(str, meta.seeds))
     parts += [f"{plural(len(meta.seeds), 'seed')} ({seeds})" if meta.seeds else "no seeds"]
     parts += [f"{meta.weights or 'unknown'} weights"]
     lines = [", ".join(parts) + "."]
-    if left := len(comparison) - len(extremes(comparison)):
+    shown = extremes(comparison, meta)
+    if left := len(comparison) - len(shown):
         lines += [f"{left} of {len(comparison)} variants, neither the best nor the worst, are only in the CSV."]
-    verdicts = set(comparison["verdict"])
-    if verdicts - {"base"}:
-        lines += _how_to_read(comparison, verdicts, meta)
-    lines += [f"{row.variant}: {row.note}." for row in each(extremes(comparison)) if row.note]
+    if set(comparison["verdict"]) - {"base"}:
+        lines += _how_to_read(comparison, meta.of(comparison))
+    lines += [f"{row.variant}: {row.note}." for row in each(shown) if row.note]
     return [*lines, *(f"Mixed: {line}." for line in meta.mixed), *_left_out(meta)]
 
 
-def _how_to_read(comparison: pd.DataFrame, verdicts: set[str], meta: Meta) -> list[str]:
+def _how_to_read(comparison: pd.DataFrame, meta: Meta) -> list[str]:
     both = comparison["low_both"].notna()
-    others = int((~comparison["base"]).sum())
+    others = comparison[~comparison["base"]]
     reach = (
         "spanning the t interval over seeds and the one over seeds and test images together"
         if both.any()
         else "over seeds (t): it does not speak about other test images"
     )
     lines = [f"Difference: mean over seeds of (variant − base at the same seed) with its 95 % interval, {reach}."]
-    if both.any() and (comparison.loc[~comparison["base"] & (comparison["pairs"] > 1), "low_both"].isna()).any():
+    if both.any() and others.loc[others["pairs"] > 1, "low_both"].isna().any():
         lines += ["Not every variant kept its predictions: where none are kept, the interval is over seeds alone."]
     if comparison["exploratory"].any():
         lines += ["Exploratory: the grid declared another metric; nothing here is more than a hint."]
-    elif "hint" in verdicts:
-        lines += [f"Hint: outside its own interval, but not after Holm's correction for {others} comparisons."]
+    elif "hint" in set(comparison["verdict"]):
+        lines += [f"Hint: outside its own interval, but not after Holm's correction for {len(others)} comparisons."]
     if comparison["inside_noise"].any():
         lines += ["Inside the noise (the interval contains 0, or there is none): no winner is named there."]
+    lines += how_solved(comparison, meta)
     spread, pairs = pooled_sd(comparison), int(comparison["pairs"].max())
     if spread > 0 and pairs > 1:
-        effect = metric(comparison["metric"].iloc[0]).signed(smallest_visible_effect(spread, pairs), unit=True)[1:]
+        effect = meta.metric.signed(smallest_visible_effect(spread, pairs))[1:] + meta.metric.points
         images = "; verdicts allow for that of the test images too" if both.any() else ""
         lines += [
             f"By the noise over seeds alone, a single comparison over {plural(pairs, 'seed')} finds a true difference"
             f" of {effect} in 8 cases of 10{images}."
         ]
     return lines + unequal(comparison)
+
+
+def how_solved(comparison: pd.DataFrame, meta: Meta) -> list[str]:
+    """Of a task that can be solved: what counts as solved, which test was used, and who did not solve it."""
+    if comparison["solved"].isna().all():
+        return []
+    lines = [f"Solved: {meta.metric.label} of {meta.metric.solved:g} {meta.metric.unit} on validation samples. Steps: "
+             "the median over seeds."]  # fmt: skip
+    if (comparison["test"] == "shares").any():
+        lines += ["Where some seeds solve the task and some do not, the shares are tested (Boschloo), not the means."]
+    return lines + unsolved(comparison)
 
 
 def unequal(comparison: pd.DataFrame) -> list[str]:
@@ -134,9 +178,8 @@ def unequal(comparison: pd.DataFrame) -> list[str]:
     lines, spans = [], []
     for name, words in (("macs", "multiply-adds"), ("parameters", "parameters")):
         ratios = (comparison[name] / base[name].iloc[0]).dropna().astype(float)
-        low, high = (ratios.min(), ratios.max()) if len(ratios) else (1.0, 1.0)
-        if low < 1 - SAME_COST or high > 1 + SAME_COST:
-            spans.append(f"{words} {low:.2f} to {high:.2f} times the base's")
+        if (abs(ratios - 1) > SAME_COST).any():
+            spans.append(f"{words} {ratios.min():.2f} to {ratios.max():.2f} times the base's")
     if spans:
         lines.append(f"Unequal cost: {', '.join(spans)}; a difference may be bought by it.")
     for name, words in (("epochs", "epochs"), ("rates", "learning rates tried")):
@@ -161,9 +204,23 @@ def summary(meta: Meta) -> str:
 
 def render(comparison: pd.DataFrame, meta: Meta) -> Table:
     """The comparison for a terminal of 100 columns."""
+    shown = extremes(comparison, meta)
+    table = terminal(texts(shown, meta), title(comparison, meta), footnotes(comparison, meta))
+    for column in table.columns[1:-2]:
+        column.justify = "right"
+    for column in table.columns[1:-1]:
+        column.no_wrap = True
+    table.columns[-1].max_width = 9  # with the names the only column that may break
+    for row, verdict in zip(table.rows, shown["verdict"], strict=True):
+        row.style = _STYLES.get(verdict, "")
+    return table
+
+
+def terminal(texts: pd.DataFrame, title: str, notes: list[str]) -> Table:
+    """A table of texts for the terminal, with lines below it."""
     table = Table(
-        title=Text(title(comparison, meta), style="bold"),
-        caption=Text("\n".join(footnotes(comparison, meta)), style="dim"),
+        title=Text(title, style="bold"),
+        caption=Text("\n".join(notes), style="dim"),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -171,20 +228,16 @@ def render(comparison: pd.DataFrame, meta: Meta) -> Table:
         pad_edge=False,
         show_edge=False,
     )
-    shown = extremes(comparison)
-    rows = texts(shown)
-    for index, header in enumerate(rows.columns):
-        side: Literal["left", "right"] = "right" if 0 < index < len(rows.columns) - 2 else "left"
-        table.add_column(header, justify=side, no_wrap=0 < index < len(rows.columns) - 1, overflow="fold")
-    table.columns[-1].max_width = 9  # with the names the only column that may break
-    for row, verdict in zip(rows.to_numpy(), shown["verdict"], strict=True):
-        table.add_row(*map(Text, row), style=_STYLES.get(verdict, ""))
+    for name in texts:
+        table.add_column(str(name), overflow="fold")
+    for row in texts.to_numpy():
+        table.add_row(*map(Text, row))
     return table
 
 
 def to_markdown(comparison: pd.DataFrame, meta: Meta) -> str:
     """The same for documents: a heading line, the table, the footnotes."""
-    lines = [f"**{title(comparison, meta)}**", "", markdown(texts(extremes(comparison))), ""]
+    lines = [f"**{title(comparison, meta)}**", "", markdown(texts(extremes(comparison, meta), meta)), ""]
     return "\n".join([*lines, *(f"{line}  " for line in footnotes(comparison, meta))]).rstrip() + "\n"
 
 
@@ -207,7 +260,7 @@ def of_factorial(found: Factorial, meta: Meta) -> str:
     sources = [[row.source, f"{100 * row.share:.0f} %", f"{row.f:.1f}", f"{row.p_holm:.2g}", row.verdict]
                for row in each(found.sources)]  # fmt: skip
     effects = [[NAMES[row.slot], row.operation, *_judged(row, row.effect, meta)] for row in each(found.effects)]
-    odd = found.cells[found.cells["verdict"].isin(["above", "below", "hint"])]
+    odd = found.cells[found.cells["verdict"].isin(["better", "worse", "hint"])]
     cells = [[row.variant, *_judged(row, row.interaction, meta)] for row in each(odd)]
     heads = ["effect on the mean [95 %]", "verdict"]
     of_sources = ["source", "share of the cells' differences", "F", "p, Holm", "verdict"]
@@ -216,27 +269,36 @@ def of_factorial(found: Factorial, meta: Meta) -> str:
         markdown(pd.DataFrame(effects, columns=["slot", "operation", *heads])),
         markdown(pd.DataFrame(cells, columns=["cell", "beyond the sum of its slots [95 %]", "verdict"])),
         f"{plural(len(found.cells), 'cell')}, {plural(len(found.seeds), 'seed')} each; one run scatters by "
-        f"{meta.metric.value(found.noise, unit=False)}{meta.metric.points} around what its cell and its seed explain. "
+        f"{meta.metric.value(found.noise)}{meta.metric.points} around what its cell and its seed explain. "
         "Holm's correction is over sources, over operations and over cells, each a family of its own.",
         *(f"Left out: {line}." for line in found.left_out),
     ])  # fmt: skip
 
 
-def _judged(row: object, estimate: float, meta: Meta) -> list[str]:
-    low, high, verdict = (getattr(row, name) for name in ("low", "high", "verdict"))
+def _judged(row: Any, estimate: float, meta: Meta) -> list[str]:
     if math.isnan(estimate):
         return ["–", "no pair"]
-    around = "" if math.isnan(low) else f" {meta.metric.interval(low, high)}"
-    return [meta.metric.signed(estimate) + around, verdict]
+    around = "" if math.isnan(row.low) else f" {meta.metric.interval(row.low, row.high)}"
+    return [meta.metric.signed(estimate) + around, row.verdict]
 
 
 def to_csv(comparison: pd.DataFrame, meta: Meta, path: str | Path | None = None) -> str:
     """The comparison in full precision, grid, data and weights in front; also to `path` if given."""
-    heads = {"grid": meta.grid, "data": meta.data, "weights": meta.weights}
     full = comparison.copy()
-    for index, (name, content) in enumerate(heads.items()):
+    for index, (name, content) in enumerate({"grid": meta.grid, "data": meta.data, "weights": meta.weights}.items()):
         full.insert(index, name, content)
     text = full.to_csv(index=False, lineterminator="\n")
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
     return text
+
+
+_LATEX = {"−": "$-$", "±": r"$\pm$", "×": r"$\times$", "▲": r"$\uparrow$", "▼": r"$\downarrow$", "→": r"$\to$"}
+
+
+def to_latex(texts: pd.DataFrame) -> str:
+    """A table of texts for LaTeX's package booktabs."""
+    found = texts.to_latex(index=False, escape=True)
+    for sign, command in _LATEX.items():
+        found = found.replace(sign, command)
+    return found

@@ -18,18 +18,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 # Raised by one when the meaning of a configuration changes, so that no old result is taken for a new one.
 SCHEMA_VERSION = 2
-# Keys of runs of schema 1 by their names today. `recipe.mix_probability` and `recipe.mix_switch` became shares of all
-# passes, `recipe.mixup_prob` (probability · (1 - switch)) and `recipe.cutmix_prob` (probability · switch). A
-# `recipe.color_jitter` beside a `recipe.rand_augment` was without effect.
-KEYS_OF_SCHEMA_1 = {
-    "recipe.ema": "recipe.ema_decay",
-    "recipe.drop_path": "recipe.drop_path_rate",
-    "recipe.flip": "recipe.flip_prob",
-    "recipe.erase": "recipe.erase_prob",
-    "recipe.mixup": "recipe.mixup_alpha",
-    "recipe.cutmix": "recipe.cutmix_alpha",
-}
-
 C = TypeVar("C", bound="Config")
 
 

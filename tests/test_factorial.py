@@ -69,12 +69,12 @@ def test_the_analysis_of_variance_adds_up_and_knows_the_paired_t_test(tmp_path):
 def test_a_cell_beyond_the_sum_is_found_and_none_where_there_is_none(tmp_path):
     found = taken(tmp_path / "corner", noisy(2, corner=3.0))
     corner = found.cells.set_index("variant").loc["linear-identity-linear"]
-    assert corner["verdict"] == "above" and corner["low"] < 3 * (1 - 6 / 18) < corner["high"]
+    assert corner["verdict"] == "better" and corner["low"] < 3 * (1 - 6 / 18) < corner["high"]
     text = tables.of_factorial(found, loaded(tmp_path / "corner")[1])
     assert f"| linear-identity-linear | +{corner['interaction']:.2f} [" in text
     none = taken(tmp_path / "none", noisy(3))
-    assert not none.cells["verdict"].isin(["above", "below"]).any()
-    clear = none.effects[none.effects["verdict"] == "above"].set_index("operation")
+    assert not none.cells["verdict"].isin(["better", "worse"]).any()
+    clear = none.effects[none.effects["verdict"] == "better"].set_index("operation")
     assert clear.loc["depthwise 7×7", "effect"] == pytest.approx(1, abs=0.2)
 
 

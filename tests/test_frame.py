@@ -27,9 +27,9 @@ def test_validation_is_that_of_the_reported_weights_after_the_last_epoch(runs):
     rows = [{"epoch": e, "val_top1": 80.0 + e, "val_top1_ema": 90.0 + e, "padding": "x" * 900} for e in range(1, 6)]
     (runs / key("gelu", 0) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     row = loaded(runs).iloc[3]
-    assert row["val_top1"] == 95.0
+    assert row["validation"] == 95.0
     rewrite(runs / key("gelu", 0) / "result.json", weights="raw")
-    assert loaded(runs).iloc[3]["val_top1"] == 85.0
+    assert loaded(runs).iloc[3]["validation"] == 85.0
 
 
 def test_latencies_are_joined_by_network_and_resolution(runs):

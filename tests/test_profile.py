@@ -1,16 +1,18 @@
-"""Every variant on every task: levels between chance and solved, and one correction over the whole table."""
+"""Every variant on every task: levels between chance and solved, one correction over the whole table, shares, dials."""
 
 import json
 
 import numpy as np
 import pytest
+from grids import key
 from matplotlib import pyplot as plt
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from test_commands import launch
 
-from analysis import plots
-from analysis.profile import profile, render
+from analysis import plots, statistics, tables
+from analysis.frame import load
+from analysis.profile import cells, notes, profile, render
 
 TASKS = {"recall": {"chance": 6.25, "solved": 90.625}, "majority": {"chance": 25.0, "solved": 92.5}}
 SCORES = {
@@ -23,22 +25,33 @@ SCORES = {
 }
 
 
+def write_task(root, task, scores, config=None, courses=(), **metric):
+    """A grid on one task; `scores` of each variant's seeds, `courses` the validation scores of each of 3 epochs."""
+    metric = {"name": "accuracy", "label": "accuracy", "unit": "%", "decimals": 2, "chance": 6.25, **metric}
+    runs = []
+    for name, values in scores.items():
+        for seed, value in enumerate(values):
+            folder = root / key(task, name, seed)
+            folder.mkdir()
+            both = {"accuracy": value, "loss": 0.1}
+            result = {"state": "done", "epochs": 3, "weights": "raw", **both, "raw": both | {"images": 10}}
+            (folder / "config.json").write_text('{"schema": 2}')
+            content = {"schema": 2, "config": {"data": {"task": config or {"name": task}}}}
+            (folder / "config.json").write_text(json.dumps(content))
+            (folder / "result.json").write_text(json.dumps({**result, "seconds": 1.0, "macs": 1000, "parameters": 10}))
+            course = dict(courses).get((name, seed), ())
+            rows = [{"epoch": n, "step": 100 * n, "val_accuracy": at} for n, at in enumerate(course, 1)]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            runs.append({"hash": folder.name, "variant": name, "seed": seed, "on": None, "changes": {}})
+    manifest = {"schema": 2, "grid": "probes", "data": task, "base": "attention", "metric": metric, "runs": runs}
+    (root / "grids").mkdir(exist_ok=True)
+    (root / "grids" / f"probes@{task}.json").write_text(json.dumps(manifest))
+
+
 @pytest.fixture
 def root(tmp_path):
-    (tmp_path / "grids").mkdir()
     for task, levels in TASKS.items():
-        runs = []
-        for number, (name, values) in enumerate((v, s) for (t, v), s in SCORES.items() if t == task):
-            for seed, value in enumerate(values):
-                key = f"{task[:4]}{number}{seed}".encode().hex()[:16].ljust(16, "0")
-                folder = tmp_path / key
-                folder.mkdir()
-                result = {"state": "done", "epochs": 1, "weights": "raw", "top1": value, "raw": {"images": 10}}
-                (folder / "config.json").write_text(json.dumps({"schema": 2, "config": {}}))
-                (folder / "result.json").write_text(json.dumps({**result, "seconds": 1.0}))
-                runs.append({"hash": key, "variant": name, "seed": seed, "on": None, "changes": {}})
-        manifest = {"schema": 2, "grid": "probes", "data": task, "base": "attention", "metric": "top1", "runs": runs}
-        (tmp_path / "grids" / f"probes@{task}.json").write_text(json.dumps({**manifest, "levels": levels}))
+        write_task(tmp_path, task, {name: values for (of, name), values in SCORES.items() if of == task}, **levels)
     return tmp_path
 
 
@@ -55,27 +68,82 @@ def test_levels_and_one_correction_over_all_tasks(root):
     keys = [key for key in found.index if key in p]
     expected = multipletests([p[key] for key in keys], method="holm")[1]
     assert found.loc[keys, "p_holm"].to_numpy() == pytest.approx(expected)
-    assert found.loc[("recall", "depthwise"), "verdict"] == "below"
+    assert found.loc[("recall", "depthwise"), "verdict"] == "worse"
     assert found.loc[("recall", "pooling"), "verdict"] == "inside noise"  # one seed of three got far
     assert set(found.loc["majority"]["verdict"]) == {"base", "inside noise"}
 
 
 def test_table_and_picture_show_the_same(root):
-    table, metric = profile(root, "probes")
-    shown = render(table, metric)
+    table, metas = profile(root, "probes")
+    shown = render(table, metas)
     assert [column.header for column in shown.columns] == ["variant", "majority", "recall"]
-    axes = plots.profile_map(table, metric)
+    axes = plots.profile_map(table, metas)
     said = {text.get_text() for text in axes.texts}
     assert "24.17 ▼" in said and len(axes.texts) == 6
     assert np.nanmax(axes.collections[0].get_array()) == 1
+    assert "recall\n6.25 to 90.6" in [label.get_text() for label in axes.get_xticklabels()]
     plt.close("all")
 
 
-def test_a_grid_without_levels_is_refused(root):
-    for path in (root / "grids").glob("*.json"):
-        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "levels"}))
+def test_where_seeds_are_mixed_their_shares_are_compared(tmp_path):
+    """Six seeds of attention solve it, none of pooling, one of gelu; steps come from the validation scores."""
+    scores = {"attention": [99.0, 99.1, 99.2, 99.0, 99.3, 99.1], "gelu": [98.0] + [20.0, 21.0, 19.0, 20.0, 22.0],
+              "pooling": [6.0, 6.3, 6.1, 6.2, 6.0, 6.4]}  # fmt: skip
+    courses = {("attention", seed): (30, 95, 99) if seed else (95, 30, 99) for seed in range(6)}
+    courses |= {("pooling", seed): (6, 6, 6) for seed in range(6)} | {("gelu", 0): (20, 50, 98)}
+    write_task(tmp_path, "recall", scores, courses=courses.items(), solved=90.0)
+    runs, meta = load(tmp_path, "probes")
+    found = statistics.compare(runs, meta).set_index("variant")
+    assert list(found["solved"]) == [6, 1, 0] and list(found["test"]) == ["", "shares", "t"]
+    assert found.loc["attention", "solved_at"] == 200 and np.isnan(found.loc["gelu", "solved_at"])
+    assert found.loc["gelu", "p"] == pytest.approx(stats.boschloo_exact([[1, 6], [5, 0]]).pvalue)
+    reference = stats.ttest_rel(scores["pooling"], scores["attention"]).pvalue
+    assert found.loc["pooling", "p"] == pytest.approx(reference)
+    assert found.loc["gelu", "p_holm"] == pytest.approx(found.loc["gelu", "p"])  # the larger of two
+    assert list(found["verdict"]) == ["base", "worse", "worse"]
+    text = tables.to_markdown(found.reset_index(), meta)
+    assert "| 19.00 to 98.00 | 1/6 [0, 64] % | – | −83 % solve, p" in text and "| 6/6 [54, 100] % | 200 |" in text
+    assert "fewer than twice the base's 200" in text and "shares are tested" in text and "accuracy, % ± sd" in text
+    table, metas = profile(tmp_path, "probes")
+    assert cells(table, metas).loc["gelu", "recall"] == "1/6 solve ▼"
+    assert any(line.startswith("recall: Did not solve it within 300 steps") for line in notes(table, metas))
+
+
+def test_less_is_better_where_the_task_says_so(tmp_path):
+    """Errors: the rate, the order, the verdict and the front follow the direction."""
+    scores = {"attention": [0.30, 0.31, 0.30], "less": [0.101, 0.110, 0.102], "more": [0.501, 0.512, 0.503]}
+    metric = {"label": "error", "unit": "", "higher_is_better": False, "chance": 1.0, "solved": 0.2}
+    courses = {("less", seed): (0.3, 0.3, 0.1) for seed in range(3)}
+    write_task(tmp_path, "errors", scores, courses=courses.items(), **metric)
+    runs, meta = load(tmp_path, "probes")
+    found = statistics.compare(runs, meta)
+    assert list(found["verdict"]) == ["base", "better", "worse"] and list(found["solved"]) == [0, 3, 0]
+    assert profile(tmp_path, "probes")[0]["level"].tolist() == pytest.approx([(1 - np.mean(of)) / 0.8 if of[0] > 0.2
+                                                                              else 1 for of in scores.values()])  # fmt: skip
+    axes = plots.accuracy_by_variant(found, meta)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["more", "attention", "less"]
+    plt.close("all")
+
+
+def test_bases_that_differ_in_one_number_make_a_curve(tmp_path):
+    for distance in (1, 2, 4):
+        scores = {"attention": [90.0, 92.0], "depthwise": [99.0 - 10 * distance, 97.0 - 10 * distance]}
+        task = {"name": "shift", "distance": distance, "permuted": False}
+        write_task(tmp_path, f"shift_{distance}", scores, config=task, solved=90.0)
+    write_task(tmp_path, "recall", {"attention": [90.0, 92.0], "depthwise": [9.0, 8.0]}, solved=90.0)
+    table, metas = profile(tmp_path, "probes")
+    assert set(table.loc[table["kind"] == "shift", "dial"]) == {"distance"} and table["dial"].isna().sum() == 2
+    (axes,) = plots.dial_curves(table, metas)
+    assert axes.get_xlabel() == "distance of shift"
+    lines = {container.get_label(): container.lines[0] for container in axes.containers}
+    np.testing.assert_allclose(lines["depthwise"].get_xydata(), [[1, 88], [2, 78], [4, 58]])
+    plt.close("all")
+
+
+def test_a_grid_without_levels_is_refused(tmp_path):
+    write_task(tmp_path, "recall", {"attention": [90.0]}, solved=None)
     with pytest.raises(ValueError, match="no task that has a chance level"):
-        profile(root, "probes")
+        profile(tmp_path, "probes")
 
 
 def test_a_grid_runs_on_all_its_tasks_at_once_and_ends_with_the_profile(tmp_path):
@@ -91,7 +159,9 @@ def test_a_grid_runs_on_all_its_tasks_at_once_and_ends_with_the_profile(tmp_path
     shown = launch("run", grid, "--data", "all", "--cluster", "debug", "--runs", tmp_path / "runs").stdout
     assert "the same on majority" in shown
     assert "chance" in shown and "25.00" in shown and "50.00" in shown
-    assert (tmp_path / "runs/grids/tiny_profile.png").is_file()
+    for form in (".csv", ".tex", ".png", ".pdf"):
+        assert (tmp_path / f"runs/grids/tiny_profile{form}").is_file()
+    assert "\\toprule" in (tmp_path / "runs/grids/tiny@parity.tex").read_text()
     again = launch("run", grid, "--data", "majority, parity", "--runs", tmp_path / "runs").stdout
     assert "nothing to run" in again
     assert "majority" in launch("collect", "tiny", "--runs", tmp_path / "runs").stdout

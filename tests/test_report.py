@@ -49,7 +49,6 @@ def test_the_page_holds_all_that_it_shows(runs, page):
         "pooling seed 1: loss is not finite",
         f'href="../{key("gelu", 0)}/"',
         "def (1 run)",
-        "pairs of variants",
         "By test loss",
         "Configuration of the base",
     ):

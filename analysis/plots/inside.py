@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from .theme import BASE, INK, head, new, nothing
+from .theme import BASE, head, new, nothing
 
 
 def receptive_fields(
@@ -29,25 +29,20 @@ def receptive_fields(
         return grid
     low, high = min(extents.values()), max(extents.values())
     sides = f"{low} px" if low == high else f"{low} to {high} px"
-    head(figure, f"{share:.0%} of the centre's gradient lies in a square of {sides} ({what})", 92)
+    head(figure, f"{share:.0%} of the centre's gradient lies in a square of {sides} ({what})")
     for axes in grid.ravel()[len(fields) :]:
         axes.set_visible(False)
-    image = None
     for axes, (name, field) in zip(grid.ravel(), fields.items(), strict=False):
-        relative = np.log10(np.maximum(field / field.max(), 1e-4))
-        image = axes.imshow(relative, cmap="cividis", vmin=-4, vmax=0)
+        image = axes.imshow(np.log10(np.maximum(field / field.max(), 1e-4)), cmap="cividis", vmin=-4, vmax=0)
         axes.set_title(f"{name}\n{share:.0%} in {extents[name]}×{extents[name]} px", fontsize=9)
         axes.set(xticks=[0, field.shape[1] - 1], yticks=[0, field.shape[0] - 1])
         axes.tick_params(labelsize=7)
         axes.grid(visible=False)
-        top, left = (float(np.searchsorted(np.cumsum(field.sum(1 - a)), 0.5 * field.sum())) for a in (0, 1))
         side = extents[name]
-        corner = (left - side / 2, top - side / 2)
-        axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=BASE, linewidth=1.4, clip_on=True))
-    assert image is not None
-    figure.colorbar(
-        image, ax=grid.ravel().tolist(), label="log10 of the gradient,\nrelative to its largest", shrink=0.85
-    )
+        left, top = (float(np.searchsorted(np.cumsum(field.sum(a)), 0.5 * field.sum())) - side / 2 for a in (0, 1))
+        axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=BASE, linewidth=1.4))
+    label = "log10 of the gradient,\nrelative to its largest"
+    figure.colorbar(image, ax=grid.ravel().tolist(), label=label, shrink=0.85)
     return grid
 
 
@@ -61,34 +56,25 @@ def coefficient_maps(maps: Mapping[str, list], images: Any, what: str) -> np.nda
     """
     shown = {name: {found.stage: found for found in of} for name, of in maps.items() if of}
     stages = sorted({stage for of in shown.values() for stage in of})
-    figure, grid = new(
-        max(6.0, 1.6 * (len(stages) + 1) + 1.6),
-        1.75 * max(len(shown), 1) + 0.9,
-        max(len(shown), 1),
-        len(stages) + 1,
-        squeeze=False,
-    )
-    head(figure, f"Coefficients for {what}, each from its lowest (dark) to its highest value (bright)", 92)
+    rows, columns = max(len(shown), 1), len(stages) + 1
+    figure, grid = new(max(6.0, 1.6 * columns + 1.6), 1.75 * rows + 0.9, rows, columns, squeeze=False)
+    head(figure, f"Coefficients for {what}, each from its lowest (dark) to its highest value (bright)")
     if not shown:
         nothing(grid[0, 0], "no MetaMixer among these networks")
         return grid
-    picture = np.asarray(images[0]).mean(0)
-    for row, (name, of) in zip(grid, shown.items(), strict=True):
-        row[0].imshow(picture, cmap="gray")
-        row[0].set_ylabel("\n".join(name.split("_", 1)), fontsize=9, color=INK, rotation=0, ha="right", va="center")
-        for axes, stage in zip(row[1:], stages, strict=True):
-            if stage in of:
-                values = of[stage].values
-                axes.imshow(values, cmap="cividis")
-                axes.set_title(of[stage].what, fontsize=7, pad=3)
-                axes.set_xlabel(
-                    f"{values.shape[0]}×{values.shape[1]}, {values.min():.2g} to {values.max():.2g}", fontsize=7
-                )
-            else:
-                axes.axis("off")
     for axes in grid.ravel():
         axes.set(xticks=[], yticks=[])
-    for axes, stage in zip(grid[0], ["image", *(f"stage {stage}" for stage in stages)], strict=True):
-        above = f"{stage}\n{axes.get_title()}" if axes.get_title() else stage
-        axes.set_title(above, fontsize=8)
+    for row, (name, of) in zip(grid, shown.items(), strict=True):
+        row[0].imshow(np.asarray(images[0]).mean(0), cmap="gray")
+        row[0].set_title("image", fontsize=8)
+        row[0].set_ylabel(name.replace("_", "\n", 1), fontsize=9, rotation=0, ha="right", va="center")
+        for axes, stage in zip(row[1:], stages, strict=True):
+            if stage not in of:
+                axes.axis("off")
+                continue
+            values = of[stage].values
+            axes.imshow(values, cmap="cividis")
+            axes.set_title(f"stage {stage}\n{of[stage].what}", fontsize=7, pad=3)
+            sides = "×".join(map(str, values.shape))
+            axes.set_xlabel(f"{sides}, {values.min():.2g} to {values.max():.2g}", fontsize=7)
     return grid

@@ -50,11 +50,9 @@ def waterfall(steps: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes
             axes.text(place, level, "no\npair", ha="center", va="center", fontsize=8, color=QUIET)
             continue
         _bar(axes, place, level, row, meta)
-        axes.plot([place - 0.6, place - 0.4], [level, level], color=QUIET, linewidth=0.8)
         level += row.difference
     beside = len(rungs) + 2  # a gap between the ladder and what stands beside it
     for place, row in enumerate(each(others), beside):
-        axes.plot([place - 0.45, place + 0.45], [ends[row.on]] * 2, color=QUIET, linewidth=0.8, linestyle=(0, (2, 2)))
         _bar(axes, place, ends[row.on], row, meta)
     labels = [first, *rungs["variant"], *(f"{row.variant}\n(on {row.on})" for row in each(others))]
     places = [*range(len(rungs) + 1), *range(beside, beside + len(others))]
@@ -70,8 +68,9 @@ def waterfall(steps: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes
 
 def _bar(axes: Axes, place: float, level: float, row: Any, meta: Meta) -> None:
     strong, pale = (VARIANT, PALE) if row.difference >= 0 else (FALL, PALE_FALL)
-    face = {"above": strong, "below": strong, "hint": pale}.get(row.verdict, "white")
+    face = {"better": strong, "worse": strong, "hint": pale}.get(row.verdict, "white")
     axes.bar(place, row.difference, 0.8, bottom=level, color=face, edgecolor=strong, linewidth=1.3, zorder=2)
+    axes.plot([place - 0.6, place + 0.45], [level, level], color=QUIET, linewidth=0.8, zorder=1)
     top = level + max(row.difference, 0)
     if not math.isnan(row.low):
         reach = [[row.difference - row.low], [row.high - row.difference]]

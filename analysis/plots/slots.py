@@ -23,17 +23,14 @@ def cell_means(factorial: Factorial, meta: Meta) -> np.ndarray:
 
 def interactions(factorial: Factorial, meta: Meta) -> np.ndarray:
     """What each cell has beyond the sum of its slots, in points; with * after Holm's correction, ° a hint."""
-    text = f"{meta.title}: {meta.metric.name} beyond the sum of a cell's slots (* beyond the noise, ° a hint)"
+    text = f"{meta.title}: {meta.metric.label} beyond the sum of a cell's slots (* beyond the noise, ° a hint)"
     if not factorial.whole:
         axes = nothing(new(8, 3)[1], "; ".join(factorial.left_out) or "no full factorial")
         title(axes, text)
         return np.array([axes])
     signs = dict.fromkeys(CLEAR, "*") | {"hint": "°"}
     cells = factorial.cells
-    texts = [
-        meta.metric.signed(number) + signs.get(verdict, "")
-        for number, verdict in zip(cells["interaction"], cells["verdict"], strict=True)
-    ]
+    texts = [meta.metric.signed(number) for number in cells["interaction"]] + cells["verdict"].map(signs).fillna("")
     reach = max(float(cells["interaction"].abs().max()), 1e-9)
     colours = sns.blend_palette(["#B35806", "#FDB863", "#F7F7F7", "#92C5DE", "#0072B2"], as_cmap=True)
     return _heat(factorial, cells.assign(text=texts), "interaction", text, cmap=colours, vmin=-reach, vmax=reach)
@@ -51,8 +48,7 @@ def _heat(factorial: Factorial, cells: pd.DataFrame, column: str, text: str, **l
         return grid[0]
     look = {"vmin": cells[column].min(), "vmax": cells[column].max(), **look}
     for axes, activation in zip(grid[0], activations, strict=True):
-        of_one = cells[cells["activation"] == activation]
-        table = of_one.drop_duplicates(list(SLOTS)).set_index(["query_key", "coefficient_value"])
+        table = cells[cells["activation"] == activation].set_index(["query_key", "coefficient_value"])
         numbers, texts = (table[name].unstack().reindex(index=keys, columns=values) for name in (column, "text"))
         sns.heatmap(numbers, annot=texts.fillna(""), fmt="", annot_kws={"fontsize": 8}, cbar=False, ax=axes, **look)
         axes.set(title=activation, xlabel="", ylabel="")
@@ -66,8 +62,7 @@ def _heat(factorial: Factorial, cells: pd.DataFrame, column: str, text: str, **l
 def main_effects(factorial: Factorial, meta: Meta) -> np.ndarray:
     """What each operation buys on average over the other slots, with 95 % intervals; a picture for each slot."""
     figure, grid = new(9, 3.6, columns=len(SLOTS), sharex=True, squeeze=False)
-    unit = meta.metric.points.strip() or meta.metric.name
-    head(figure, f"{meta.title}: the effect of each operation on {meta.metric.name}, averaged over the other slots")
+    head(figure, f"{meta.title}: the effect of each operation on {meta.metric.label}, averaged over the other slots")
     for axes, slot in zip(grid[0], SLOTS, strict=True):
         axes.set_title(NAMES[slot])
         rows = factorial.effects[factorial.effects["slot"] == slot] if factorial.whole else factorial.effects
@@ -80,6 +75,7 @@ def main_effects(factorial: Factorial, meta: Meta) -> np.ndarray:
         axes.set_yticks(rows["place"], rows["operation"])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
+    unit = meta.metric.points.strip() or meta.metric.label
     figure.supxlabel(f"{unit}, 95 % interval; full: beyond the noise, pale: hint, hollow: inside it", fontsize=9)
     return grid[0]
 
@@ -93,25 +89,26 @@ def slot_costs(costs: pd.DataFrame, meta: Meta, column: str = "macs", axes: Axes
     """
     variants = list(dict.fromkeys(costs["variant"]))
     axes = new(8.5, 2.2 + 0.3 * max(len(variants), 4))[1] if axes is None else axes
-    what = {"macs": "multiply-adds per image", "parameters": "parameters"}[column]
     title(axes, f"{meta.title}: what slots cost")
     if not variants:
         return nothing(axes, "no run has a configuration yet")
     table = costs.pivot_table(index="variant", columns="part", values=column, aggfunc="sum", fill_value=0, sort=False)
     table = table.reindex(variants[::-1])
-    looks = _looks([str(part) for part in table if table[part].sum() > 0])
+    table = table.loc[:, table.sum() > 0]
     whole = table.sum(axis=1)
     scale, letter = (1e9, "G") if whole.max() >= 1e9 else (1e6, "M")
+    looks = _looks(list(table))
     left = np.zeros(len(table))
-    for part, look in looks.items():
-        axes.barh(table.index, table[part] / scale, left=left, label=part, height=0.75, edgecolor="white", **look)
-        left += table[part].to_numpy() / scale
+    for part in sorted(table, key=list(looks).index):
+        width = table[part].to_numpy() / scale
+        axes.barh(table.index, width, left=left, label=part, height=0.75, edgecolor="white", **looks[part])
+        left += width
     for place, number in enumerate(whole):
         at = (number / scale, place)
         axes.annotate(count(number), at, (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_ylim(-0.6, len(table) - 0.4)
     axes.margins(x=0.1)
     axes.grid(axis="y", visible=False)
+    what = {"macs": "multiply-adds per image", "parameters": "parameters"}[column]
     axes.set_xlabel(f"{what} ({letter}), folded network")
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
     return axes
@@ -125,6 +122,6 @@ def _looks(parts: list[str]) -> dict[str, dict[str, Any]]:
     for mixer, more in (("token", {}), ("channel", {"hatch": "////", "alpha": 0.45})):
         for slot, colour in zip(slots, COLOURS, strict=False):
             looks[f"{mixer}: {slot}"] = {"color": colour, **more}
-    greys = sns.color_palette("Greys", len(parts) + 2)[2:]
-    looks |= {part: {"color": grey} for part, grey in zip([p for p in parts if p not in looks], greys, strict=False)}
-    return {part: look for part, look in looks.items() if part in parts}
+    rest = [part for part in parts if part not in looks]
+    greys = sns.color_palette("Greys", len(rest) + 2)[2:]
+    return looks | {part: {"color": grey} for part, grey in zip(rest, greys, strict=False)}

@@ -24,7 +24,7 @@ FALL, PALE_FALL = "#E69F00", "#F6D99A"
 PALE, QUIET = "#9CCBE8", "#8a8a8a"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 DASHED: Any = (0, (4, 3))
-CLEAR = ("above", "below")
+CLEAR = ("better", "worse")
 
 sns.set_theme(
     style="whitegrid",
@@ -60,19 +60,16 @@ def nothing(axes: Axes, why: str = "no finished run yet") -> Axes:
 
 
 def metric_label(meta: Meta, of: str = "mean over seeds") -> str:
-    return f"{meta.metric.name} on {meta.data}{' (%)' if meta.metric.unit else ''},\n{of}"
+    unit = f" ({meta.metric.unit})" if meta.metric.unit else ""
+    return f"{meta.metric.label} on {meta.data}{unit},\n{of}"
 
 
 # in the order of a legend: how a verdict's mark is filled, and what it says
-_MARKS = {
-    "base": (BASE, "base"),
-    "above": (VARIANT, "differs from the base (Holm, 5 %)"),
-    "below": (VARIANT, "differs from the base (Holm, 5 %)"),
-    "hint": (PALE, "hint: not after Holm's correction"),
-    "inside noise": ("white", "inside the noise, or not to be judged"),
-    "no spread": ("white", "inside the noise, or not to be judged"),
-    "too few pairs": ("white", "inside the noise, or not to be judged"),
-}
+_CLEAR = (VARIANT, "differs from the base (Holm, 5 %)")
+_NOISE = ("white", "inside the noise, or not to be judged")
+_HINT = (PALE, "hint: not after Holm's correction")
+_MARKS = {"base": (BASE, "base"), "better": _CLEAR, "worse": _CLEAR, "hint": _HINT, "inside noise": _NOISE,
+          "no spread": _NOISE, "too few pairs": _NOISE}  # fmt: skip
 
 
 def marks(axes: Axes, table: pd.DataFrame, x: str, y: str, error: Any, along: str = "y") -> None:
@@ -86,12 +83,11 @@ def marks(axes: Axes, table: pd.DataFrame, x: str, y: str, error: Any, along: st
     for verdict, (fill, words) in _MARKS.items():
         chosen = (table["verdict"] == verdict).to_numpy()
         if chosen.any():
-            base = verdict == "base"
-            look: dict[str, Any] = {"fmt": "D" if base else "o", "color": BASE if base else VARIANT}
-            look |= {"markerfacecolor": fill, "markersize": 10 if base else 8, "markeredgewidth": 1.6}
+            form, colour, size = ("D", BASE, 10) if verdict == "base" else ("o", VARIANT, 8)
             axes.errorbar(
                 table.loc[chosen, x], table.loc[chosen, y], **{f"{along}err": error[:, chosen]},  # type: ignore[arg-type]
-                label="_" * (words in known) + words, zorder=3, elinewidth=1.2, capsize=3, **look,
+                label="_" * (words in known) + words, fmt=form, color=colour, markerfacecolor=fill, markersize=size,
+                markeredgewidth=1.6, zorder=3, elinewidth=1.2, capsize=3,
             )  # fmt: skip
             known.add(words)
 
@@ -103,9 +99,7 @@ def names(axes: Axes, x: Any, y: Any, texts: Any, base: Any, bar: Any = 0.0) -> 
         base: of each point, whether its name has the base's colour.
         bar: the length of each point's bar, up and down.
     """
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.canvas.draw()  # settles the layout, so that names are measured as they will stand
+    axes.figure.canvas.draw()  # settles the layout, so that names are measured as they will stand
     x, y = np.asarray(x, float), np.asarray(y, float)
     bar = np.broadcast_to(np.nan_to_num(np.asarray(bar, float)), y.shape)
     points = axes.scatter(x, y, s=130, alpha=0)  # as large as a mark with some air around it
@@ -119,20 +113,14 @@ def names(axes: Axes, x: Any, y: Any, texts: Any, base: Any, bar: Any = 0.0) -> 
 
 
 def legend(axes: Axes, columns: int = 2, handles: Sequence[Artist] = ()) -> None:
-    """A legend of `handles`, or of what the figure's first axes show, under all of them."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    if not figure.legends:
-        handles = handles or axes.get_legend_handles_labels()[0]
-        figure.legend(handles=handles, loc="outside lower center", ncol=columns)
+    """A legend of `handles`, or of what the axes show, under all of the figure."""
+    handles = handles or axes.get_legend_handles_labels()[0]
+    axes.figure.legend(handles=handles, loc="outside lower center", ncol=columns)  # type: ignore[call-arg]
 
 
-def save(picture: Axes | Figure, path: str | Path) -> Path:
-    """Write a picture's whole figure as a PNG of 150 dots per inch, and give its path."""
-    figure = picture if isinstance(picture, Figure) else picture.get_figure(root=True)
-    if figure is None:
-        raise ValueError("these axes belong to no figure")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, format="png", facecolor="white")
-    return path
+def save(picture: Axes | Figure, *paths: str | Path) -> None:
+    """Write a picture's whole figure, in the forms that the files' names say; PNG has 150 dots per inch."""
+    figure = picture if isinstance(picture, Figure) else picture.figure
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, facecolor="white")
