@@ -63,9 +63,11 @@ def read_run(folder: str, metric: Metric, with_config: bool) -> Json:
 
 def _figures(folder: str, result: Json, metric: Metric) -> Json:
     kinds = {kind: result[kind] for kind in ("raw", "ema") if isinstance(result.get(kind), dict)}
-    scores = {name for scores in kinds.values() for name in scores if name in result}
-    row: Json = {name: number(result.get(name)) for name in (metric.name, "loss", *sorted(scores), "seconds")}
-    row |= {f"{metric.name}_{kind}": number(scores.get(metric.name)) for kind, scores in kinds.items()}
+    own = result.get("metric", "top1")  # older runs of a task, and older manifests, call its metric top1
+    others = {name for scores in kinds.values() for name in scores if name in result} - {own}
+    row: Json = {name: number(result.get(name)) for name in (*sorted(others), "loss", "seconds")}
+    row |= {metric.name: number(result.get(own))}
+    row |= {f"{metric.name}_{kind}": number(scores.get(own)) for kind, scores in kinds.items()}
     row["images"] = next((scores["images"] for scores in kinds.values() if "images" in scores), None)
     row |= {key: result.get(key) for key in ("weights", "parameters", "macs", "state_size")}
     row["epochs"] = result.get("epochs", result.get("epoch"))
@@ -73,17 +75,17 @@ def _figures(folder: str, result: Json, metric: Metric) -> Json:
         result = read_json(f"{folder}/environment.json")[0] or {}
     row |= {key: result.get(key) for key in ("threads", "code")}
     if not metric.solvable:
-        return row | {VALIDATION: _validation(_last_line(folder), metric, row["weights"])}
-    return row | _course(folder, metric, row)
+        return row | {VALIDATION: _validation(_last_line(folder), own, row["weights"])}
+    return row | _course(folder, metric, own, row)
 
 
-def _course(folder: str, metric: Metric, row: Json) -> Json:
+def _course(folder: str, metric: Metric, own: str, row: Json) -> Json:
     """The last validation score, `steps` trained, and `solved_at`: the steps to the first score that solves the task.
 
     Without a validation split, a run whose final score solves the task counts as solved at its end.
     """
     rows = read_lines(Path(folder) / "metrics.jsonl", report=lambda line: None)
-    scores = [_validation(found, metric, row["weights"]) for found in rows]
+    scores = [_validation(found, own, row["weights"]) for found in rows]
     steps = [number(found.get("step")) for found in rows] or [math.nan]
     solved = next((at for at, score in zip(steps, scores, strict=False) if metric.reaches(score)), math.nan)
     if math.isnan(solved) and metric.reaches(row[metric.name]):
@@ -91,10 +93,10 @@ def _course(folder: str, metric: Metric, row: Json) -> Json:
     return {VALIDATION: scores[-1] if scores else math.nan, "steps": steps[-1], "solved_at": solved}
 
 
-def _validation(row: Json, metric: Metric, weights: Any) -> float:
+def _validation(row: Json, name: str, weights: Any) -> float:
     """The validation score in a row of metrics, of the reported weights."""
-    raw = row.get(f"val_{metric.name}")
-    return number(raw if weights == "raw" else row.get(f"val_{metric.name}_ema", raw))
+    raw = row.get(f"val_{name}")
+    return number(raw if weights == "raw" else row.get(f"val_{name}_ema", raw))
 
 
 def _last_line(folder: str) -> Json:

@@ -24,9 +24,9 @@ from .metrics import VALIDATION, Metric, declared
 
 _NAMES = {"grid": "str", "data": "str", "variant": "str", "seed": "Int64", "hash": "str", "state": "str"}
 _REST = {
-    "weights": "str", "images": "Int64", "parameters": "Int64", "macs": "Int64", "state_size": "Int64", "epochs": "Int64",
-    "steps": "Int64", "solved_at": "float64", "seconds": "float64", "threads": "Int64", "code": "object",
-    "error": "str", "on": "str", "base": "bool", "pair": "Int64", "lr": "float64", "fixed": "bool",
+    "weights": "str", "images": "Int64", "parameters": "Int64", "macs": "Int64", "state_size": "Int64",
+    "epochs": "Int64", "steps": "Int64", "solved_at": "float64", "seconds": "float64", "threads": "Int64",
+    "code": "object", "error": "str", "on": "str", "base": "bool", "pair": "Int64", "lr": "float64", "fixed": "bool",
     "network": "str", "resolution": "Int64", "note": "str", "folder": "str",
 }  # fmt: skip
 _NOISY = 0.5  # a latency whose sessions' medians lie further apart than this share of it says nothing

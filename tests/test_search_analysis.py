@@ -116,7 +116,8 @@ def test_pictures_and_tables_come_out(tmp_path, objectives, trials):
     axes = front_picture(study)
     assert axes.get_ylabel() == "validation top-1 (%)" and "toy on digits" in axes.get_title(loc="left")
     for picture in (axes, importances_picture(importances(study))):
-        assert save(picture, tmp_path / "picture.png").stat().st_size > 5000
+        save(picture, tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").stat().st_size > 5000
     console = Console(record=True, width=120)
     console.print(render_trials(study))
     text = console.export_text()
