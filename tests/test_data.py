@@ -20,8 +20,9 @@ from torchvision.datasets import ImageFolder
 
 from metamixer import ConfigError, override
 from metamixer.rng import derive, permutation
+from metamixer.tasks.fashion import FASHION_MNIST
 from metamixer.training.data import Data, default_workers
-from metamixer.training.datasets import FASHION_MNIST, Images
+from metamixer.training.datasets import Images
 from metamixer.training.loader import train_transform
 from metamixer.training.surroundings import SurroundingsError
 

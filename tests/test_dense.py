@@ -63,7 +63,7 @@ def test_ffnet_sr_has_the_published_size(depth, millions, gigas):
 )
 def test_the_forecaster_has_the_published_size(variables, expansion, millions):
     """The last row is 725.5 M, which the published table cuts off to 725."""
-    found = parameters(on_meta(Forecaster, ffnet_forecast(variables, expansion), variables))
+    found = parameters(on_meta(Forecaster, ffnet_forecast(variables, expansion), in_chans=variables))
     assert f"{found / 1e6:.{len(millions.partition('.')[2])}f}" == millions
 
 
@@ -133,7 +133,7 @@ def test_forecasts_keep_a_windows_level_and_spread(mixer):
     if mixer:
         blocks = {**config.blocks.to_dict(), "token_mixer": mixer}
         config = parse(ForecasterConfig, {**config.to_dict(), "blocks": blocks})
-    model = Forecaster(config, 2, look_back=24, horizon=12, seed=0).eval()
+    model = Forecaster(config, 12, 2, (1, 24), seed=0).eval()
     x = torch.randn(3, 2, 1, 24)
     y = model(x)
     assert y.shape == (3, 2, 1, 12)
@@ -143,7 +143,7 @@ def test_forecasts_keep_a_windows_level_and_spread(mixer):
 
 
 def test_dlinear_is_two_linear_maps_of_a_moving_average_and_the_rest():
-    model = DLinear(DLinearConfig(kernel_size=3), look_back=5, horizon=4)
+    model = DLinear(DLinearConfig(kernel_size=3), 4, 1, (1, 5))
     series = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
     trend = torch.tensor([4 / 3, 7 / 3, 14 / 3, 28 / 3, 40 / 3])
     expected = (

@@ -19,7 +19,7 @@ from small import write_grid
 from typer.testing import CliRunner
 
 from launch import app
-from metamixer.training.datasets import FASHION_MNIST
+from metamixer.tasks.fashion import FASHION_MNIST
 from sweeps import State, scheduler
 from sweeps.follow import select, standings
 from sweeps.profiles import Profile

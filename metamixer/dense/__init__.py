@@ -1,1 +1,48 @@
-"""Networks around mixers that answer with a map or a series: segmentation, super-resolution, forecasting."""
+"""Networks around mixers that answer with a map or a series, by the key `network` of their configurations."""
+
+from typing import Any
+
+from torch import nn
+
+from ..architecture import BackboneConfig
+from ..backbone import Backbone
+from ..config import Config, ConfigError
+from .forecast import DLinear, DLinearConfig, Forecaster, ForecasterConfig
+from .segmentation import Segmenter, SegmenterConfig
+from .superresolution import SuperResolver, SuperResolverConfig
+
+Network = BackboneConfig | SegmenterConfig | SuperResolverConfig | ForecasterConfig | DLinearConfig
+
+_CONFIGS: dict[str, type[Config]] = {
+    "segmenter": SegmenterConfig,
+    "super_resolver": SuperResolverConfig,
+    "forecaster": ForecasterConfig,
+    "dlinear": DLinearConfig,
+}
+_CLASSES: dict[type[Config], type[nn.Module]] = {
+    SegmenterConfig: Segmenter,
+    SuperResolverConfig: SuperResolver,
+    ForecasterConfig: Forecaster,
+    DLinearConfig: DLinear,
+}
+
+
+def config_class(values: Any) -> type[Config]:
+    """The class that a network's configuration is read as: by its key `network`, else the backbone's.
+
+    Raises:
+        ConfigError: no such network.
+    """
+    name = values.get("network") if isinstance(values, dict) else None
+    if name is None:
+        return BackboneConfig
+    if name not in _CONFIGS:
+        raise ConfigError(f"no network {name!r}; there are {', '.join(_CONFIGS)}, and without the key a backbone")
+    return _CONFIGS[name]
+
+
+def build_network(config: Network, global_pool: str = "avg", **arguments: Any) -> nn.Module:
+    """The network of a configuration; `arguments` are those of its constructor."""
+    if isinstance(config, BackboneConfig):
+        return Backbone(config, global_pool=global_pool, **arguments)
+    return _CLASSES[type(config)](config, **arguments)

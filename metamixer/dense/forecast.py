@@ -5,7 +5,7 @@ Sources: FFNet's released forecasting code (github.com/ysj9909/FFNet); RevIN, IC
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..architecture import BlockConfig, StageConfig
 from ..backbone import Block
-from ..config import Config, parse
+from ..config import Config, ConfigError, parse
 from ..initialise import Construction, Init, initialise
 from ..layers import keep_rows
 from ..operation import Site
@@ -27,6 +27,7 @@ class ForecasterConfig(BlockConfig):
     `head_dropout` acts on the forecast.
     """
 
+    network: Literal["forecaster"] = "forecaster"
     blocks: StageConfig
     dim: int = Field(default=64, gt=0)
     patch: int = Field(default=4, gt=0)
@@ -37,35 +38,41 @@ class ForecasterConfig(BlockConfig):
 class DLinearConfig(Config):
     """One linear map of a moving average over `kernel_size` steps, another of what is left, shared by all variables."""
 
+    network: Literal["dlinear"] = "dlinear"
     kernel_size: Kernel = 25
 
 
 class Forecaster(nn.Module):
-    """Windows (B, M, 1, look_back) → forecasts (B, M, 1, horizon).
+    """Windows (B, in_chans, 1, look_back) → forecasts (B, in_chans, 1, num_classes) of as many variables.
 
     Each window is brought to mean 0 and spread 1, and its forecast back (RevIN without parameters). Its end is padded
     with its last value.
 
+    Args:
+        num_classes: steps of the forecast.
+        in_chans: variables.
+        img_size: 1 and the steps of a window.
+
     Raises:
-        ValueError: the width of the blocks is not variables · dim.
+        ConfigError: the width of the blocks is not variables · dim.
     """
 
     def __init__(
         self,
         config: ForecasterConfig,
-        variables: int,
-        look_back: int = 96,
-        horizon: int = 96,
+        num_classes: int = 96,
+        in_chans: int = 7,
+        img_size: tuple[int, int] = (1, 96),
         drop_path_rate: float = 0.0,
         seed: int | None = None,
         init: Init = "ffnet",
     ) -> None:
         super().__init__()
         dim, stage = config.dim, config.blocks
-        if stage.width != variables * dim:
-            raise ValueError(f"blocks.width {stage.width}: {variables} variables of dim {dim} make {variables * dim}")
+        if stage.width != in_chans * dim:
+            raise ConfigError(f"blocks.width {stage.width}: {in_chans} variables of dim {dim} make {in_chans * dim}")
         self.dim, self.pad = dim, config.patch - config.stride
-        tokens = (look_back + self.pad - config.patch) // config.stride + 1
+        tokens = (img_size[1] + self.pad - config.patch) // config.stride + 1
         site = Site(stage.width, 1, tokens, "blocks", seed)
         with Construction() as construction:
             self.stem = nn.Conv2d(1, dim, (1, config.patch), (1, config.stride))
@@ -73,7 +80,7 @@ class Forecaster(nn.Module):
             blocks = (Block(config, stage, i, site.within(str(i)), drop_path_rate) for i in range(stage.depth))
             self.blocks = nn.Sequential(*blocks)
             keep_rows(self.blocks, construction)
-            self.head = nn.Linear(dim * tokens, horizon)
+            self.head = nn.Linear(dim * tokens, num_classes)
             self.dropout = nn.Dropout(config.head_dropout)
         initialise(self, construction, seed, init)
 
@@ -88,20 +95,22 @@ class Forecaster(nn.Module):
 
 
 class DLinear(nn.Module):
-    """Windows (B, M, 1, look_back) → forecasts (B, M, 1, horizon)."""
+    """The same by two linear maps."""
 
     def __init__(
         self,
         config: DLinearConfig,
-        look_back: int = 96,
-        horizon: int = 96,
+        num_classes: int = 96,
+        in_chans: int = 7,
+        img_size: tuple[int, int] = (1, 96),
+        drop_path_rate: float = 0.0,
         seed: int | None = None,
         init: Init = "ffnet",
     ) -> None:
         super().__init__()
         self.pad = config.kernel_size // 2
         with Construction() as construction:
-            self.trend, self.season = nn.Linear(look_back, horizon), nn.Linear(look_back, horizon)
+            self.trend, self.season = (nn.Linear(img_size[1], num_classes) for _ in range(2))
         initialise(self, construction, seed, init)
 
     def forward(self, x: Tensor) -> Tensor:

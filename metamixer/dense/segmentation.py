@@ -67,6 +67,7 @@ class SegmenterConfig(Config):
     each of its maps, as in FFNet's detectors and UPerNets.
     """
 
+    network: Literal["segmenter"] = "segmenter"
     backbone: SerializeAsAny[BackboneConfig] | str
     decoder: SerializeAsAny[Decoder]
     feature_norm: bool = False

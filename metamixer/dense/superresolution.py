@@ -5,7 +5,7 @@ Source: FFNet's released super-resolution code (github.com/ysj9909/FFNet).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from ..operation import Site
 class SuperResolverConfig(BlockConfig):
     """`blocks` of mixers at the resolution of the input; the output is `scale` times as high and wide."""
 
+    network: Literal["super_resolver"] = "super_resolver"
     blocks: StageConfig
     scale: int = Field(default=2, ge=2, le=4)
 
@@ -29,6 +30,7 @@ class SuperResolver(nn.Module):
     """Images (B, in_chans, H, W) → (B, in_chans, scale·H, scale·W): what is added to each pixel, repeated.
 
     Args:
+        num_classes: channels of the output; they are those of the input.
         img_size: height and width of the input; only mixers tied to a number of tokens depend on it.
         drop_path_rate: stochastic depth of every block.
         seed: what all initial values follow from.
@@ -37,6 +39,7 @@ class SuperResolver(nn.Module):
     def __init__(
         self,
         config: SuperResolverConfig,
+        num_classes: int = 3,
         in_chans: int = 3,
         img_size: tuple[int, int] = (96, 96),
         drop_path_rate: float = 0.0,

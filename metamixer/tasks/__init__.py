@@ -1,6 +1,6 @@
 """Tasks by name; importing this registers those that ship with the project."""
 
-from . import broadcast, local, recall, relation, shapes, strips
+from . import broadcast, forecasting, local, recall, relation, scenes, segmentation, shapes, strips, superresolution
 from .probe import Probe, ProbeConfig
 from .streams import Streams
 from .task import (
@@ -32,12 +32,16 @@ __all__ = [
     "broadcast",
     "build_task",
     "fingerprint",
+    "forecasting",
     "local",
     "recall",
     "register",
     "relation",
     "resolve_task",
+    "scenes",
+    "segmentation",
     "shapes",
     "strips",
     "sums",
+    "superresolution",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from ..config import ConfigError
 from ..rng import permutation
+from ..tasks.fashion import fashion_mnist
 from .data_config import DataConfig
 from .image_folder import Parts, Source, open_folder, trained_classes
 from .surroundings import SurroundingsError
 
 SPLIT_SEED = 0  # which training images are held out is part of the data, not of a run
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 
 
 class BrokenImage(Exception):
@@ -74,7 +73,7 @@ def open_split(config: DataConfig, split: str) -> Source:
     if config.name == "digits":
         found = _digits(config.image_size, split)
     elif config.name == "fashion-mnist":
-        found = _fashion_mnist(config, "train" if split == "train" else "t10k")
+        found = _fashion_mnist(config, split)
     else:
         return open_folder(config.root, split) if config.name == "folder" else OfTimm(config, split)
     classes, channels = int(found.labels.max()) + 1, found.images.shape[1]
@@ -220,27 +219,5 @@ def _digits(size: int, split: str) -> Images:
 
 
 def _fashion_mnist(config: DataConfig, split: str) -> Images:
-    """Fashion-MNIST (arXiv 1708.07747) from its four idx files, or by torchvision's download into `root`."""
-    folder = Path(config.root).expanduser() if config.root else FASHION_MNIST
-    if not (folder / "train-images-idx3-ubyte.gz").exists():
-        from torchvision.datasets import FashionMNIST
-
-        cache = folder if config.root else Path.home() / ".cache" / "metamixer"
-        try:
-            FashionMNIST(str(cache), download=True)
-        except Exception as error:
-            raise ConfigError(
-                f"data 'fashion-mnist': not in {folder} and the download failed ({str(error).splitlines()[0][:80]}); "
-                "install Debian's package dataset-fashion-mnist or put its four .gz files into data.root"
-            ) from None
-        folder = cache / "FashionMNIST" / "raw"
-    images = np.frombuffer(_idx(folder, f"{split}-images-idx3-ubyte.gz"), np.uint8, offset=16).reshape(-1, 28, 28)
-    labels = np.frombuffer(_idx(folder, f"{split}-labels-idx1-ubyte.gz"), np.uint8, offset=8).astype(np.int64)
-    return Images(_resized(images.copy(), config.image_size), torch.from_numpy(labels))
-
-
-def _idx(folder: Path, name: str) -> bytes:
-    try:
-        return gzip.decompress((folder / name).read_bytes())
-    except (OSError, EOFError) as error:
-        raise ConfigError(f"data 'fashion-mnist': {folder / name} cannot be read ({error})") from None
+    pixels, labels = fashion_mnist(split, config.root)
+    return Images(_resized(pixels.numpy(), config.image_size), labels)

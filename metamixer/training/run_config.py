@@ -5,12 +5,13 @@ from contextlib import AbstractContextManager
 from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
+from torch import nn
 
 from .. import plugins
 from ..architecture import BackboneConfig
-from ..backbone import Backbone
 from ..branches import equalize
 from ..config import Config, ConfigError
+from ..dense import Network, build_network, config_class
 from ..tasks import Metric
 from .data_config import AnyData, DataConfig, TaskData
 from .recipe import Recipe, Weights
@@ -28,6 +29,12 @@ def _images_or_task(value: Any) -> AnyData:
         return value
     cls = TaskData if isinstance(value, dict) and "task" in value else DataConfig
     return cls.model_validate_json(json.dumps(value))
+
+
+def _network(value: Any) -> Network:
+    if isinstance(value, Network):
+        return value
+    return config_class(value).model_validate_json(json.dumps(value))  # type: ignore[return-value]
 
 
 # what the recipe does with images and their labels, by the value that turns it off
@@ -53,7 +60,7 @@ class RunConfig(Config):
     """
 
     modules: tuple[UserModule, ...] = ()
-    model: SerializeAsAny[BackboneConfig]
+    model: Annotated[SerializeAsAny[Network], PlainValidator(_network)]
     # not by pydantic's union, whose errors would name both
     data: Annotated[SerializeAsAny[AnyData], PlainValidator(_images_or_task)]
     recipe: Recipe
@@ -70,6 +77,16 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _network_fits(self) -> "RunConfig":
+        name = getattr(self.model, "network", "backbone")
+        networks = self.data.built.networks if isinstance(self.data, TaskData) else ("backbone",)
+        if name not in networks:
+            raise ConfigError(f"model.network {name!r}: {self.data.about} needs a {' or a '.join(networks)}")
+        if self.recipe.branch_ratio is not None and name != "backbone":
+            raise ConfigError("recipe.branch_ratio is for backbones: set it to null")
+        return self
+
+    @model_validator(mode="after")
     def _task_fits(self) -> "RunConfig":
         if not isinstance(self.data, TaskData):
             return self
@@ -80,7 +97,7 @@ class RunConfig(Config):
                     f"set it to {json.dumps(plain)}"
                 )
         task = self.data.built
-        if task.head == "cells":
+        if task.head == "cells" and isinstance(self.model, BackboneConfig):
             height, width = (self.model.map_sizes(side)[-1] for side in task.input_size)
             if (height, width) != task.answer_size:
                 asked = "×".join(map(str, task.answer_size))
@@ -112,7 +129,7 @@ class RunConfig(Config):
             values["recipe"]["distillation"] = self.recipe.distillation.identity()
         return values
 
-    def build(self, **changes: Any) -> Backbone:
+    def build(self, **changes: Any) -> nn.Module:
         """The network, as this run trains it."""
         arguments: dict[str, Any] = {
             "num_classes": self.data.num_classes,
@@ -125,9 +142,9 @@ class RunConfig(Config):
             **changes,
         }
         with plugins.active([module.digest for module in self.modules]):
-            model = Backbone(self.model, **arguments)
+            model = build_network(self.model, **arguments)
         if self.recipe.branch_ratio is not None:
-            equalize(model, self.recipe.branch_ratio, (model.in_chans, *arguments["img_size"]))
+            equalize(model, self.recipe.branch_ratio, (self.data.channels, *arguments["img_size"]))
         return model
 
     def warnings(self) -> list[str]:
@@ -141,6 +158,8 @@ class RunConfig(Config):
                     f"after {steps} steps an EMA of {decay} still holds {decay**steps:.0e} of its start, which "
                     "spoils BatchNorm's small variances: lower recipe.ema_decay or set it to null"
                 )
+        if not isinstance(self.model, BackboneConfig):
+            return found
         for i, (stage, size) in enumerate(
             zip(self.model.stages, self.model.map_sizes(self.data.image_size), strict=True)
         ):

@@ -1,0 +1,158 @@
+"""Semantic segmentation of a folder of images and masks, in ADE20K's, Cityscapes' or a plain layout."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from ..config import ConfigError
+from ..rng import derive
+from .segmentation import Segmentation
+from .streams import Streams
+from .task import NOT_ASKED, TaskConfig, register
+
+_SPLITS = {
+    "plain": {"train": "train", "val": "validation", "test": "validation"},
+    "ade20k": {"train": "training", "val": "validation", "test": "validation"},
+    "cityscapes": {"train": "train", "val": "val", "test": "val"},
+}
+
+
+@register
+class Scenes(Segmentation):
+    """Which class is at each pixel of a photograph? (B, 3, size, size), normalised as for ImageNet.
+
+    Training samples are crops of a scaled and perhaps mirrored picture; what lies outside it is not asked. The other
+    splits are pictures as a whole, their shorter side brought to `size`, answered at the mask's own resolution.
+    """
+
+    name = "scenes"
+    in_chans = 3
+    on_disk = True
+    eval_batch: ClassVar[int] = 1  # pictures differ in size
+
+    class Config(TaskConfig):
+        """`root` in one of three layouts.
+
+        `ade20k`: `images` and `annotations`, each with `training` and `validation`; value 0 of a mask is not asked.
+        `cityscapes`: `leftImg8bit` and `gtFine`, each with `train/CITY` and `val/CITY`, masks `*_labelTrainIds.png`;
+        value 255 is not asked. `plain`: `images` and `masks`, each with `train` and `validation`; the same.
+        `scales` are the smallest and the largest factor of a training picture.
+        """
+
+        root: str
+        layout: Literal["plain", "ade20k", "cityscapes"] = "plain"
+        num_classes: int = Field(gt=1, le=255)
+        size: int = Field(default=512, ge=32)
+        scales: tuple[float, float] = (0.5, 2.0)
+        flip_prob: float = Field(default=0.5, ge=0, le=1)
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.num_classes = config.num_classes
+        self.input_size = self.answer_size = (config.size, config.size)
+
+    def count(self, split: str) -> int | None:
+        return None if split == "train" else len(self._files(split))
+
+    def samples(self, seed: int, split: str, indices: Tensor) -> tuple[Tensor, Tensor]:
+        files, device = self._files(split), indices.device
+        if split == "train":
+            streams = Streams(derive(seed, "task", self.name, split), indices.cpu())
+            draws = streams.integers(2**20, 5).tolist()
+            found = [self._crop(*files[draw[0] % len(files)], *(part / 2**20 for part in draw[1:])) for draw in draws]
+        else:
+            found = [self._whole(*files[index]) for index in indices.tolist()]
+        images, masks = zip(*found, strict=True)
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+        return ((pixels.float() / 255 - mean) / std).to(device), torch.from_numpy(np.stack(masks)).to(device)
+
+    def _whole(self, file: Path, mask_file: Path) -> tuple[Image.Image, np.ndarray]:
+        image, mask = self._read(file, mask_file)
+        return _scaled(image, self.config.size / min(image.size)), self._classes(mask, mask_file)
+
+    def _crop(
+        self, file: Path, mask_file: Path, scale: float, across: float, down: float, flip: float
+    ) -> tuple[Image.Image, np.ndarray]:
+        image, mask = self._read(file, mask_file)
+        size, (low, high) = self.config.size, self.config.scales
+        factor = (low + scale * (high - low)) * size / min(image.size)
+        image, mask = _scaled(image, factor), _scaled(mask, factor, Image.Resampling.NEAREST)
+        left, top = (
+            int(part * (max(0, side - size) + 1)) for part, side in zip((across, down), image.size, strict=True)
+        )
+        box = (left, top, left + size, top + size)
+        classes = np.full((size, size), NOT_ASKED, np.int64)
+        there = self._classes(mask, mask_file)[top : top + size, left : left + size]
+        classes[: there.shape[0], : there.shape[1]] = there
+        mirrored = flip < self.config.flip_prob
+        image = image.crop(box)
+        return (image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), classes[:, ::-1]) if mirrored else (image, classes)
+
+    def _read(self, file: Path, mask_file: Path) -> tuple[Image.Image, Image.Image]:
+        try:
+            with Image.open(file) as image, Image.open(mask_file) as mask:
+                image, mask = image.convert("RGB"), mask.copy()
+        except OSError as error:
+            raise ConfigError(f"{file}: it or its mask {mask_file.name} cannot be read ({error})") from None
+        if image.size != mask.size:
+            sizes = ("×".join(map(str, each.size)) for each in (mask, image))
+            raise ConfigError("{}: {} pixels, but its image has {}".format(mask_file, *sizes))
+        if mask.mode not in ("L", "P"):
+            raise ConfigError(f"{mask_file}: a mask holds one 8-bit number for each pixel, this one is {mask.mode}")
+        return image, mask
+
+    def _classes(self, mask: Image.Image, file: Path) -> np.ndarray:
+        values = np.asarray(mask).astype(np.int64)
+        if self.config.layout == "ade20k":
+            values = np.where(values == 0, 255, values - 1)
+        wrong = values[(values >= self.num_classes) & (values != 255)]
+        if len(wrong):
+            raise ConfigError(f"{file}: class {wrong.max()}, num_classes is {self.num_classes}")
+        return np.where(values == 255, NOT_ASKED, values)
+
+    def _files(self, split: str) -> list[tuple[Path, Path]]:
+        return _pairs(self.config.root, self.config.layout, _SPLITS[self.config.layout][split])
+
+
+def _scaled(image: Image.Image, factor: float, how: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
+    wide, high = (max(1, round(side * factor)) for side in image.size)
+    return image.resize((wide, high), how)
+
+
+@cache
+def _pairs(root: str, layout: str, split: str) -> list[tuple[Path, Path]]:
+    """Images and their masks, in order.
+
+    Raises:
+        ConfigError: no image, or one without a mask.
+    """
+    top = Path(root).expanduser()
+    if layout == "cityscapes":
+        images = sorted((top / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+        masks = [
+            top / "gtFine" / split / file.parent.name / file.name.replace("_leftImg8bit", "_gtFine_labelTrainIds")
+            for file in images
+        ]
+        folder = top / "leftImg8bit" / split
+    else:
+        folder = top / "images" / split
+        images = sorted(file for file in folder.glob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+        masks = [
+            top / ("annotations" if layout == "ade20k" else "masks") / split / f"{file.stem}.png" for file in images
+        ]
+    if not images:
+        raise ConfigError(f"task 'scenes': no images in {folder} (layout {layout!r})")
+    for image, mask in zip(images, masks, strict=True):
+        if not mask.exists():
+            raise ConfigError(f"{image}: its mask {mask} is not there")
+    return list(zip(images, masks, strict=True))
