@@ -70,6 +70,7 @@ then(sweeps.commands.plan, _visible)
 then(sweeps.commands.run, _shown(analysis.commands.show_grid))
 then(sweeps.search_commands.search, _shown(analysis.commands.show_search))
 then(sweeps.commands.bench, _benched)
+then(sweeps.commands.import_latency, _benched)
 
 
 @app.command()

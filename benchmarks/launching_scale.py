@@ -69,7 +69,7 @@ def main() -> None:
 
     from metamixer.config import SCHEMA_VERSION
     from sweeps import load_grid, make_plan
-    from sweeps.cluster import launch_plan
+    from sweeps.cluster import launch_plans
     from sweeps.profiles import Profile
 
     figures: dict[str, float] = {"runs": arguments.runs}
@@ -83,7 +83,7 @@ def main() -> None:
         some = [run.variant for run in plan.runs[: 2500 * len(plan.runs) // 10_000]]
         began = time.perf_counter()
         part = make_plan(load_grid(str(grid)), runs, only=list(dict.fromkeys(some)))
-        launch_plan(part, Profile(minutes=60), False, 5, None)
+        launch_plans([part], Profile(minutes=60), False, 5, None)
         figures["submit_seconds"] = time.perf_counter() - began
         figures["submitted"] = len(some)
         figures["sbatch_calls"] = (commands / "calls.log").read_text().split().count("sbatch")
@@ -97,7 +97,7 @@ def main() -> None:
                 finish(plan.folder(run).path, index)
         plan.write_manifest()
         # what plan begins with
-        measure(figures, "import", "-c", "import sweeps.grid")
+        measure(figures, "import", "-c", "import torch, timm")
         measure(figures, "plan", "launch.py", "plan", grid, "--runs", runs)
         measure(figures, "status", "launch.py", "status", "--runs", runs)
         measure(figures, "collect", "launch.py", "collect", "rates", "--runs", runs)

@@ -77,21 +77,20 @@ def launch(
             profile can't share a run's passes.
     """
     with launch_lock(root):
-        standings = find_standings(root, configs.keys())
-        if standings.problem:
-            raise ConfigError(f"{standings.problem}; what is queued can't be told, so nothing was submitted")
-        todo = [hash for hash in configs if standings.runs[hash].state in wanted]
-        idle = {hash for hash in todo if Attempts(RunFolder(root / hash)).idle() >= max_attempts}
-        todo = [hash for hash in todo if hash not in idle]
-        result = Launch(exhausted=sorted(idle))
-        if todo:
-            for hash in todo:
-                configs[hash].recipe.share(profile.processes)  # refused here, not on the node
-            for hash in todo:
-                RunFolder(root / hash).create(configs[hash])
-            code = snapshot.take(root)
-            result.submissions = slurm.submit(root, todo, grid, data, profile, code, array_size, max_attempts)
-    return result
+        now = find_standings(root, configs.keys())
+        if now.problem:
+            raise ConfigError(f"{now.problem}; what is queued can't be told, so nothing was submitted")
+        todo = [hash for hash in configs if now.runs[hash].state in wanted]
+        idle = [hash for hash in todo if Attempts(RunFolder(root / hash)).idle() >= max_attempts]
+        todo = [hash for hash in todo if hash not in set(idle)]
+        for hash in todo:
+            configs[hash].recipe.share(profile.processes)  # refused here, not on the node
+        for hash in todo:
+            RunFolder(root / hash).create(configs[hash])
+        if not todo:
+            return Launch(exhausted=idle)
+        code = snapshot.take(root)
+        return Launch(slurm.submit(root, todo, grid, data, profile, code, array_size, max_attempts), idle)
 
 
 def show_hours(plan: Plan, profile: Profile) -> None:
@@ -101,28 +100,34 @@ def show_hours(plan: Plan, profile: Profile) -> None:
     seconds = [(RunFolder(plan.root / hash).result() or {}).get("seconds", 0.0) for hash in done]
     estimate = "no estimate before a run is done"
     if seconds:
-        hours = todo * profile.gpus * sum(seconds) / len(seconds) / 3600
+        hours = todo * profile.gpus / profile.runs_per_gpu * sum(seconds) / len(seconds) / 3600
         estimate = f"about {hours:,.1f} by the runs done so far"
+    sharing = f", {profile.runs_per_gpu} runs on each" if profile.runs_per_gpu > 1 else ""
     Console(highlight=False, soft_wrap=True).print(
         f"the {todo} missing runs take {todo * profile.worst_hours:,.0f} GPU-hours at worst "
-        f"(GPUs {profile.gpus}, {1 + profile.continuations} × {profile.minutes} min each); {estimate}"
+        f"(GPUs {profile.gpus}{sharing}, {1 + profile.continuations} × {profile.minutes} min each); {estimate}"
     )
 
 
-def launch_plan(plan: Plan, profile: Profile, retry: bool, max_attempts: int, max_gpu_hours: float | None) -> bool:
-    """Submit a plan's missing runs, and print these and those left alone; returns whether SLURM took all."""
+def launch_plans(
+    plans: Sequence[Plan], profile: Profile, retry: bool, max_attempts: int, max_gpu_hours: float | None
+) -> bool:
+    """Submit the missing runs of plans, and print these and those left alone; returns whether SLURM took all."""
     from .terminal import say_left_alone  # loads torch, which `retry` does not need
 
-    check_budget([(profile, len(plan.missing(retry)))], max_gpu_hours)
+    check_budget([(profile, sum(len(plan.missing(retry)) for plan in plans))], max_gpu_hours)
     size = scheduler.max_array_size()  # fails where there is no SLURM, before anything is written
     wanted = {State.NEW, State.INTERRUPTED} | ({State.FAILED} if retry else set())
-    configs = {run.hash: run.config for run in plan.runs}
-    with launch_lock(plan.root):  # the manifest of one launch may not drop what another is about to submit
-        plan.write_manifest()
-        plan.put_aside()
-        launched = launch(plan.root, configs, wanted, plan.loaded.name, plan.data, profile, max_attempts, size)
-    say_left_alone(plan.count(), retry)
-    return print_launch(launched)
+    complete = True
+    for plan in plans:
+        configs = {run.hash: run.config for run in plan.runs}
+        with launch_lock(plan.root):  # the manifest of one launch may not drop what another is about to submit
+            plan.write_manifest()
+            plan.put_aside()
+            launched = launch(plan.root, configs, wanted, plan.loaded.name, plan.data, profile, max_attempts, size)
+        say_left_alone(plan.count(), retry)
+        complete &= print_launch(launched)
+    return complete
 
 
 def print_launch(launched: Launch) -> bool:
@@ -164,12 +169,13 @@ def retry(
     console = Console(highlight=False, soft_wrap=True)
     entries = follow.select(root, targets, data)
     now = follow.standings(root, entries)
-    groups = defaultdict[tuple[str, str, str], list[follow.Entry]](list)
+    groups = defaultdict[tuple[str, str, str], list[str]](list)
     for entry in entries:
         standing = now.runs[entry.hash]
         if standing.state not in RETRIED:
             continue
-        if not (profile or standing.submission):
+        last = profile or (standing.submission.profile if standing.submission else None)
+        if last is None:
             again = f"search {entry.grid}" if entry.is_trial else f"run {entry.grid} --retry"
             console.print(
                 f"{entry.name}: {standing.state}, was never submitted: `launch.py {again}` trains it here, --profile "
@@ -177,19 +183,18 @@ def retry(
                 style="yellow",
             )
             continue
-        chosen = override(profile or standing.submission.profile, changes)  # type: ignore[union-attr]
-        groups[entry.grid, entry.data, chosen.model_dump_json()].append(entry)
+        groups[entry.grid, entry.data, override(last, changes).model_dump_json()].append(entry.hash)
         if dry_run:
             console.print(f"{entry.name} ({entry.hash}): {standing.state}")
     if not groups:
         console.print("nothing to retry: none of them was submitted and failed or was interrupted")
-    if dry_run:
+    if dry_run or not groups:
         return True
-    parts = [(Profile.model_validate_json(key[2]), group) for key, group in groups.items()]
-    check_budget([(each, len(group)) for each, group in parts], max_gpu_hours)
-    complete = True
-    for (grid, data, _), (each, group) in zip(groups, parts, strict=True):
-        configs = {entry.hash: RunFolder(root / entry.hash).config() for entry in group}
-        size = scheduler.max_array_size()
-        complete &= print_launch(launch(root, configs, RETRIED, grid, data, each, max_attempts, size))
+    profiles = {key: Profile.model_validate_json(key[2]) for key in groups}
+    check_budget([(profiles[key], len(hashes)) for key, hashes in groups.items()], max_gpu_hours)
+    size, complete = scheduler.max_array_size(), True
+    for key, hashes in groups.items():
+        configs = {hash: RunFolder(root / hash).config() for hash in hashes}
+        launched = launch(root, configs, RETRIED, key[0], key[1], profiles[key], max_attempts, size)
+        complete &= print_launch(launched)
     return complete

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from metamixer.commands import Size, changes_of
+from metamixer.commands import Size
 
 from .options import (
     DataName,
@@ -24,6 +24,7 @@ from .options import (
     Overrides,
     Runs,
     absolute,
+    listed,
     rates_of,
     seeds_of,
     with_options,
@@ -36,15 +37,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Targets = Annotated[
-    Optional[list[str]],
-    typer.Argument(help="Grids, searches, beginnings of run hashes, or variants; everything if not given."),
-]
+TARGETS = "Grids, searches, beginnings of run hashes, or variants"
+Targets = Annotated[Optional[list[str]], typer.Argument(help=f"{TARGETS}; everything if not given.")]
+Named = Annotated[list[str], typer.Argument(help=f"{TARGETS}.")]
 
 
 @dataclass(frozen=True)
 class Launched:
-    """The runs of a command; without `data`, those on all data."""
+    """The runs of a command; without `data`, those on all its keys."""
 
     root: Path
     name: str
@@ -61,13 +61,11 @@ def list_grids() -> None:
     from sweeps import grid_questions
     from sweeps.search import search_questions
 
-    table = Table("grid", "question", box=None, pad_edge=False)
-    for name, question in grid_questions().items():
-        table.add_row(name, question)
-    searches = Table("search", "question", box=None, pad_edge=False)
-    for name, question in search_questions().items():
-        searches.add_row(name, question)
-    Console().print(table, "", searches)
+    for kind, questions in (("grid", grid_questions()), ("search", search_questions())):
+        table = Table(kind, "question", box=None, pad_edge=False)
+        for name, question in questions.items():
+            table.add_row(name, question)
+        Console().print(table, "")
 
 
 @with_options
@@ -83,7 +81,7 @@ def plan(options: GridOptions, job: JobOptions) -> "list[Plan]":
         plans = plans_of(options, measure=False)
         for planned in plans:
             print_plan(planned)
-    if job.profile or job.profiles or job.resource:
+    if job != JobOptions():
         for planned in plans:
             show_hours(planned, profile_of(job))
     return plans
@@ -110,7 +108,7 @@ def run(
     Here it ends with the table and the picture; on SLURM it returns after submitting.
     """
     from metamixer.config import ConfigError
-    from sweeps.terminal import print_plan, run_with_progress
+    from sweeps.terminal import parallel_runs, print_plan, run_with_progress
 
     if cluster not in ("local", "debug", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")
@@ -119,20 +117,18 @@ def run(
     if len(plans) > 1:
         print(f"the same on {', '.join(planned.data for planned in plans[1:])}")
     if cluster == "slurm":
-        from sweeps.cluster import launch_plan
+        from sweeps.cluster import launch_plans
 
-        taken = [launch_plan(each, profile_of(job), retry, max_attempts, max_gpu_hours) for each in plans]
-        raise typer.Exit(0 if all(taken) else 1)
-    complete = run_with_progress(plans, workers, device, retry, debug=cluster == "debug")
+        taken = launch_plans(plans, profile_of(job), retry, max_attempts, max_gpu_hours)
+        raise typer.Exit(0 if taken else 1)
+    at_once = parallel_runs(device, job.runs_per_gpu, workers)
+    complete = run_with_progress(plans, at_once, device, retry, debug=cluster == "debug")
     return Launched(plans[0].root, plans[0].loaded.name, plans[0].data if len(plans) == 1 else None, complete)
 
 
 @app.command()
 def status(
-    targets: Annotated[
-        Optional[list[str]],
-        typer.Argument(help="Grids, searches, beginnings of run hashes, or variants; all grids if not given."),
-    ] = None,
+    targets: Targets = None,
     data: DataName = None,
     runs: Runs = Path("runs"),
     every: Annotated[bool, typer.Option("--all", help="A row for every run, however many.")] = False,
@@ -149,7 +145,7 @@ def status(
 
 @app.command()
 def logs(
-    targets: Annotated[list[str], typer.Argument(help="Grids, searches, beginnings of run hashes, or variants.")],
+    targets: Named,
     data: DataName = None,
     runs: Runs = Path("runs"),
     lines: Annotated[int, typer.Option(min=1, help="Lines of each log, counted from its end.")] = 30,
@@ -162,7 +158,7 @@ def logs(
 
 @app.command()
 def cancel(
-    targets: Annotated[list[str], typer.Argument(help="Grids, searches, beginnings of run hashes, or variants.")],
+    targets: Named,
     data: DataName = None,
     runs: Runs = Path("runs"),
 ) -> None:
@@ -191,7 +187,7 @@ def retry(
     from sweeps.cluster import retry as retry_runs
 
     chosen = profile_of(job) if job.profile or job.profiles else None
-    changes = {} if chosen else changes_of(job.resource)
+    changes = {} if chosen else job.changes
     if not retry_runs(runs, targets or [], data, chosen, changes, max_attempts, max_gpu_hours, dry_run):
         raise typer.Exit(1)
 
@@ -199,9 +195,8 @@ def retry(
 @with_options
 def bench(
     models: Annotated[
-        Optional[list[str]],
-        typer.Argument(help="timm models, recipes, mixers, runs' folders, or grids (all their variants)."),
-    ] = None,
+        list[str], typer.Argument(help="timm models, recipes, mixers, runs' folders, or grids (all their variants).")
+    ],
     runtime: Annotated[
         Optional[list[str]],
         typer.Option(
@@ -220,43 +215,35 @@ def bench(
     match: Match = None,
     runs: Runs = Path("runs"),
     module: Modules = None,
-    file: Annotated[
-        Optional[Path], typer.Option("--import", help="Keep a phone's figures, from a CSV file (docs/latency.md).")
-    ] = None,
 ) -> "Report":
     """Time networks on runtimes, beside their costs.
 
     The rows are kept in latency.jsonl of the runs' folder.
     """
-    from metamixer.latency import imports, rows
-    from metamixer.latency.measure import Report, Subject
+    from metamixer.latency import rows
+    from metamixer.latency.bench import time_networks
+    from metamixer.latency.measure import Subject
 
-    if file is not None:
-        others = {"MODELS": models, "--runtime": runtime, "--size": size, "--unfolded": unfolded,
-                  "--data": data, "--set": set, "--only": only, "--match": match, "--module": module,
-                  "--threads": threads != 1, "--batch": batch != 1}  # fmt: skip
-        if given := [option for option, value in others.items() if value]:
-            raise ValueError(
-                f"--import: {given[0]} is for networks that are timed here; the table has its own figures and settings"
-            )
-        report = Report(imports.read_csv(file))
-        report.notes += imports.add_costs(report.rows, runs)
-    else:
-        from metamixer.latency.bench import time_networks
-
-        if not models:
-            raise ValueError("give the models to time, or a file with --import")
-
-        def options_of(name: str) -> GridOptions:
-            return GridOptions(name, data, set, "0", only, runs, match, module=module)
-
-        networks = [network for name in models for network in networks_of(options_of(name), size)]
-        subjects = [Subject(network, folded) for network in networks for folded in ([True, False][: 1 + unfolded])]
-        report = time_networks(
-            subjects, runtime or ["all"], threads=threads, batch=batch, rounds=rounds, sessions=sessions
-        )
+    grids = [GridOptions(name, data, set, "0", only, runs, match, module=module) for name in models]
+    networks = [network for options in grids for network in networks_of(options, size)]
+    subjects = [Subject(network, folded) for network in networks for folded in ([True, False][: 1 + unfolded])]
+    report = time_networks(subjects, runtime or ["all"], threads=threads, batch=batch, rounds=rounds, sessions=sessions)
     if report.rows:
         print(f"kept in {rows.append(runs, report.rows)}")
+    return report
+
+
+@with_options
+def import_latency(
+    file: Annotated[Path, typer.Argument(help="A CSV file (docs/latency.md).")], runs: Runs = Path("runs")
+) -> "Report":
+    """Keep the latencies that a phone measured, beside costs."""
+    from metamixer.latency import imports, rows
+    from metamixer.latency.measure import Report
+
+    report = Report(imports.read_csv(file))
+    report.notes += imports.add_costs(report.rows, runs)
+    print(f"kept in {rows.append(runs, report.rows)}")
     return report
 
 
@@ -267,47 +254,40 @@ def networks_of(options: GridOptions, size: str | None) -> list["Network"]:
     from sweeps import grid_questions
 
     if options.grid.endswith(".py") or options.grid in grid_questions():
-        return [of_run(run.variant, run.config, size_of(size)) for run in plan_of(options).runs]
+        return [of_run(run.variant, run.config, size_of(size)) for plan in plans_of(options) for run in plan.runs]
     for module in absolute(options.module):
         load_module(module)
     return [find_network(options.grid, size_of(size))]
 
 
 def plans_of(options: GridOptions, measure: bool = True) -> "list[Plan]":
-    """The plans that the options ask for: one for each of the bases that `--data` names, or of all."""
-    from sweeps import load_grid
+    """The plans that the options ask for: one for each key of the bases that `--data` names, or for all.
 
-    chosen: list[str | None] = [options.data]
-    if options.data == "all":
-        chosen = list(load_grid(options.grid, absolute(options.module), options.runs).grid.bases)
-    elif options.data:
-        chosen = [name.strip() for name in options.data.split(",")]
-    return [plan_of(replace(options, data=name), measure) for name in chosen]
-
-
-def plan_of(options: GridOptions, measure: bool = True) -> "Plan":
-    """The plan that the options ask for; latencies that it needs are measured only with `measure`."""
+    Latencies that they need are measured only with `measure`.
+    """
+    from metamixer.commands import changes_of
     from sweeps import load_grid, make_plan
 
-    return make_plan(
-        load_grid(options.grid, absolute(options.module), options.runs),
-        options.runs,
-        options.data,
-        changes_of(options.set),
-        options.aa,
-        measure,
-        seeds=seeds_of(options.seeds),
-        only=[name.strip() for name in options.only.split(",")] if options.only else None,
-        match=options.match,
-        lrs=rates_of(options.lrs),
-    )
+    loaded = load_grid(options.grid, absolute(options.module), options.runs)
+    keys: list[str | None] = [*(listed(options.data) or [None])]
+    if options.data == "all":
+        keys = [*loaded.grid.bases]
+    chosen: dict[str, Any] = {
+        "seeds": seeds_of(options.seeds),
+        "only": listed(options.only),
+        "match": options.match,
+        "lrs": rates_of(options.lrs),
+    }
+    return [
+        make_plan(loaded, options.runs, key, changes_of(options.set), options.aa, measure, **chosen) for key in keys
+    ]
 
 
 def profile_of(job: JobOptions) -> Any:
     """The profile of SLURM jobs that the options ask for."""
     from sweeps.profiles import load_profile
 
-    return load_profile(job.profile or "default", job.profiles, changes_of(job.resource))
+    return load_profile(job.profile or "default", job.profiles, job.changes)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from metamixer.config import ConfigError
 from metamixer.training.folder import RunFolder
 
 from . import scheduler
-from .states import Standing, Standings, State, find_standings
+from .states import Standing, Standings, State, find_standings, find_states
 from .submissions import jobs_folder
 from .trials import launched
 
@@ -45,6 +46,11 @@ class Entry:
     def name(self) -> str:
         return f"{self.variant} seed {self.seed}"
 
+    @property
+    def whole(self) -> str:
+        """The grid's name with its data."""
+        return f"{self.grid}@{self.data}"
+
 
 def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[Entry]:
     """The runs that the targets name, each once; every grid's and search's runs without targets.
@@ -63,8 +69,8 @@ def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[
             head = str(manifest.get("grid")), str(manifest.get("data"))
             listed = (*manifest.get("runs", ()), *manifest.get("others", ()))
             entries += [Entry(run["hash"], run["variant"], run["seed"], *head) for run in listed]
-    for search, setting, row in launched(root, data=data):
-        entries.append(Entry(row["hash"], f"trial {row['trial']}", row["seed"], search, setting, is_trial=True))
+    for search, key, row in launched(root, data=data):
+        entries.append(Entry(row["hash"], f"trial {row['trial']}", row["seed"], search, key, is_trial=True))
     chosen = dict[str, Entry]()
     for target in targets or [""]:
         name = Path(target).stem if target.endswith(".py") else target
@@ -74,7 +80,7 @@ def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[
             if name in ("", entry.grid, entry.variant) or (len(name) >= 8 and entry.hash.startswith(name))
         ]
         if not found:
-            there = ", ".join(sorted({f"{entry.grid}@{entry.data}" for entry in entries})) or "none"
+            there = ", ".join(sorted({entry.whole for entry in entries})) or "none"
             what = f"grid, run or variant {name!r}" if name else "grid"
             raise ConfigError(f"no {what}{f' on {data}' if data else ''} was launched in {root}; grids there: {there}")
         for entry in found:
@@ -83,7 +89,7 @@ def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[
 
 
 def is_search(root: Path, name: str, data: str | None = None) -> bool:
-    """Whether a search of this name was begun, on some data."""
+    """Whether a search of this name was begun."""
     return bool(name) and any((root / "searches").glob(f"{name}@{data or '*'}/search.json"))
 
 
@@ -114,10 +120,7 @@ def show_status(root: Path, targets: Sequence[str], data: str | None, every: boo
 def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -> list[RenderableType]:
     """A table by run, or of many runs by variant; notes about them; and the counts."""
     by_run = every or len(entries) <= ROWS
-    table, more = (_by_run(root, entries, now), 0) if by_run else _by_variant(entries, now)
-    lines: list[RenderableType] = [table]
-    if more:
-        lines.append(Text(f"and {more} more variants; --all shows every run"))
+    lines: list[RenderableType] = [*(_by_run(root, entries, now) if by_run else _by_variant(entries, now))]
     notes = dict[str, list[str]]()
     for entry in entries:
         standing = now.runs[entry.hash]
@@ -128,9 +131,7 @@ def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -
     for note, names in frequent[:NOTES]:
         lines.append(Text(f"{names[0]}{f' (and {len(names) - 1} more)' if len(names) > 1 else ''}: {note}", "yellow"))
     if len(frequent) > NOTES:
-        lines.append(
-            Text(f"and {len(frequent) - NOTES} other notes; `launch.py status RUN` shows a run's own", "yellow")
-        )
+        lines.append(Text(f"and {len(frequent) - NOTES} other notes; `launch.py status RUN` shows a run's own"))
     if now.problem:
         lines.append(Text(f"{now.problem}; states are from the runs' own files", "yellow"))
     lines.append(Text(f"logs: {root}/HASH/log.txt, or `launch.py logs`"))
@@ -142,109 +143,97 @@ def _counts(entries: Sequence[Entry], now: Standings) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
 
 
-def _table(entries: Sequence[Entry], *headings: str) -> Table:
-    several = len({(entry.grid, entry.data) for entry in entries}) > 1
+def _table(rows: Sequence[dict[str, str | Text]]) -> Table:
+    """A table of rows that have the same headings; names alone give way where the terminal is narrow."""
+    # a figure or a state that is cut says something else
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("grid", *headings) if several else headings:
+    for heading in rows[0]:
         right = heading in ("seed", "epoch", "score", "time")
-        # only names give way where the terminal is narrow: a figure or a state that is cut says something else
         gives_way = heading in ("grid", "variant", "runs")
         table.add_column(heading, justify="right" if right else "left", no_wrap=not gives_way, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
     return table
 
 
-def _by_run(root: Path, entries: Sequence[Entry], now: Standings) -> Table:
-    table = _table(entries, "variant", "seed", "state", "epoch", "score", "node", "time", "hash")
+def _by_run(root: Path, entries: Sequence[Entry], now: Standings) -> list[RenderableType]:
+    several = len({entry.whole for entry in entries}) > 1
+    rows = list[dict[str, str | Text]]()
     for entry in entries:
         standing = now.runs[entry.hash]
         progress = RunFolder(root / entry.hash).read("progress.json") or {}
-        table.add_row(
-            *([f"{entry.grid}@{entry.data}"] if table.columns[0].header == "grid" else []),
-            entry.variant,
-            str(entry.seed),
-            Text(standing.state, STYLES.get(standing.state, "")),
-            f"{progress.get('epoch', 0)}/{progress['epochs']}" if "epochs" in progress else "",
-            _score(standing, progress, entry.is_trial),
-            _node(standing, progress),
-            _time(standing, progress),
-            entry.hash,
+        rows.append(
+            {
+                **({"grid": entry.whole} if several else {}),
+                "variant": entry.variant,
+                "seed": str(entry.seed),
+                "state": Text(standing.state, STYLES.get(standing.state, "")),
+                "epoch": f"{progress.get('epoch', 0)}/{progress['epochs']}" if "epochs" in progress else "",
+                "score": _score(standing, progress, entry.is_trial),
+                "node": _node(standing, progress),
+                "time": _time(standing),
+                "hash": entry.hash,
+            }
         )
-    return table
+    return [_table(rows)]
 
 
-def _by_variant(entries: Sequence[Entry], now: Standings) -> tuple[Table, int]:
-    """A row for each variant, of more than `ROWS` for those that need a look first, and how many are left out."""
+def _by_variant(entries: Sequence[Entry], now: Standings) -> list[RenderableType]:
+    """A row for each variant; of more than `ROWS`, for those that need a look first, and how many are left out."""
+    several = len({entry.whole for entry in entries}) > 1
     groups = dict[tuple[str, str], list[Entry]]()
     for entry in entries:
-        groups.setdefault((f"{entry.grid}@{entry.data}", entry.variant), []).append(entry)
+        groups.setdefault((entry.whole, entry.variant), []).append(entry)
     calm = {State.DONE, State.NEW, State.QUEUED}
-    table = _table(entries, "variant", "seeds", "runs")
     needs_no_look = {key: {now.runs[e.hash].state for e in group} <= calm for key, group in groups.items()}
     shown = sorted(groups, key=needs_no_look.__getitem__) if len(groups) > ROWS else list(groups)
-    for grid, variant in shown[:ROWS]:
-        group = groups[grid, variant]
-        head = [grid] if table.columns[0].header == "grid" else []
-        table.add_row(*head, variant, _ranges({entry.seed for entry in group}), _counts(group, now))
-    return table, max(0, len(groups) - ROWS)
-
-
-def _ranges(numbers: set[int]) -> str:
-    """0-4, 7."""
-    ranges = list[list[int]]()
-    for number in sorted(numbers):
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+    table = _table(
+        [
+            {**({"grid": key[0]} if several else {}), "variant": key[1], "runs": _counts(groups[key], now)}
+            for key in shown[:ROWS]
+        ]
+    )
+    more = len(groups) - ROWS
+    return [table, Text(f"and {more} more variants; --all shows every run")] if more > 0 else [table]
 
 
 def _score(standing: Standing, progress: dict[str, Any], is_trial: bool) -> str:
-    """Of the test split once it is done, before that of the held-out images; of a trial those alone."""
-    tested = standing.state == State.DONE and not is_trial
+    """Of the test split once it is done, before that of the held-out samples; of a trial those alone."""
     result = standing.result or {}
-    score = result.get(result.get("metric", "top1")) if tested else progress.get("score")
+    tested = standing.state == State.DONE and not is_trial
+    score = result.get(result.get("metric", "top1")) if tested else progress.get("score", progress.get("top1"))
     return f"{score:.2f}" if score is not None else ""
 
 
 def _node(standing: Standing, progress: dict[str, Any]) -> str:
-    if standing.job is not None and standing.state in (State.RUNNING, State.QUEUED):
-        return standing.job.node if standing.state == State.RUNNING else ""
-    return str(progress.get("host", "")) if standing.state != State.QUEUED else ""
-
-
-def _time(standing: Standing, progress: dict[str, Any]) -> str:
+    if standing.state == State.QUEUED:
+        return ""
     if standing.state == State.RUNNING and standing.job is not None:
-        return standing.job.elapsed.removeprefix("00:")
+        return standing.job.node
+    return str(progress.get("host", ""))
+
+
+def _time(standing: Standing) -> str:
+    if standing.state == State.RUNNING and standing.job is not None:
+        return standing.job.elapsed
     seconds = (standing.result or {}).get("seconds")
-    return _clock(seconds) if seconds is not None else ""
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return str(timedelta(seconds=round(seconds))) if seconds is not None else ""
 
 
 def show_logs(root: Path, targets: Sequence[str], data: str | None, lines: int) -> None:
     """Print the end of each run's log; if a run has no log yet, print the output of its SLURM job."""
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     entries = select(root, targets, data)
     now = standings(root, entries)
     for entry in entries:
-        path = _log(root, entry.hash, now.runs[entry.hash])
-        console.print(f"{entry.variant} seed {entry.seed}, {now.runs[entry.hash].state}: {path or 'no log yet'}",
-                      style="bold", soft_wrap=True)  # fmt: skip
-        if path:
-            for line in path.read_text(errors="replace").splitlines()[-lines:]:
-                console.print(line, soft_wrap=True)
-
-
-def _log(root: Path, hash: str, standing: Standing) -> Path | None:
-    path = root / hash / "log.txt"
-    if not path.exists() and standing.submission is not None:
-        path = jobs_folder(root) / standing.submission.id / f"{standing.number}_0_log.out"
-    return path if path.exists() else None
+        standing = now.runs[entry.hash]
+        path = root / entry.hash / "log.txt"
+        if not path.exists() and standing.submission is not None:
+            path = jobs_folder(root) / standing.submission.id / f"{standing.number}_0_log.out"
+        there = path.exists()
+        console.print(f"{entry.name}, {standing.state}: {path if there else 'no log yet'}", style="bold")
+        for line in path.read_text(errors="replace").splitlines()[-lines:] if there else ():
+            console.print(line)
 
 
 def cancel(root: Path, targets: Sequence[str], data: str | None) -> list[str]:
@@ -257,12 +246,17 @@ def cancel(root: Path, targets: Sequence[str], data: str | None) -> list[str]:
     now = standings(root, entries)
     if now.problem:
         raise ConfigError(f"{now.problem}; nothing was cancelled")
-    active = [entry for entry in entries if now.runs[entry.hash].state in (State.QUEUED, State.RUNNING)]
+    waits_or_runs = (State.QUEUED, State.RUNNING)
+    active = [each for each in now.runs.values() if each.state in waits_or_runs]
     # one whose job has ended may be trained again outside SLURM
-    jobs = [(now.runs[entry.hash].number, now.runs[entry.hash].job) for entry in active]
-    numbers = [number for number, job in jobs if number and job is not None and (job.waiting or job.alive)]
-    scheduler.cancel(numbers)
-    lines = [f"cancelled {len(numbers)} jobs"]
-    if len(active) > len(numbers):
-        lines.append(f"{len(active) - len(numbers)} runs are trained outside SLURM; stop their launch where it runs")
+    in_jobs = [each for each in active if each.job is not None and (each.job.waiting or each.job.alive)]
+    jobs = {each.number: each.submission for each in in_jobs if each.number and each.submission}
+    sharing = {hash for number, submission in jobs.items() for hash in submission.runs_of(number)} - now.runs.keys()
+    others = [state for state in find_states(root, sharing).values() if state in waits_or_runs]
+    scheduler.cancel(list(jobs))
+    lines = [f"cancelled {len(jobs)} jobs"]
+    if others:
+        lines.append(f"{len(others)} other runs that shared these jobs are cancelled too")
+    if len(active) > len(in_jobs):
+        lines.append(f"{len(active) - len(in_jobs)} runs are trained outside SLURM; stop their launch where it runs")
     return lines

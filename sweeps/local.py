@@ -1,4 +1,4 @@
-"""Runs of a grid on this machine: one process a run, several at a time, one thread each on a CPU."""
+"""Runs on this machine: one process for each, several at a time, one thread each on a CPU."""
 
 from __future__ import annotations
 
@@ -36,17 +36,14 @@ class Outcome:
 
 
 @contextmanager
-def fork_server(module: str, stop: Callable[..., None]) -> Iterator[Any]:
-    """A context of multiprocessing whose processes begin with torch and `module` imported, one thread each on a CPU.
-
-    SIGINT and SIGTERM call `stop` meanwhile.
-    """
+def fork_server(stop: Callable[..., None]) -> Iterator[Any]:
+    """A context of multiprocessing whose processes begin with torch imported; SIGINT and SIGTERM call `stop`."""
     # every process inherits them from the server
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["metamixer.training.train", module])
-    # Ctrl-C reaches the server too, which imports for seconds before it shuts its ears
+    context.set_forkserver_preload(["metamixer.training.train", "sweeps.local"])
+    # Ctrl-C reaches the server too, which imports for seconds before it ignores the signal
     before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     forkserver.ensure_running()
     signal.signal(signal.SIGINT, stop)
@@ -63,14 +60,14 @@ def run_all(
     root: Path,
     workers: int,
     device: str,
-    watch: Callable[[list[PlannedRun], list[Outcome]], None],
+    show: Callable[[list[PlannedRun], list[Outcome]], None],
 ) -> tuple[list[Outcome], bool]:
     """Run everything in `runs`, `workers` at a time; each is taken from `runs` when a worker is free.
 
     A forked process that has its imports done starts in milliseconds and takes nothing else down when it dies.
 
     Args:
-        watch: called a few times a second with the active runs and the outcomes so far.
+        show: called a few times a second with the active runs and the outcomes so far.
 
     Returns:
         The outcomes, and whether SIGINT or SIGTERM stopped it early. Active runs are then asked to stop; each
@@ -88,7 +85,7 @@ def run_all(
         for process in active:
             process.terminate()
 
-    with fork_server("sweeps.local", stop) as context:
+    with fork_server(stop) as context:
         while active or not (stopped or exhausted):
             while len(active) < workers and not (stopped or exhausted):
                 run = next(waiting, None)
@@ -113,7 +110,7 @@ def run_all(
                 run, receiver = active.pop(process)
                 del at[process]
                 outcomes.append(_outcome(run, receiver, process.exitcode))
-            watch([run for run, _ in active.values()], outcomes)
+            show([run for run, _ in active.values()], outcomes)
             time.sleep(POLL_SECONDS)
     return outcomes, stopped
 

@@ -38,6 +38,9 @@ ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of
 Resources = Annotated[
     Optional[list[str]], typer.Option("--resource", help="KEY=VALUE changed in the profile, e.g. minutes=600.")
 ]
+RunsPerGpu = Annotated[
+    Optional[int], typer.Option("--runs-per-gpu", min=1, help="Small runs that share one GPU, here or in a SLURM job.")
+]
 MaxAttempts = Annotated[int, typer.Option(min=1, help="Starts in a row that one run may make without progress.")]
 MaxHours = Annotated[Optional[float], typer.Option(help="Refuse a launch that may take more GPU-hours.")]
 
@@ -65,6 +68,15 @@ class JobOptions:
     profile: ProfileName = None
     profiles: ProfileFile = None
     resource: Resources = None
+    runs_per_gpu: RunsPerGpu = None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Changed keys of the profile."""
+        from metamixer.commands import changes_of
+
+        shared = {} if self.runs_per_gpu is None else {"runs_per_gpu": self.runs_per_gpu}
+        return changes_of(self.resource) | shared
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,6 +100,11 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     call.__signature__ = inspect.Signature(seen)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in seen}
     return call
+
+
+def listed(text: str | None) -> list[str] | None:
+    """The parts of `a,b`; None if there are none."""
+    return [part.strip() for part in text.split(",")] if text else None
 
 
 def seeds_of(text: str | None) -> list[int] | None:

@@ -1,5 +1,8 @@
 """What a job of a cluster does: train its run in the run's folder, or go on with it, and note how that ended.
 
+Of several runs that share a job's GPU, each has a process and handles its own end; the first that must go on later
+requeues the job for all.
+
 SIGUSR2 announces a time limit or a preemption: the job writes its checkpoint and is requeued, within its limits.
 SIGTERM alone (scancel, a shutdown) leaves a checkpoint and an interrupted run. After SIGKILL or a lost node SLURM
 itself starts the job again, and the run goes on from its newest whole checkpoint.
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from .attempts import Attempts
     from .profiles import Profile
+    from .submissions import Submission
 
 SIGNAL_SECONDS = 90  # how long before its time limit a job is told
 LAST_WORD = 10  # seconds that the first process has to say how a run ended, before another one takes it down
@@ -47,47 +51,57 @@ def timed_out(ran: float, minutes: int) -> bool:
 
 @dataclass(frozen=True)
 class Payload:
-    """One run as a job; all that it needs besides this is in the runs' folder."""
+    """One run as a job, or several that share its GPU; all that they need besides this is in the runs' folder."""
 
     root: str
-    hash: str
+    hashes: tuple[str, ...]
     submission: str
     snapshot: str
 
     def __call__(self) -> str:
-        signals = Signals()
         # all of it before a signal may raise: torch can't be imported twice
         from metamixer.config import ConfigError
         from metamixer.training.distributed import ProcessLost
         from metamixer.training.folder import RunFolder
+        from metamixer.training.state import ended
         from metamixer.training.surroundings import surroundings
         from metamixer.training.train import Interrupted
         from sweeps.attempts import Attempts
         from sweeps.snapshot import verify
+        from sweeps.states import is_settled
         from sweeps.submissions import newest, read_submission, read_submissions
 
         root = Path(self.root)
         mine = read_submission(root, self.submission)
-        latest = newest(read_submissions(root)).get(self.hash)
+        rank, shared = int(os.environ.get("SLURM_PROCID", "0")), mine.profile.runs_per_gpu > 1
+        if shared:
+            if rank >= len(self.hashes):
+                return "no run for this process"
+            hash, rank = self.hashes[rank], 0
+            os.environ |= {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}  # it trains its run alone
+        else:
+            (hash,) = self.hashes
+        latest = newest(read_submissions(root)).get(hash)
         if latest is not None and latest[0].id != self.submission:
             return f"left to the newer submission {latest[0].id}"
-        folder = RunFolder(root / self.hash)
-        rank = int(os.environ.get("SLURM_PROCID", "0"))
+        folder = RunFolder(root / hash)
+        if shared and is_settled(ended(folder), mine):
+            return "ended before the job was queued again"
         log_to(folder.path / (f"log-{rank}.txt" if rank else "log.txt"))
         attempts = Attempts(folder, self.submission, rank)
         try:
             # one that stopped before it met the others would leave them waiting for it
-            signals.listen(at_once=os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1")
+            listen(at_once=shared or os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1")
             verify(root / "snapshots" / self.snapshot)
             if rank == 0 and attempts.idle() >= mine.max_attempts:
                 raise RuntimeError(f"{mine.max_attempts} starts in a row wrote no checkpoint")
             attempts.start(job=job_number(), snapshot=self.snapshot)
             state = self._train(folder, mine.profile)
         except BaseException as error:
-            signals.ignore()
+            ignore_signals()
             if isinstance(error, Stopped | Interrupted | ProcessLost):
                 lost = str(error) if isinstance(error, ProcessLost) else ""
-                end_job(attempts, signals, mine.profile, lost)
+                end_job(attempts, mine, lost)
             known = str(error) if isinstance(error, ConfigError) else surroundings(error)
             if known is not None:  # e.g. the start can't be noted on a full disk
                 attempts.stop("interrupted", note=known.removeprefix(f"{folder.path}: "))
@@ -118,30 +132,38 @@ class Payload:
         return str(result["state"])
 
 
-def end_job(attempts: Attempts, signals: Signals, profile: Profile, lost: str) -> NoReturn:
+def end_job(attempts: Attempts, mine: Submission, lost: str) -> NoReturn:
     """End a job after a signal or a lost process; after SIGUSR2 it is requeued, within its limits.
 
     Raises:
         RuntimeError: it is not queued again; SLURM must not call this COMPLETED.
     """
+    from metamixer.training.signals import received
+
+    profile = mine.profile
+    told = next((number for number in received if number in (signal.SIGUSR2, signal.SIGTERM)), None)
     if attempts.rank:  # the first process speaks for all
         time.sleep(LAST_WORD if lost else 0)
         sys.exit(0)
-    if lost and signals.first != signal.SIGUSR2:
+    if lost and told != signal.SIGUSR2:
         time.sleep(LAST_WORD / 2)  # for the other's own words, if it has any
         if attempts.failed():
             raise RuntimeError(lost)
         lost = attempts.last_note() or lost
     reason = "a process was lost" if lost else "stopped"
-    if signals.first == signal.SIGUSR2:
-        started = float(os.environ.get("METAMIXER_JOB_START", signals.began))
-        reason = "time limit" if timed_out(time.time() - started, profile.minutes) else "preempted"
+    if told == signal.SIGUSR2:
+        ran = time.time() - float(os.environ["METAMIXER_JOB_START"])
+        reason = "time limit" if timed_out(ran, profile.minutes) else "preempted"
     refusal = ""
     if reason == "time limit" and attempts.time_limits() >= profile.continuations:
         refusal = f"after its {profile.continuations} continuations"
     again = reason in ("time limit", "preempted") and not refusal
     attempts.stop(reason, requeue=again, note=lost or refusal or reason)
     if again:
+        if profile.runs_per_gpu > 1:
+            time.sleep(LAST_WORD)  # the other runs of the job write their checkpoints
+            if not is_first(attempts.folder.path.parent / "jobs" / mine.id):
+                sys.exit(0)
         refusal = requeue()
         if not refusal:
             sys.exit(0)  # SLURM ends this job and queues it again
@@ -149,47 +171,39 @@ def end_job(attempts: Attempts, signals: Signals, profile: Profile, lost: str) -
     raise RuntimeError(f"interrupted ({reason}{'; ' + refusal if refusal else ''}); `launch.py retry` goes on")
 
 
-class Signals:
-    """Which of SIGUSR2 and SIGTERM came first; while training does not handle them itself they end the payload."""
+def is_first(folder: Path) -> bool:
+    """Whether this process is the first of its job, since the job began, that wants to have it requeued."""
+    begun = os.environ.get("SLURM_RESTART_COUNT", "0")
+    try:
+        (folder / f"requeued-{job_number()}-{begun}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
-    def __init__(self) -> None:
-        self.began = time.time()
-        self._first: int | None = None
-        self._reader, writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(writer, False)
-        # the number of every signal is written here, whoever handles it
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
-    def listen(self, at_once: bool) -> None:
-        """From here on a signal raises `Stopped`.
+def listen(at_once: bool) -> None:
+    """From here on a signal raises `Stopped`, while training does not handle it itself.
 
-        SIGUSR2 was blocked before, and a SIGUSR2 of that time comes now; if not `at_once`, when training listens.
-        """
-        for number in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, self._handle)
-        if at_once:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+    SIGUSR2 was blocked before, and a SIGUSR2 of that time comes now; if not `at_once`, when training listens.
+    """
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, _stop)
+    if at_once:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 
-    def _handle(self, number: int, frame: Any) -> None:
-        self.ignore()
-        raise Stopped(signal.Signals(number).name)
 
-    @staticmethod
-    def ignore() -> None:
-        """Ignore further signals: the end takes time, and SLURM sends SIGTERM to a job that it requeues."""
-        for number in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+def _stop(number: int, frame: Any) -> None:
+    from metamixer.training.signals import received
 
-    @property
-    def first(self) -> int | None:
-        if self._first is None:
-            try:
-                numbers = os.read(self._reader, 4096)
-            except BlockingIOError:
-                return None
-            self._first = next((n for n in numbers if n in (signal.SIGUSR2, signal.SIGTERM)), None)
-        return self._first
+    received.append(number)
+    ignore_signals()
+    raise Stopped(signal.Signals(number).name)
+
+
+def ignore_signals() -> None:
+    """Ignore further signals: the end takes time, and SLURM sends SIGTERM to a job that it requeues."""
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def requeue() -> str:

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from metamixer.config import Config, ConfigError, override, parse
 
@@ -27,10 +27,12 @@ class Profile(Config):
 
     Attributes:
         minutes: time limit of a job. A run that reaches it goes on in a new job, up to `continuations` times.
-        gpus_per_node: with several GPUs or nodes a run is trained by one process a GPU (a node without GPUs: one).
+        gpus_per_node: with several GPUs or nodes a run is trained by one process per GPU (a node without GPUs: one).
         cpus_per_task: cores for each process; beyond the first they load images.
         memory_gb: memory of each node.
-        parallel: runs of one launch that may run at a time.
+        runs_per_gpu: small runs that share the GPU (or, without GPUs, the node) of one job, each in a process of its
+            own. The cores are each run's, the memory is that of all together.
+        parallel: jobs of one launch that may run at a time.
         setup: shell lines in front of the run, e.g. `module load cuda`.
         environment: variables to set for the run.
         options: any other options of sbatch by their long names, e.g. `gres = "gpu:a100:4"` or `exclude = "n7"`; true
@@ -48,6 +50,7 @@ class Profile(Config):
     gpus_per_node: int = Field(default=0, ge=0)
     cpus_per_task: int = Field(default=1, gt=0)
     memory_gb: float | None = Field(default=None, gt=0)
+    runs_per_gpu: int = Field(default=1, gt=0)
     parallel: int = Field(default=64, gt=0)
     setup: tuple[str, ...] = ()
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
@@ -61,8 +64,18 @@ class Profile(Config):
                 raise ConfigError(f"option {option!r}: {FIELDS[option]}")
         return options
 
+    @model_validator(mode="after")
+    def _shares_one_gpu(self) -> Profile:
+        if self.runs_per_gpu > 1 and self.processes > 1:
+            raise ConfigError(
+                f"runs_per_gpu {self.runs_per_gpu}: runs can share one GPU of one node, but the profile has "
+                f"{self.nodes} × {self.gpus_per_node}: set nodes=1 and gpus_per_node=1"
+            )
+        return self
+
     @property
     def processes(self) -> int:
+        """Those that train one run together."""
         return self.nodes * max(1, self.gpus_per_node)
 
     @property
@@ -72,7 +85,7 @@ class Profile(Config):
     @property
     def worst_hours(self) -> float:
         """GPU-hours that one run can take: every job up to its time limit."""
-        return self.gpus * self.minutes / 60 * (1 + self.continuations)
+        return self.gpus * self.minutes / 60 * (1 + self.continuations) / self.runs_per_gpu
 
 
 def load_profile(name: str, file: Path | None = None, changes: dict[str, Any] | None = None) -> Profile:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from metamixer.config import ConfigError
 
@@ -16,16 +16,23 @@ WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", 
 ALIVE = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job's number, state in SLURM's words, node, time so far, code and signal that it ended with, reason to wait."""
+class Job(NamedTuple):
+    """A job as SLURM describes it.
 
-    number: str  # 123, or 123_4 for a task of an array
+    Attributes:
+        number: 123, or 123_4 for a task of an array.
+        state: in SLURM's words.
+        elapsed: time so far.
+        exit_code: code and signal that it ended with.
+        reason: why it waits; squeue alone knows it.
+    """
+
+    number: str
     state: str
     node: str = ""
     elapsed: str = ""
     exit_code: str = ""
-    reason: str = ""  # squeue alone knows it
+    reason: str = ""
 
     @property
     def waiting(self) -> bool:
@@ -36,12 +43,7 @@ class Job:
         return self.state in ALIVE
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Jobs by their name and index; `problem` says why SLURM could not be asked. A job that is not in it is gone."""
-
-    jobs: dict[tuple[str, int], Job]
-    problem: str = ""
+Jobs = dict[tuple[str, int], Job]  # by name and index in the array
 
 
 def call(*command: str, timeout: float = TIMEOUT) -> str:
@@ -64,11 +66,15 @@ def call(*command: str, timeout: float = TIMEOUT) -> str:
     return done.stdout
 
 
-def ask(names: Iterable[str], since: float) -> Answer:
-    """Where the jobs of these names stand, which were submitted after `since` (seconds since the epoch)."""
+def ask(names: Iterable[str], since: float) -> tuple[Jobs, str]:
+    """Where the jobs of these names stand, and why SLURM could not be asked; a job that is not in it is gone.
+
+    Args:
+        since: all of them were submitted after this time, in seconds since the epoch.
+    """
     wanted = ",".join(sorted(set(names)))
     if not wanted:
-        return Answer({})
+        return {}, ""
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
     form = "JobName,JobID,State,NodeList,Elapsed,ExitCode"
     try:
@@ -78,12 +84,12 @@ def ask(names: Iterable[str], since: float) -> Answer:
     try:
         current = _rows(call("squeue", "-h", "-r", "-t", "all", f"--name={wanted}", "-o", "%j|%i|%T|%N|%M||%r"))
     except ConfigError as error:
-        return Answer(known, str(error))
+        return known, str(error)
     # sacct learns of jobs a moment late, calls one cancelled whose processes still write, and one that a controller
     # lost running for ever: squeue knows what lives
     ended = {key: job for key, job in known.items() if not (job.waiting or job.alive)}
     living = {key: job for key, job in current.items() if job.waiting or job.alive}
-    return Answer({**current, **ended, **living})
+    return {**current, **ended, **living}, ""
 
 
 def cancel(numbers: list[str]) -> None:
@@ -106,7 +112,7 @@ def max_array_size() -> int:
     return int(found[1]) if found else 1001
 
 
-def _rows(text: str) -> dict[tuple[str, int], Job]:
+def _rows(text: str) -> Jobs:
     jobs = {}
     for line in text.splitlines():
         name, number, state, *rest = line.split("|")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shlex
-import shutil
 import sys
 import time
 import uuid
@@ -21,7 +20,7 @@ from metamixer.config import ConfigError
 from . import scheduler
 from .payload import Payload, signal_delay
 from .profiles import Profile
-from .submissions import ATTEMPTS, Submission, jobs_folder, record
+from .submissions import Submission, jobs_folder, record
 
 # USR2 ends a process that has no handler yet; blocked, it waits until the payload has one, seconds of imports later
 BLOCK = "import os,signal,sys; signal.pthread_sigmask(signal.SIG_BLOCK,{signal.SIGUSR2}); "
@@ -32,15 +31,15 @@ FIND_FIRST = "MASTER_ADDR=$(scontrol show node $SLURMD_NODENAME | sed -n 's/.*No
 FIND_FIRST += '; [ -z "$MASTER_ADDR" ] || export MASTER_ADDR'
 
 
-def chunks(hashes: Sequence[str], size: int, parallel: int) -> list[tuple[tuple[str, ...], int, int | None]]:
-    """Arrays of at most `size` runs that together run at most `parallel` at a time.
+def chunks(jobs: int, size: int, parallel: int) -> list[tuple[int, int, int | None]]:
+    """Arrays of at most `size` jobs that together run at most `parallel` at a time.
 
     Returns:
-        For each its runs, how many of them run at a time, and the index of the array that has to end first.
+        For each its jobs, how many of them run at a time, and the index of the array that has to end first.
     """
-    parts = [tuple(hashes[start : start + size]) for start in range(0, len(hashes), size)]
+    parts = [min(size, jobs - start) for start in range(0, jobs, size)]
     lanes = min(parallel, len(parts))
-    # more arrays than runs at a time: some wait for another to end
+    # more arrays than jobs at a time: some wait for another to end
     shares = [parallel // lanes + (lane < parallel % lanes) for lane in range(lanes)]
     return [
         (part, shares[index % lanes], index - lanes if index >= lanes else None) for index, part in enumerate(parts)
@@ -55,9 +54,9 @@ def submit(
     profile: Profile,
     snapshot: str,
     array_size: int,
-    max_attempts: int = ATTEMPTS,
+    max_attempts: int,
 ) -> list[Submission]:
-    """Submit runs, whose folders exist, `array_size` to an array at most; the launch lock is held.
+    """Submit runs, whose folders exist, `array_size` jobs to an array at most; the launch lock is held.
 
     Returns:
         The records, one for each call of sbatch. If the last one has an error, SLURM refused it and what
@@ -66,8 +65,10 @@ def submit(
     Raises:
         ConfigError: sbatch failed, and SLURM can't be asked whether it took the jobs all the same.
     """
-    submitted = list[Submission]()
-    for part, at_once, first in chunks(hashes, array_size, profile.parallel):
+    submitted, left = list[Submission](), list(hashes)
+    shared = profile.runs_per_gpu
+    for jobs, at_once, first in chunks(-(-len(hashes) // shared), array_size, profile.parallel):
+        part, left = tuple(left[: jobs * shared]), left[jobs * shared :]
         submission = Submission(
             id=f"mm-{uuid.uuid4().hex[:8]}", time=time.time(), grid=grid, data=data, snapshot=snapshot,
             profile=profile, hashes=part, max_attempts=max_attempts,
@@ -79,14 +80,12 @@ def submit(
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as failure:
             error = " ".join(str(failure).split()).split("sbatch: error: ")[-1]  # its own words, without submitit's
             # a busy controller may have taken the jobs and not said so
-            answer = scheduler.ask([submission.id], submission.time)
-            if answer.problem:
-                raise ConfigError(f"sbatch: {error}; and {answer.problem}. Launch again later") from None
+            found, problem = scheduler.ask([submission.id], submission.time)
+            if problem:
+                raise ConfigError(f"sbatch: {error}; and {problem}. Launch again later") from None
             # what SLURM refuses stays visible for a while, failed and without a node
-            taken = [job for job in answer.jobs.values() if job.state != "FAILED" or job.node]
+            taken = [job for job in found.values() if job.state != "FAILED" or job.node]
             changes = {"job": taken[0].number.split("_")[0]} if taken else {"error": error}
-            if not taken:
-                _remove_pickles(root, submission)
         submission = submission.model_copy(update=changes)
         record(root, submission)
         submitted.append(submission)
@@ -116,13 +115,14 @@ def _sbatch(root: Path, submission: Submission, parallel: int, after: str | None
         job_name=submission.id,
         time=profile.minutes,
         nodes=profile.nodes,
-        ntasks_per_node=profile.processes // profile.nodes,
+        ntasks_per_node=profile.processes // profile.nodes * profile.runs_per_gpu,
         cpus_per_task=profile.cpus_per_task,
         signal_delay_s=signal_delay(profile.minutes),
         array_parallelism=parallel,
         stderr_to_stdout=True,
         srun_args=[
-            "--kill-on-bad-exit=1",  # a process that dies takes the others with it; else they would wait for it
+            # a process that dies takes those of the same run with it, which would wait for it
+            f"--kill-on-bad-exit={int(profile.runs_per_gpu == 1)}",
             f"--cpus-per-task={profile.cpus_per_task}",  # srun of SLURM 22.05 does not take it from the job
         ],
         # requeue, whatever the cluster's default: after a lost node the job starts again
@@ -140,7 +140,7 @@ def _sbatch(root: Path, submission: Submission, parallel: int, after: str | None
         ],
         **optional,
     )
-    payloads = [Payload(str(root.resolve()), hash, submission.id, submission.snapshot) for hash in submission.hashes]
+    payloads = [Payload(str(root.resolve()), runs, submission.id, submission.snapshot) for runs in submission.jobs]
     # submitit also prints the error that it raises; what is submitted inside `batch` becomes one array
     with _outside_any_job(), redirect_stderr(io.StringIO()), executor.batch():
         jobs = [executor.submit(payload) for payload in payloads]
@@ -155,9 +155,3 @@ def _outside_any_job() -> Iterator[None]:
         if conf is not None:
             os.environ["SLURM_CONF"] = conf
         yield
-
-
-def _remove_pickles(root: Path, submission: Submission) -> None:
-    for path in (jobs_folder(root) / submission.id).iterdir():
-        if path.name != "submission.json":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()

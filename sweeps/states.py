@@ -42,35 +42,33 @@ def find_states(root: Path, hashes: Collection[str]) -> dict[str, State]:
     return {hash: standing.state for hash, standing in find_standings(root, hashes).runs.items()}
 
 
-def find_standings(root: Path, hashes: Collection[str], submissions: list[Submission] | None = None) -> Standings:
+def find_standings(root: Path, hashes: Collection[str]) -> Standings:
     """Where runs stand; SLURM is asked only about those that it may still hold."""
-    latest = newest(read_submissions(root) if submissions is None else submissions)
+    latest = newest(read_submissions(root))
     results = {hash: ended(RunFolder(root / hash)) for hash in hashes}
-    open_ = {hash: latest[hash] for hash in hashes if hash in latest and not _settled(results[hash], latest[hash][0])}
-    answer = scheduler.ask(
-        (submission.id for submission, _ in open_.values()),
-        min((submission.time for submission, _ in open_.values()), default=0.0),
+    open_ = {hash: latest[hash] for hash in hashes if hash in latest and not is_settled(results[hash], latest[hash][0])}
+    submissions = [submission for submission, _ in open_.values()]
+    jobs, problem = scheduler.ask(
+        {submission.id for submission in submissions}, min((each.time for each in submissions), default=0.0)
     )
     standings = {}
     for hash, result in results.items():
         submission, index = latest.get(hash, (None, 0))
+        folder = RunFolder(root / hash)
         if result and hash not in open_:
             standings[hash] = Standing(State(result["state"]), submission, result=result)
-            continue
-        folder = RunFolder(root / hash)
-        if submission is None:
+        elif submission is None:
             state = state_of(folder)
-            note = Attempts(folder).last_note() if state == State.INTERRUPTED else ""
-            standings[hash] = Standing(state, note=note)
+            standings[hash] = Standing(state, note=Attempts(folder).last_note() if state == State.INTERRUPTED else "")
         else:
-            job = answer.jobs.get((submission.id, index))
-            state, note = _of_job(folder, job, answer.problem)
-            number = job.number if job else submission.job_of(index)
+            job = jobs.get((submission.id, index))
+            state, note = _of_job(folder, job, problem)
+            number = job.number if job else submission.number_of(index)
             standings[hash] = Standing(state, submission, number, job, result, note)
-    return Standings(standings, answer.problem)
+    return Standings(standings, problem)
 
 
-def _settled(result: dict[str, Any] | None, submission: Submission) -> bool:
+def is_settled(result: dict[str, Any] | None, submission: Submission) -> bool:
     """Whether a result is final: done, or a failure of the newest submission and not of one before."""
     return result is not None and (result["state"] == "done" or result.get("time", 0) > submission.time)
 

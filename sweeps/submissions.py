@@ -7,8 +7,9 @@ SLURM is asked for it, whether or not the launch lived to write down the job's n
 from __future__ import annotations
 
 import fcntl
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -20,11 +21,9 @@ from metamixer.training.folder import RunFolder
 
 from .profiles import Profile
 
-ATTEMPTS = 5  # starts in a row without a checkpoint that a run may have
-
 
 class Submission(Config):
-    """One call of sbatch: a job for one run, or an array for several."""
+    """One call of sbatch: a job, or an array of jobs, each for `profile.runs_per_gpu` runs."""
 
     schema_version: Literal[1] = 1
     id: str
@@ -34,15 +33,25 @@ class Submission(Config):
     snapshot: str
     profile: Profile
     hashes: tuple[str, ...]
-    max_attempts: int = ATTEMPTS
+    max_attempts: int = 5  # starts in a row without a checkpoint that a run may have
     job: str | None = None  # SLURM's number, once sbatch has given it
     error: str | None = None  # why nothing was submitted
 
-    def job_of(self, index: int) -> str | None:
-        """SLURM's number of the run at `index`, e.g. 123_4."""
+    @property
+    def jobs(self) -> list[tuple[str, ...]]:
+        """The runs of each job."""
+        size = self.profile.runs_per_gpu
+        return [self.hashes[start : start + size] for start in range(0, len(self.hashes), size)]
+
+    def number_of(self, index: int) -> str | None:
+        """SLURM's number of a job, e.g. 123_4."""
         if self.job is None:
             return None
-        return self.job if len(self.hashes) == 1 else f"{self.job}_{index}"
+        return self.job if len(self.hashes) <= self.profile.runs_per_gpu else f"{self.job}_{index}"
+
+    def runs_of(self, number: str) -> tuple[str, ...]:
+        """The runs of the job that has SLURM's number."""
+        return self.jobs[int(number.partition("_")[2] or 0)]
 
 
 def jobs_folder(root: Path) -> Path:
@@ -68,15 +77,15 @@ def read_submissions(root: Path) -> list[Submission]:
     found = []
     for path in jobs_folder(root).glob("*/submission.json"):
         try:
-            found.append(_read(path))
+            found.append(read_submission(root, path.parent.name))
         except ConfigError as error:
-            if path not in _named:
-                print(f"{error}; passed over", file=sys.stderr)
-            _named.add(path)
+            _say_once(f"{error}; passed over")
     return sorted(found, key=lambda each: each.time)
 
 
-_named: set[Path] = set()
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def read_submission(root: Path, id: str) -> Submission:
@@ -85,23 +94,21 @@ def read_submission(root: Path, id: str) -> Submission:
     Raises:
         ConfigError: it is not there, or not whole.
     """
-    return _read(jobs_folder(root) / id / "submission.json")
-
-
-def _read(path: Path) -> Submission:
+    path = jobs_folder(root) / id / "submission.json"
     content = RunFolder(path.parent).read(path.name)
     if content is None:
         raise ConfigError(f"{path}: no whole record of a submission")
     return parse(Submission, content, str(path))
 
 
-def newest(submissions: list[Submission]) -> dict[str, tuple[Submission, int]]:
-    """For each run its last submission that was not refused, and the run's index there."""
+def newest(submissions: Sequence[Submission]) -> dict[str, tuple[Submission, int]]:
+    """For each run its last submission that was not refused, and the index of its job there."""
     return {
         hash: (submission, index)
         for submission in submissions
         if submission.error is None
-        for index, hash in enumerate(submission.hashes)
+        for index, hashes in enumerate(submission.jobs)
+        for hash in hashes
     }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
@@ -12,6 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
+from metamixer.backbone import Backbone
+from metamixer.branches import probed, token_range
+from metamixer.config import ConfigError
 from metamixer.cost import Cost, readable
 from metamixer.training.folder import RunFolder
 from metamixer.training.run_config import RunConfig
@@ -20,41 +25,46 @@ from .grid import PlannedRun, blaming
 from .iso_cost import cost
 from .local import Outcome, places_of, run_all, run_here
 from .plan import Plan
-from .states import State
+from .states import State, find_standings
 from .submissions import launch_lock
 
 LARGE = 2.0  # GiB of one tensor from which a plan warns
+LITTLE_WORK = 1e10  # multiply-adds that a plan may spend to see how branches start, about a second
 ROWS = 100  # of a plan's table: nobody reads more
+BETWEEN_LOOKS = 1.0  # seconds, at runs of another launch
 
 
 def print_plan(plan: Plan) -> None:
-    """The variants of a plan with what differs, what they cost and where their runs stand."""
-    console = Console()
+    """The variants of a plan with what differs, what they cost, how they start and where their runs stand."""
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(f"[bold]{plan.loaded.name}[/bold] on {plan.data}: {plan.loaded.question}", highlight=False)
-    table = Table("variant", "changes", box=None, pad_edge=False)
-    for heading in ("widths", "params", "MACs", "runs"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    warned: dict[str, str] = {}
     variants = dict[str, list[PlannedRun]]()
     for run in plan.runs:
         variants.setdefault(run.variant, []).append(run)
+    costs, warned = dict[str, Cost](), dict[str, str]()
     for name in track(variants, "counting", console=console, transient=True, disable=len(variants) < 20):
-        runs = variants[name]
-        config, variant = runs[0].config, runs[0].declared
+        run = variants[name][0]
         with blaming(name):
-            spent = cost(config)
-        if len(table.rows) < ROWS:
-            states = Counter(plan.states[run.hash] for run in runs)
-            table.add_row(
-                name,
-                _changes(variant.changes, variant.on, name == plan.loaded.grid.base),
-                ", ".join(str(stage.width) for stage in config.model.stages),
-                readable(spent.parameters),
-                readable(spent.macs),
-                " ".join(f"{number} {state}" for state, number in states.items()),
-            )
-        for warning in [*config.warnings(), *_two_worlds(runs[0]), *_large(config, spent)]:
+            costs[name] = cost(run.config)
+        for warning in [*run.config.warnings(), *_two_worlds(run), *_large(run.config, costs[name])]:
             warned.setdefault(warning, name)
+    work = sum(spent.macs * probed(variants[name][0].config.data.input_size) for name, spent in costs.items())
+    table = Table("variant", "changes", box=None, pad_edge=False)
+    for heading in ("widths", "params", "MACs", *(["branch"] if work <= LITTLE_WORK else []), "runs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, runs in list(variants.items())[:ROWS]:
+        variant, states = runs[0].declared, Counter(plan.states[run.hash] for run in runs)
+        with blaming(name):
+            branch = [_branch(runs[0].config)] if work <= LITTLE_WORK else []
+        table.add_row(
+            name,
+            _changes(variant.changes, variant.on, name == plan.loaded.grid.base),
+            ", ".join(str(stage.width) for stage in runs[0].config.model.stages),
+            readable(costs[name].parameters),
+            readable(costs[name].macs),
+            *branch,
+            " ".join(f"{number} {state}" for state, number in states.items()),
+        )
     console.print(table)
     if len(variants) > ROWS:
         console.print(f"and {len(variants) - ROWS} more variants")
@@ -74,6 +84,15 @@ def print_plan(plan: Plan) -> None:
         )
     for name, reason in plan.loaded.grid.left_out.items():
         console.print(f"left out: {name}: {reason}", style="yellow", highlight=False)
+
+
+def _branch(config: RunConfig) -> str:
+    """The token mixers' branches at initialisation over their inputs: the ratio of the spreads, or its range."""
+    model = config.build()
+    if not isinstance(model, Backbone):
+        return ""
+    low, high = (f"{ratio:.2g}" for ratio in token_range(model, config.data.input_size))
+    return low if low == high else f"{low}–{high}"
 
 
 def _product(plan: Plan) -> str:
@@ -107,32 +126,50 @@ def _large(config: RunConfig, spent: Cost) -> list[str]:
 
 
 def run_with_progress(
-    plans: Sequence[Plan], workers: int | None, device: str, retry: bool, debug: bool = False
-) -> bool:
+    plans: Sequence[Plan], workers: int, device: str, retry: bool, debug: bool = False
+) -> bool:  # fmt: skip
     """Run the missing runs of plans with one folder on this machine; returns whether all runs are done.
 
     With `debug`, in this process and one after another.
     """
     console = Console()
     missing = {run.hash: run for plan in plans for run in plan.missing(retry)}
-    counts = sum((plan.count() for plan in plans), Counter[State]())
-    say_left_alone(counts, retry)
+    say_left_alone(sum((plan.count() for plan in plans), Counter[State]()), retry)
     root = plans[0].root
     with launch_lock(root):
         for plan in plans:
             plan.write_manifest()
             plan.put_aside()
-    if not missing:
+    runs, stopped = list(missing.values()), False
+    if not runs:
         console.print("nothing to run")
-        return counts[State.DONE] == counts.total()
-    runs = list(missing.values())
-    if debug:
-        return _problems(console, run_here(runs, root, device), at_least=1)
-    outcomes, stopped = show_training(runs, len(runs), root, workers or parallel_runs(device), device)
-    complete = _problems(console, outcomes)
+    elif debug:
+        _show_problems(console, run_here(runs, root, device), at_least=1)
+    else:
+        outcomes, stopped = show_training(runs, len(runs), root, workers, device)
+        _show_problems(console, outcomes)
     if stopped:
         console.print("stopped; the same command goes on from here", style="yellow")
-    return complete and not stopped
+        return False
+    return _all_done(console, root, {hash for plan in plans for hash in plan.states})
+
+
+def _all_done(console: Console, root: Path, hashes: set[str]) -> bool:
+    """Whether all runs are done, once those that another launch trains on this machine have ended."""
+    said = False
+    try:
+        while True:
+            now = find_standings(root, hashes).runs
+            hashes = {hash for hash, each in now.items() if each.state != State.DONE}
+            others = [hash for hash in hashes if now[hash].state == State.RUNNING and now[hash].job is None]
+            if not others:
+                return not hashes
+            if not said:
+                console.print(f"waiting for {len(others)} runs that another launch trains", style="yellow")
+                said = True
+            time.sleep(BETWEEN_LOOKS)
+    except KeyboardInterrupt:
+        return False
 
 
 def say_left_alone(counts: Counter[State], retry: bool) -> None:
@@ -160,32 +197,36 @@ def show_training(
         total: how many runs there will be.
         describe: a line on how a run ended, where that of a grid's run does not do.
     """
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    ) as progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, TextColumn("{task.fields[note]}")) as progress:
         return run_all(runs, root, workers, device, _View(root, progress, total, describe).update)
 
 
-def _problems(console: Console, outcomes: list[Outcome], at_least: int = 2) -> bool:
-    """Print each problem that `at_least` so many runs had, once with their number; returns whether there was none."""
-    problems = [outcome for outcome in outcomes if outcome.state != State.DONE]
+def _show_problems(console: Console, outcomes: list[Outcome], at_least: int = 2) -> None:
+    """Print each problem that `at_least` so many runs had, once with their number."""
+    problems = [outcome for outcome in outcomes if outcome.state not in (State.DONE, State.RUNNING)]
     for message, number in Counter(outcome.message for outcome in problems).items():
         if number >= at_least:
             first = next(outcome.run for outcome in problems if outcome.message == message)
             others = f" and {number - 1} more" if number > 1 else ""
             console.print(f"{first.name}{others}: {message}", style="red", highlight=False, soft_wrap=True)
-    return not problems
 
 
-def parallel_runs(device: str) -> int:
-    """One run for each GPU, or without GPUs one for each core that this process may use."""
+def parallel_runs(device: str, runs_per_gpu: int | None = None, workers: int | None = None) -> int:
+    """Runs at a time: `workers` in all, or so many for each GPU, or without GPUs one for each core of this process.
+
+    Raises:
+        ConfigError: runs for each GPU, where there is none or `workers` is given too.
+    """
+    if workers is not None:
+        if runs_per_gpu is not None:
+            raise ConfigError("--workers and --runs-per-gpu: give one of them")
+        return workers
     places = places_of(device)
-    if places != [device]:
-        return len(places)
+    if places[0] not in ("auto", "cpu"):
+        return len(places) * (runs_per_gpu or 1)
+    if runs_per_gpu is not None:
+        raise ConfigError("--runs-per-gpu: there is no GPU here; --workers N trains N runs at a time")
     # macOS knows no affinity
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -194,7 +235,7 @@ class _View:
     """A bar for the grid and one for each active run; a line for each finished one, and for each problem once."""
 
     def __init__(
-        self, root: Path, progress: Progress, total: int, describe: Callable[[Outcome], str | None] | None = None
+        self, root: Path, progress: Progress, total: int, describe: Callable[[Outcome], str | None] | None
     ) -> None:
         self.root, self.progress, self.describe = root, progress, describe or self._line
         self.all = progress.add_task("all runs", total=total, note="")
@@ -212,15 +253,13 @@ class _View:
             now = RunFolder(self.root / run.hash).read("progress.json") or {}
             if run.hash not in self.tasks:
                 self.tasks[run.hash] = self.progress.add_task(run.name, total=None, note="")
-            score = f"val {run.config.metrics[0].text(now['score'])}" if now.get("score") is not None else ""
-            loss = f"loss {now['loss']:.3f}" if now.get("loss") is not None else ""
-            self.progress.update(
-                self.tasks[run.hash],
-                completed=now.get("step", 0),
-                total=now.get("steps"),
-                note=f"epoch {now.get('epoch', 0)}/{now.get('epochs', '?')} {loss} {score}",
-            )
-        for hash in [hash for hash in self.tasks if hash not in {run.hash for run in active}]:
+            loss, score = now.get("loss"), now.get("score")
+            note = [f"epoch {now.get('epoch', 0)}/{now.get('epochs', '?')}"]
+            note += [f"loss {loss:.3f}"] if loss is not None else []
+            note += [f"val {run.config.metrics[0].text(score)}"] if score is not None else []
+            steps = {"completed": now.get("step", 0), "total": now.get("steps")}
+            self.progress.update(self.tasks[run.hash], note=" ".join(note), **steps)
+        for hash in self.tasks.keys() - {run.hash for run in active}:
             self.progress.remove_task(self.tasks.pop(hash))
 
     def _line(self, outcome: Outcome) -> str | None:

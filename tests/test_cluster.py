@@ -20,7 +20,7 @@ from metamixer import ConfigError, digest, override
 from metamixer.training.folder import RunFolder
 from sweeps import Grid, State, Variant, make_plan, scheduler
 from sweeps.attempts import Attempts
-from sweeps.cluster import check_budget, launch_plan, show_hours
+from sweeps.cluster import check_budget, launch_plans, show_hours
 from sweeps.cluster import retry as retry_runs
 from sweeps.follow import cancel, select, show_logs, show_status, standings
 from sweeps.grid import LoadedGrid
@@ -30,7 +30,7 @@ from sweeps.profiles import PROFILES, Profile, load_profile
 from sweeps.slurm import chunks
 from sweeps.states import find_states
 from sweeps.submissions import launch_lock, read_submissions
-from sweeps.terminal import parallel_runs
+from sweeps.terminal import parallel_runs, run_with_progress
 
 KEY = "model.stages.*.token_mixer.activation"
 VARIANTS = {"gelu": Variant(), "relu": Variant(changes={KEY: "relu"}), "silu": Variant(changes={KEY: "silu"})}
@@ -52,7 +52,7 @@ def root(tmp_path):
 
 
 def launch(root, retry=False, max_attempts=3, profile=PROFILE, max_gpu_hours=None, **plan):
-    return launch_plan(make_plan(LOADED, root, **plan), profile, retry, max_attempts, max_gpu_hours)
+    return launch_plans([make_plan(LOADED, root, **plan)], profile, retry, max_attempts, max_gpu_hours)
 
 
 def states(root):
@@ -103,7 +103,6 @@ def test_a_refused_chunk_is_shown_and_a_rerun_submits_the_rest(slurm, root, caps
     assert "Job violates accounting/QOS policy; the same command submits the rest" in capsys.readouterr().out
     first, second = read_submissions(root)
     assert first.job == "1" and second.job is None and "QOS policy" in second.error
-    assert [path.name for path in (root / "jobs" / second.id).iterdir()] == ["submission.json"], "pickles left behind"
     assert states(root) == {State.QUEUED: 2, State.NEW: 4}
     assert launch(root)
     assert states(root) == {State.QUEUED: 6}
@@ -249,7 +248,7 @@ def test_many_runs_are_a_row_for_each_variant_and_an_error_is_said_once(root, mo
     show_status(root, [], None, every=False, watch=None)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[1:4] == [
-        "gelu 0-19, 30, 32-33 23 done", "relu 0-19, 30, 32-33 7 failed, 16 done", "silu 0-19, 30, 32-33 23 failed"
+        "gelu 23 done", "relu 7 failed, 16 done", "silu 23 failed"
     ]  # fmt: skip
     assert [line for line in lines if "no memory" in line] == ["relu seed 16 (and 29 more): RuntimeError: no memory"]
     assert lines[-1] == "69 runs: 30 failed, 39 done"
@@ -397,7 +396,7 @@ def test_a_job_that_can_not_note_its_start_has_not_failed(slurm, root, monkeypat
     monkeypatch.setattr(Attempts, "start", full)
     monkeypatch.setattr("sweeps.payload.log_to", lambda _: None)
     monkeypatch.setattr("sweeps.snapshot.verify", lambda _: None)  # it is this tree that runs
-    job = Payload(str(root), hash, submission.id, submission.snapshot)
+    job = Payload(str(root), (hash,), submission.id, submission.snapshot)
     process = multiprocessing.get_context("fork").Process(target=job)  # it takes over the signals
     process.start()
     process.join(timeout=240)
@@ -480,7 +479,7 @@ def test_a_job_that_ended_before_its_run_began_is_interrupted_and_its_log_is_sho
     (root / "jobs" / submission.id / "1_0_0_log.out").write_text("bash: python: command not found\n")
     failed = {(submission.id, i): scheduler.Job(f"1_{i}", "FAILED", "n1", "0:01", "127:0") for i in range(6)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "ask", lambda names, since: scheduler.Answer(failed))
+        patch.setattr(scheduler, "ask", lambda names, since: (failed, ""))
         assert states(root) == {State.INTERRUPTED: 6}
         show_logs(root, ["gelu"], None, lines=5)
     assert "command not found" in capsys.readouterr().out
@@ -583,9 +582,7 @@ def test_a_device_that_is_not_there_is_no_fault_of_the_run(tmp_path, device):
 )
 def test_chunks_share_the_runs_at_a_time(runs, size, parallel, expected):
     """Situation 1."""
-    made = chunks([str(i) for i in range(runs)], size, parallel)
-    assert [(len(hashes), at_once, after) for hashes, at_once, after in made] == expected
-    assert [hash for hashes, _, _ in made for hash in hashes] == [str(i) for i in range(runs)]
+    assert chunks(runs, size, parallel) == expected
 
 
 def test_more_arrays_than_runs_at_a_time_wait_for_each_other(slurm, root):
@@ -618,7 +615,35 @@ def test_runs_are_spread_over_the_gpus(monkeypatch, count, devices):
     monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
     assert places_of("auto") == devices and places_of("cuda:1") == ["cuda:1"] and places_of("cpu") == ["cpu"]
-    assert count == 0 or parallel_runs("auto") == count
+    assert count == 0 or (parallel_runs("auto"), parallel_runs("auto", 3), parallel_runs("cuda:1", 3)) == (
+        count, 3 * count, 3
+    )  # fmt: skip
+
+
+def test_runs_for_each_gpu_need_a_gpu():
+    with pytest.raises(ConfigError, match="there is no GPU here; --workers N"):
+        parallel_runs("cpu", 2)
+    with pytest.raises(ConfigError, match="give one of them"):
+        parallel_runs("cuda", 2, 3)
+
+
+def test_a_launch_waits_for_the_runs_that_another_one_trains(root, monkeypatch, capsys):
+    """It ends well when those end well."""
+    plan = make_plan(LOADED, root, only=["gelu"])
+    first, second = (plan.folder(run) for run in plan.runs)
+    first.create(plan.runs[0].config)
+    second.create(plan.runs[1].config)
+    second.write("result.json", {"state": "done"})
+    waited = []
+
+    def look(seconds):
+        waited.append(seconds)
+        first.write("result.json", {"state": "done" if len(waited) < 3 else "failed", "error": "no memory"})
+
+    monkeypatch.setattr("sweeps.terminal.time.sleep", look)
+    with first.lock():
+        assert run_with_progress([make_plan(LOADED, root, only=["gelu"])], 1, "cpu", False)
+    assert len(waited) == 1 and "waiting for 1 runs that another launch trains" in capsys.readouterr().out
 
 
 def test_each_run_of_a_launch_gets_a_gpu_of_its_own(root, monkeypatch):
@@ -628,7 +653,7 @@ def test_each_run_of_a_launch_gets_a_gpu_of_its_own(root, monkeypatch):
     monkeypatch.setattr("sweeps.local.fork_server", lambda *_: nullcontext(multiprocessing.get_context("fork")))
     monkeypatch.setattr("sweeps.local._run_one", _note_device)
     root.mkdir()
-    outcomes, _ = run_all(make_plan(LOADED, root).runs, root, 3, "auto", lambda *_: ())
+    outcomes, _ = run_all(make_plan(LOADED, root).runs, root, 3, "auto", lambda *_: None)
     assert len(outcomes) == 6
     rows = [line.split() for line in (root / "devices").read_text().splitlines()]
     at_once = set[str]()
@@ -691,6 +716,25 @@ def test_profile_mistakes_are_one_line(tmp_path, text, name, changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_profile(name, file, changes)
     assert "\n" not in str(caught.value)
+
+
+def test_runs_that_share_a_gpu_are_one_job(slurm, root, capsys):
+    """Each has a process there; the last job has fewer, and cancelling one of them says what goes with it."""
+    shared = Profile(minutes=60, gpus_per_node=1, runs_per_gpu=4, parallel=2)
+    assert launch(root, profile=shared, max_gpu_hours=6 * 4 / 4)
+    (submission,), (array,) = read_submissions(root), fake_slurm.read(slurm)["arrays"]
+    assert [len(runs) for runs in submission.jobs] == [4, 2] and array["size"] == 2
+    options = array["options"]
+    assert (options["ntasks-per-node"], options["gpus-per-node"], options["array"]) == ("4", "1", "0-1%2")
+    assert "--kill-on-bad-exit=0 " in array["step"] and states(root) == {State.QUEUED: 6}
+    runs = {run.hash: run for run in make_plan(LOADED, root).runs}
+    RunFolder(root / submission.hashes[0]).write("result.json", {"state": "done", "time": time.time()})
+    assert cancel(root, [submission.hashes[1]], None) == [
+        "cancelled 1 jobs", "2 other runs that shared these jobs are cancelled too"
+    ]  # fmt: skip
+    assert Counter(find_states(root, runs).values()) == {State.DONE: 1, State.NEW: 5}
+    with pytest.raises(ValueError, match=r"runs_per_gpu 2: .* set nodes=1 and gpus_per_node=1"):
+        Profile(minutes=60, gpus_per_node=2, runs_per_gpu=2)
 
 
 def test_the_shipped_profiles_are_whole():

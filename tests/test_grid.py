@@ -8,6 +8,7 @@ import pytest
 from small import RUN
 
 from metamixer import ConfigError, differences, digest, override
+from metamixer.branches import token_range
 from metamixer.operation import REGISTRY
 from metamixer.plugins import code_digest
 from metamixer.training.folder import RunFolder
@@ -248,6 +249,18 @@ def test_variants_that_change_more_than_they_declare_are_refused_a_line_for_each
     assert "note: v0: it changes more than it names: a norm hides it" in " ".join(capsys.readouterr().out.split())
     plan.write_manifest()
     assert json.loads(plan.manifest_path.read_text())["runs"][1]["also"] == "a norm hides it"
+
+
+def test_a_plan_shows_what_rates_cost_and_how_variants_start(tmp_path, capsys):
+    loaded = beside(Variant(changes={KEY: "relu"}))
+    plan = make_plan(loaded, tmp_path, seeds=[0, 1, 2], lrs=[1e-3, 1e-4])
+    print_plan(plan)
+    shown = capsys.readouterr().out
+    own = RUN.recipe.lr
+    assert f"2 variants × 3 learning rates (0.0001, 0.001, {own:g}) × 3 seeds = 18 runs: 18 new" in shown
+    low, high = token_range(HELD.build(), HELD.data.input_size)
+    (row,) = (line for line in shown.splitlines() if line.startswith("base "))
+    assert f" {low:.2g}–{high:.2g} " in row and "9 new" in row
 
 
 def test_a_plan_says_that_a_variant_changes_model_and_recipe(tmp_path, capsys):

@@ -7,7 +7,7 @@ from small import RUN
 from test_commands import launch
 
 from analysis.folders import read_run
-from analysis.latency import load, published
+from analysis.latency import load
 from analysis.latency_table import correlations
 from analysis.metrics import Metric
 from metamixer.config import override
@@ -92,7 +92,7 @@ def test_costs_can_be_held_against_a_phones_latencies(tmp_path):
         ("ffnet1,64", "5,,,,"), ("ffnet1,64", "6,,,,"),
     )]  # fmt: skip
     (tmp_path / "phone.csv").write_text("\n".join(lines))
-    shown = launch("bench", "--import", tmp_path / "phone.csv", "--runs", tmp_path).stdout
+    shown = launch("import-latency", tmp_path / "phone.csv", "--runs", tmp_path).stdout
     (line,) = [line for line in shown.splitlines() if "without costs" in line]
     assert line.startswith("kept without costs: 'ffnet1': no ") and line.endswith("did you mean 'ffnet_1'?")
     rows = load(tmp_path, with_published=False)
@@ -115,19 +115,6 @@ def test_what_nothing_counts_keeps_its_row(tmp_path, monkeypatch):
     rows = imports.read_csv(tmp_path / "phone.csv")
     (line,) = imports.add_costs(rows, tmp_path)
     assert line == "kept without costs: 'ffnet_1': multiply-adds not counted for aten::odd" and len(rows) == 2
-
-
-def test_a_table_says_all_that_options_would(tmp_path):
-    (tmp_path / "phone.csv").write_text(CSV)
-    for options, option in (
-        (("--batch", 4), "--batch"),
-        (("ffnet_1",), "MODELS"),
-        (("--size", 9), "--size"),
-    ):
-        said = launch("bench", *options, "--import", tmp_path / "phone.csv", "--runs", tmp_path, code=2).stderr
-        assert f"--import: {option} is for networks that are timed here" in said
-    assert len(load(tmp_path)) == len(published())
-    assert "give the models" in launch("bench", code=2).stderr
 
 
 def test_an_edited_operation_of_the_users_own_makes_another_network(tmp_path):

@@ -215,7 +215,7 @@ def test_a_grid_comes_through_a_preemption_a_kill_and_a_lost_node_bit_for_bit(ro
     launch("run", grid, "--runs", tmp_path / "undisturbed")
     launch("run", grid, "--runs", root, *PROFILE)
     (submission,) = read_submissions(root)
-    folder = {submission.job_of(i): root / hash for i, hash in enumerate(submission.hashes)}
+    folder = {submission.number_of(i): root / hash for i, hash in enumerate(submission.hashes)}
 
     def at_work():
         listed = [row.split() for row in slurm("squeue", "-h", "-r", "-t", "R", "-o", "%i %N").splitlines()]
@@ -250,6 +250,22 @@ def test_a_grid_comes_through_a_preemption_a_kill_and_a_lost_node_bit_for_bit(ro
 
 def starts(folder):
     return sum(row["event"] == "start" for row in history(folder))
+
+
+def test_runs_that_share_a_job_come_through_a_preemption_bit_for_bit(grid, root, undisturbed):
+    """One has failed before; the other writes its checkpoint and requeues the job, which trains it alone."""
+    arguments = ["run", grid, "--runs", root, *PROFILE, "--runs-per-gpu", "2", "--set", "recipe.micro_batch=16"]
+    launch(*arguments, "--only", "gelu,diverging", "--seeds", "0", "--set", "recipe.epochs=40")
+    (submission,) = read_submissions(root)
+    assert len(submission.jobs) == 1 and len(submission.hashes) == 2
+    long = root / next(entry.hash for entry in select(root, ["gelu"]))
+    until(lambda: len(rows(long)) >= 2 and states(root)["diverging", 0] == State.FAILED)
+    slurm("scancel", "--signal=USR2", submission.job)
+    until(lambda: states(root)["gelu", 0] == State.DONE)
+    assert [row["reason"] for row in history(long) if row["event"] == "stop"] == ["preempted", "done"]
+    assert figures(long) == figures(undisturbed)
+    (failed,) = set(submission.hashes) - {long.name}
+    assert starts(root / failed) == 1, "the run that had failed was not trained again"
 
 
 def test_requeued_without_warning_it_goes_on_from_its_checkpoint(grid, root, undisturbed):
@@ -372,11 +388,11 @@ def test_2500_runs_are_three_arrays_within_the_cap(root):
 
     hashes = [f"{i:016x}" for i in range(2500)]
     profile = Profile(minutes=5, partition="closed", parallel=10)
-    made = submitting.submit(root, hashes, "many", "none", profile, "0" * 16, scheduler.max_array_size())
+    made = submitting.submit(root, hashes, "many", "none", profile, "0" * 16, scheduler.max_array_size(), 5)
     assert [len(each.hashes) for each in made] == [1001, 1001, 498]
     assert [hash for each in made for hash in each.hashes] == hashes
     listed = slurm("squeue", "-h", "-r", "-p", "closed", "-o", "%i", "-j", ",".join(each.job for each in made)).split()
-    assert sorted(listed) == sorted(each.job_of(i) for each in made for i in range(len(each.hashes)))
+    assert sorted(listed) == sorted(each.number_of(i) for each in made for i in range(len(each.hashes)))
     throttles = [part for each in made for part in slurm("scontrol", "show", "job", each.job).split()
                  if part.startswith("ArrayTaskThrottle=")]  # fmt: skip
     assert throttles == ["ArrayTaskThrottle=4", "ArrayTaskThrottle=3", "ArrayTaskThrottle=3"]

@@ -195,7 +195,7 @@ class CoreML(Runtime):
     def check(self) -> None:
         if sys.platform != "darwin":
             raise ConfigError(
-                "Core ML runs on macOS only: bench it there, or keep what a phone measured (bench --import CSV)"
+                "Core ML runs on macOS only: bench it there, or keep what a phone measured (import-latency CSV)"
             )
         super().check()
 

@@ -16,13 +16,17 @@ class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is written and it goes on from there."""
 
 
+received: list[int] = []  # by this process, the first one first
+
+
 class Stop:
     """Whether a signal asked to stop; no threading.Event, in whose `set` a second signal would wait for the first."""
 
     asked = False
 
-    def __call__(self, *_: Any) -> None:
+    def __call__(self, number: int, *_: Any) -> None:
         self.asked = True
+        received.append(number)
 
 
 @contextmanager
