@@ -1,17 +1,12 @@
 """The contract of a mixer: what holds for every one that ships, checked on any other.
 
 `check` takes the name of a preset, a baseline or an operation (with parameters: a dict), or the four slots. It gives
-a row for each promise (`promises.py`); what fails is a row too, with its reason in one line. `report` prints the rows,
-and what the mixer costs beside the presets at the same width.
+a row for each promise (`promises.py`); what fails is a row too, with its reason in one line.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import io
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +16,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from .config import ConfigError
-from .cost import Cost, readable
+from .deploy.common import quiet
 from .errors import in_one_line
 from .mixer import build_mixer, resolve_mixer
 from .operation import REGISTRY, Site, resolve
-from .presets import BASELINES, PRESETS
-from .promises import COST_SIZE, HOSTS, PROMISES, SIZE, Broken, Candidate, NotApplicable, cost_of
+from .presets import PRESETS
+from .promises import HOSTS, PROMISES, SIZE, Broken, Candidate, NotApplicable
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ def check(value: Any, dim: int = 64, coreml: bool = True) -> list[Check]:
         value: what `find` takes.
         coreml: whether to convert it, which takes seconds.
     """
-    with _quiet():
+    with torch.random.fork_rng(devices=[]), quiet():
         try:
             candidate = find(value, dim)
             candidate.build()
@@ -117,53 +112,15 @@ def _reason(error: Exception) -> str:
     return in_one_line(error)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Draws of its own, and no chatter of tracers and converters."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-
-
-def compare(dim: int) -> dict[str, Cost]:
-    """Cost of every preset and baseline that fits the width."""
-    costs = {}
-    for name in (*PRESETS, *BASELINES):
-        with contextlib.suppress(ValueError):  # heads that do not divide it
-            costs[name] = cost_of(resolve_mixer(name), dim)
-    return costs
-
-
-def report(value: Any, console: Console | None = None, dim: int = 64, coreml: bool = True) -> bool:
-    """Print the contract of a mixer and its cost beside the presets; returns whether all of it holds."""
+def report(checks: list[Check], console: Console | None = None) -> bool:
+    """Print the rows of a contract; returns whether all of it holds."""
     console = console or Console()
-    checks = check(value, dim, coreml)
-    console.print(render(checks))
-    failed = [row.name for row in checks if row.passed is False]
-    if checks[0].passed:
-        with _quiet(), contextlib.suppress(Exception):  # what can't be costed has its row
-            console.print(_cost_table(find(value, dim), value if isinstance(value, str) else "this mixer"))
-    passed = sum(row.passed is True for row in checks)
-    console.print(f"{passed} of {passed + len(failed)} hold" + (f"; not: {', '.join(failed)}" if failed else ""))
-    return not failed
-
-
-def render(checks: list[Check]) -> Table:
-    """The rows of a contract as a table."""
     table = Table("check", "", "detail", box=None, pad_edge=False)
     for row in checks:
         mark = {True: "[green]ok[/green]", False: "[red]fails[/red]", None: "–"}[row.passed]
         table.add_row(row.name, mark, escape(row.detail))
-    return table
-
-
-def _cost_table(candidate: Candidate, name: str) -> Table:
-    height, width = COST_SIZE
-    table = Table(f"{candidate.dim} channels, {height}×{width}", box=None, pad_edge=False)
-    for heading in ("parameters", "MACs"):
-        table.add_column(heading, justify="right")
-    costs = compare(candidate.dim) | {name: cost_of(candidate.config, candidate.dim)}
-    for other, cost in sorted(costs.items(), key=lambda item: item[1].macs):
-        style = "bold" if other == name else ""
-        table.add_row(f"→ {other}" if style else other, readable(cost.parameters), readable(cost.macs), style=style)
-    return table
+    console.print(table)
+    failed = [row.name for row in checks if row.passed is False]
+    passed = sum(row.passed is True for row in checks)
+    console.print(f"{passed} of {passed + len(failed)} hold" + (f"; not: {', '.join(failed)}" if failed else ""))
+    return not failed

@@ -109,26 +109,17 @@ def check(
     module: Modules = None,
     width: Annotated[int, typer.Option(help="Channels to check and cost it at.")] = 64,
 ) -> None:
-    """Check a mixer, an operation or a task against its contract.
-
-    A mixer's costs are shown too.
-    """
-    from rich.console import Console
-
-    from metamixer.checks import render, report
+    """Check a mixer, an operation or a task against its contract."""
+    from metamixer.checks import check as check_mixer
+    from metamixer.checks import report
     from metamixer.config import from_text
     from metamixer.tasks import TASKS
     from metamixer.tasks.checks import check_task
 
     value = from_text(name)
     load(module)
-    if (value if isinstance(value, str) else value.get("name")) in TASKS:
-        rows = check_task(value)
-        Console().print(render(rows))
-        held = all(row.passed for row in rows)
-    else:
-        held = report(value, dim=width)
-    if not held:
+    task = (value if isinstance(value, str) else value.get("name")) in TASKS
+    if not report(check_task(value) if task else check_mixer(value, width)):
         raise typer.Exit(1)
 
 

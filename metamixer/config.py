@@ -11,8 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -84,30 +83,11 @@ def explain(error: ValidationError, cls: type[Config], where: str = "") -> str:
 
 
 def describe(cls: type[Config]) -> str:
-    """What a configuration takes, e.g. `it takes kernel_size: int = 7, norm: bool = False`."""
-    parts = []
-    for name, field in cls.model_fields.items():
-        if name == "name" and field.is_required():  # by which the class was found
-            continue
-        parts.append(
-            f"{name}: {_kind(field.annotation)}" + ("" if field.is_required() else f" = {field.get_default()!r}")
-        )
+    """What a configuration takes, e.g. `it takes kernel_size = 7, norm = False`."""
+    # a required name is that by which the class was found
+    fields = {key: field for key, field in cls.model_fields.items() if key != "name" or not field.is_required()}
+    parts = [key + ("" if field.is_required() else f" = {field.get_default()!r}") for key, field in fields.items()]
     return f"it takes {', '.join(parts)}" if parts else "it takes no parameters"
-
-
-def _kind(annotation: Any) -> str:
-    """A type for a reader: without its bounds and modules."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _kind(arguments[0])
-    if origin is Literal:
-        return " | ".join(map(repr, arguments))
-    if origin in (Union, UnionType):
-        return " | ".join(map(_kind, arguments))
-    if annotation in (None, NoneType, Ellipsis):
-        return "..." if annotation is Ellipsis else "None"
-    inner = f"[{', '.join(map(_kind, arguments))}]" if arguments else ""
-    return getattr(origin or annotation, "__name__", str(annotation)) + inner
 
 
 def override(config: C, changes: dict[str, Any]) -> C:

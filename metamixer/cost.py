@@ -53,10 +53,6 @@ class Cost:
         """Memory of the largest tensor for a batch of so many images, all numbers of `bits` bits."""
         return self.largest * images * bits // 8
 
-    def intensity(self, bits: int = 16) -> float:
-        """Arithmetic intensity, multiply-adds for each byte moved; 0 if nothing moves."""
-        return self.macs / self.bytes(bits) if self.moved else 0.0
-
 
 def total(costs: Iterable[Cost]) -> Cost:
     """The sum of several costs; of their largest tensors, the largest."""

@@ -74,14 +74,16 @@ def print_costs(network: Network, layers: bool = False, console: Console | None 
         ValueError: an operation that nothing counts.
     """
     console = console or Console()
-    model = nn.ModuleDict({"token_mixer": network.model}) if _is_mixer(network) else network.model
-    costs = _named(by_layer(network.model, network.input_size), "token_mixer" if _is_mixer(network) else "")
+    costs = by_layer(network.model, network.input_size)
+    mixer = not hasattr(network.model, "get_classifier")
+    if mixer:
+        costs = {f"token_mixer.{name}".rstrip("."): cost for name, cost in costs.items()}
     whole = total(costs.values())
     size = "×".join(map(str, network.input_size))
     console.print(f"{network.name} at {size}, folded", highlight=False)
-    if not _is_mixer(network):
-        console.print(_table("stage", by_stage(costs, model), whole))
-    if _is_mixer(network) or any(isinstance(module, MetaMixer) for module in model.modules()):
+    if not mixer:
+        console.print(_table("stage", by_stage(costs, network.model), whole))
+    if mixer or any(isinstance(module, MetaMixer) for module in network.model.modules()):
         console.print(_table("part", by_slot(costs), whole))
     if layers:
         console.print(_table("layer", costs, whole))
@@ -95,31 +97,20 @@ def print_costs(network: Network, layers: bool = False, console: Console | None 
     )
 
 
-def _is_mixer(network: Network) -> bool:
-    return not hasattr(network.model, "get_classifier")
-
-
-def _named(costs: dict[str, Cost], prefix: str) -> dict[str, Cost]:
-    return {f"{prefix}.{name}".strip("."): cost for name, cost in costs.items()} if prefix else costs
-
-
 def _table(heading: str, rows: dict[str, Cost], whole: Cost) -> Table:
     table = Table(heading, box=None, pad_edge=False)
     table.columns[0].overflow = "fold"
-    for name in ("params", "MACs", "MACs %", "activations", "MB", "MACs/byte", "state"):
+    for name in ("params", "MACs", "MACs %", "activations", "MB", "state"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, cost in (*rows.items(), ("total", whole)):
-        table.add_row(name or "between", *_cells(cost, whole), style="bold" if cost is whole else "")
+        table.add_row(
+            name or "between",
+            readable(cost.parameters, 4),
+            readable(cost.macs, 4),
+            f"{100 * cost.macs / max(whole.macs, 1):.1f}",
+            readable(cost.activations, 4),
+            f"{cost.bytes(BITS) / 1e6:.2f}",
+            readable(cost.state_size, 4),
+            style="bold" if cost is whole else "",
+        )
     return table
-
-
-def _cells(cost: Cost, whole: Cost) -> list[str]:
-    return [
-        readable(cost.parameters, 4),
-        readable(cost.macs, 4),
-        f"{100 * cost.macs / max(whole.macs, 1):.1f}",
-        readable(cost.activations, 4),
-        f"{cost.bytes(BITS) / 1e6:.2f}",
-        f"{cost.intensity(BITS):.1f}",
-        readable(cost.state_size, 4),
-    ]

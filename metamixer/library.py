@@ -1,5 +1,7 @@
 """The names that `metamixer` offers as a library and that need torch."""
 
+# ruff: noqa: F401
+
 from .architecture import BackboneConfig, DownsampleConfig, StageConfig, isotropic
 from .backbone import Backbone
 from .ffnet import CONFIGS, checkpoint_filter_fn
@@ -16,27 +18,3 @@ from .operation import (
     Site,
     register,
 )
-
-__all__ = [
-    "CONFIGS",
-    "Activation",
-    "Backbone",
-    "BackboneConfig",
-    "Baseline",
-    "CoefficientValue",
-    "Coefficients",
-    "DownsampleConfig",
-    "Layout",
-    "MetaMixer",
-    "MetaMixerConfig",
-    "OperationConfig",
-    "Query",
-    "QueryKey",
-    "Site",
-    "StageConfig",
-    "build_mixer",
-    "checkpoint_filter_fn",
-    "isotropic",
-    "register",
-    "resolve_mixer",
-]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .cost import Cost, count, readable
 from .deploy import coreml
 from .errors import in_one_line
-from .fold import CONVOLUTIONS, NORMS, fold
+from .fold import NORMS, fold
 from .initialise import LAYERS, Construction, Init, initialise
 from .mixer import MetaMixer, MetaMixerConfig, accepts, build_mixer, makes, resolve_mixer
 from .operation import SLOTS, Layout, OperationConfig, Site, Slot, operation_class
@@ -188,27 +188,8 @@ def _folding(candidate: Candidate) -> str:
     with torch.no_grad():
         folded = fold(mixer)
         difference = _same(folded(x), mixer(x), 1e-6, "the folded form differs")
-        behind = _norms_behind_convolutions(folded, x)
-    _demand(not behind, f"{', '.join(behind)} stays behind its convolution: torch.fx can't follow the forward there")
     left = sum(isinstance(module, NORMS) for module in folded.modules())
     return difference + (f"; {left} BatchNorms stay" if left else "")
-
-
-def _norms_behind_convolutions(model: nn.Module, x: Tensor) -> list[str]:
-    """Names of the BatchNorms that take what a convolution has just made."""
-    made: list[Tensor] = []
-    found: list[str] = []
-
-    def look(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda norm, inputs: found.extend(name for tensor in made if tensor is inputs[0])
-
-    for name, module in model.named_modules():
-        if isinstance(module, CONVOLUTIONS):
-            module.register_forward_hook(lambda conv, inputs, output: made.append(output))
-        elif isinstance(module, NORMS):
-            module.register_forward_pre_hook(look(name))
-    model(x)
-    return found
 
 
 def _fast_path(candidate: Candidate) -> str:

@@ -180,23 +180,15 @@ class DeadParameter(Activation):
 
 
 class PlainNorm(Query):
-    """A plain pair, in code that torch.fx can follow or, by a condition on numbers, not."""
-
     name = "plain_norm"
 
     def __init__(self, config, site):
         super().__init__(config, site)
         self.out_dim = site.dim
         self.conv, self.norm = nn.Conv2d(site.dim, site.dim, 1), nn.BatchNorm2d(site.dim)
-        self.hidden = self.name == "hidden_norm"
 
     def forward(self, x):
-        y = self.norm(self.conv(x))
-        return y if not self.hidden or x.sum() < 1e9 else y + 1
-
-
-class HiddenNorm(PlainNorm):
-    name = "hidden_norm"
+        return self.norm(self.conv(x))
 
 
 class DrawsElsewhere(Activation):
@@ -380,7 +372,6 @@ def registry(monkeypatch):
         (FoldsWrongly, ["folding"], "the folded form differs by"),
         (Unscaled, ["fast path", "cost"], "UnscaledAttention differs from the slots by"),
         (DeadParameter, ["gradients"], "none reaches activation.shift"),
-        (HiddenNorm, ["folding", "torch.export", "torch.fx", "meta"], "query.norm stays behind its convolution"),
         (DrawsElsewhere, ["initial values"], "two of one seed differ in activation.scale"),
         (InPlace, ["shapes"], "at 8×8: activation 'in_place' changes its input in place"),
         (
@@ -475,12 +466,12 @@ def test_parameters_come_as_json_on_the_command_line(registry, monkeypatch):
     monkeypatch.setattr("metamixer.checks.PROMISES", {})
     register(NeedsAParameter)
     shown = launch("check", json.dumps({"name": NeedsAParameter.name, "slope": 1.5})).stdout
-    assert "1 of 1 hold" in shown and "→ this mixer" in shown
+    assert "1 of 1 hold" in shown
     slots = {"query": "linear", "query_key": "depthwise", "activation": "gelu", "coefficient_value": "depthwise"}
     assert "1 of 1 hold" in launch("check", json.dumps(slots)).stdout
     assert "unknown qk" in launch("check", json.dumps(slots | {"qk": 1}), code=1).stdout
     error = launch("check", "{name: sine}", code=2).stderr
-    assert error.startswith("error: check {name: sine}: not JSON") and error.count("\n") == 1
+    assert error.startswith("error: {name: sine}: not JSON") and error.count("\n") == 1
 
 
 def test_core_ml_names_what_it_cannot_convert(registry, monkeypatch):
@@ -494,24 +485,22 @@ def test_core_ml_names_what_it_cannot_convert(registry, monkeypatch):
 # ---- the report
 
 
-def told(name, **options):
+def told(name):
     console = Console(record=True, width=120, file=io.StringIO())
-    return report(name, console, coreml=False, **options), console.export_text()
+    return report(check(name, dim=32, coreml=False), console), console.export_text()
 
 
-def test_report(registry, monkeypatch):
-    held, text = told("xca", dim=32)
+def test_report(registry):
+    held, text = told("xca")
     assert held and "11 of 11 hold" in text
-    assert "→ xca" in text and "ffnified_attention" in text and "32 channels, 28×28" in text
     register(DeadParameter)
-    monkeypatch.setattr("metamixer.checks.compare", lambda dim: {})
-    held, text = told("dead_parameter", dim=32)
-    assert not held and "not: gradients" in text and "→ dead_parameter" in text
+    held, text = told("dead_parameter")
+    assert not held and "not: gradients" in text
     register(OfThePast)
-    held, text = told("of_the_past", dim=32)
-    assert not held and "missing 1 required positional argument" in text and "MACs" not in text
+    held, text = told("of_the_past")
+    assert not held and "missing 1 required positional argument" in text
     held, text = told("nope")
-    assert not held and "0 of 1 hold; not: builds" in text and "MACs" not in text
+    assert not held and "0 of 1 hold; not: builds" in text
 
 
 # ---- modules

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metamixer import MetaMixerConfig, Site, build_mixer, resolve_mixer
-from metamixer.cost import Cost, by_layer, count, total
+from metamixer.cost import by_layer, count, total
 from metamixer.cost_table import AT_ONCE, by_slot, by_stage, print_costs
 from metamixer.ffnet import CONFIGS
 from metamixer.fold import fold
@@ -116,11 +116,6 @@ def test_matrix_products_broadcast():
             return self.left @ x  # (3, 8) @ (B, C, 8, 8)
 
     assert count(Product(), SIZE).macs == C * 3 * 8 * 8
-
-
-def test_intensity_is_multiply_adds_a_byte():
-    assert Cost(macs=600, moved=100).intensity(16) == 3
-    assert Cost().intensity() == 0
 
 
 SLOTS = {

@@ -169,7 +169,7 @@ def test_permuted_twin_holds_the_same_cells_in_other_places():
     [
         ("recal", "no task 'recal'; there are .*recall"),
         ({"pairs": 4}, "a task is a name"),
-        ({"name": "recall", "pair": 4}, "task recall.pair: unknown key .pair.; it takes .*pairs: int = 8"),
+        ({"name": "recall", "pair": 4}, "task recall.pair: unknown key .pair.; it takes .*pairs = 8"),
         ({"name": "recall", "pairs": 17}, "17 pairs need as many keys, and there are 16"),
         ({"name": "split_recall", "size": 4}, "8 pairs and their questions need 16 of 8 places"),
         ({"name": "shift", "distance": 5}, "distance 5: at most half of the 8 cells"),

@@ -46,10 +46,11 @@ class Subject:
 
     @property
     def key(self) -> str:
+        if self.network.run is None:
+            return self.network.name + self._form
         _, height, width = self.network.input_size
-        if self.network.run is not None:
-            return network_key(self.network.run.to_dict(), width if height == width else (height, width)) + self._form
-        return self.network.name + ("" if height == width else f" {height}×{width}") + self._form
+        key = network_key(self.network.run.to_dict(), width if height == width else (height, width))
+        return key if self.folded else f"{key} unfolded"
 
     @property
     def name(self) -> str:
@@ -57,7 +58,8 @@ class Subject:
 
     @property
     def _form(self) -> str:
-        return "" if self.folded else " unfolded"
+        _, height, width = self.network.input_size
+        return ("" if height == width else f" {height}×{width}") + ("" if self.folded else " unfolded")
 
     def costs(self) -> dict[str, int]:
         """The costs that a row has.
