@@ -22,7 +22,7 @@ from metamixer.mixer import MetaMixer
 from metamixer.networks import Network, find_network
 from metamixer.operation import Layout
 from metamixer.training.checkpoint import LAST, load_weights
-from metamixer.training.samples import open_data
+from metamixer.training.data import Data
 
 from .frame import each
 
@@ -131,7 +131,7 @@ def images(networks: list[Inside], count: int = 64) -> tuple[Tensor, str]:
     assert inside.network.run is not None
     data = inside.network.run.data
     try:
-        batches = open_data(data, None, 0, torch.device("cpu")).evaluation("test")
+        batches = Data(data, None).evaluation("test")
         found: list[Tensor] = []
         while sum(map(len, found)) < count and (batch := next(batches, None)) is not None:
             found.append(batch[0])

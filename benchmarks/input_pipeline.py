@@ -51,26 +51,26 @@ def cost(name: str, action) -> None:
     print(f"{name:48} {low:6.3f} - {high:6.3f} ms   {1000 / high:6.0f} - {1000 / low:6.0f} images/s a core")
 
 
+def training(data: Data):
+    """Makes the first images of an epoch."""
+    epoch_samples = data.steps * data.recipe.batch_size
+    return lambda epoch: data.task.samples(0, "train", epoch * epoch_samples + torch.arange(IMAGES))
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    indices = np.arange(IMAGES)
     with tempfile.TemporaryDirectory() as root:
         size = write_jpegs(Path(root))
         run = named_run("ffnet_1", {"data.root": root, "data.num_classes": 2, "recipe.batch_size": IMAGES,
                                     "recipe.micro_batch": IMAGES})  # fmt: skip
         data = Data(run.data, run.recipe)
-        next(data.batches(0))
-        stream = data._loader.loader.dataset
         print(f"JPEGs of 500×400 px, {size:.0f} KB")
-        cost("decoded", lambda _: [read_image(data.train, i, 3) for i in range(IMAGES)])
-        cost("for training, 256 px", lambda epoch: stream[("train", epoch, indices)])
-        cost("for evaluation, 256 px", lambda epoch: stream[("test", epoch, indices)])
+        cost("decoded", lambda _: [read_image(data.task.source("train"), i, 3) for i in range(IMAGES)])
+        cost("for training, 256 px", training(data))
+        cost("for evaluation, 256 px", lambda _: data.task.samples(0, "test", torch.arange(IMAGES)))
     small = named_run("small")
-    data = Data(small.data, small.recipe)
-    next(data.batches(0))
-    stream = data._loader.loader.dataset
     print("images of 28 px in memory")
-    cost("for training", lambda epoch: stream[("train", epoch, indices)])
+    cost("for training", training(Data(small.data, small.recipe)))
 
 
 if __name__ == "__main__":

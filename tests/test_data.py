@@ -7,6 +7,7 @@ import shutil
 import signal
 import struct
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -21,10 +22,13 @@ from torchvision.datasets import ImageFolder
 from metamixer import ConfigError, override
 from metamixer.rng import derive, permutation
 from metamixer.tasks.fashion import FASHION_MNIST
+from metamixer.training import images as images_module
 from metamixer.training.data import Data, default_workers
-from metamixer.training.datasets import Images
-from metamixer.training.loader import train_transform
+from metamixer.training.datasets import read_image
+from metamixer.training.images import train_transform
 from metamixer.training.surroundings import SurroundingsError
+
+SEED = derive(0, "data")
 
 
 def data(changes=None, seed=0, workers=0):
@@ -58,23 +62,29 @@ def streamed(folder, **changes):
 
 def test_digits_are_scikit_learns_and_the_splits_do_not_meet():
     found = data({"data.image_size": 8, "data.train_samples": None})
-    assert (len(found.train_indices), len(found.val_indices), len(found.test)) == (1297 - 64, 64, 500)
-    assert not set(found.train_indices) & set(found.val_indices)
+    assert (len(found.task.trained_on), len(found.task.held_out), len(found.task.source("test"))) == (
+        1297 - 64,
+        64,
+        500,
+    )
+    assert not set(found.task.trained_on) & set(found.task.held_out)
     original = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
-    ours = torch.cat([found.train.images, found.test.images])[:, 0].numpy()
+    ours = np.concatenate([found.task.source(split).images for split in ("train", "test")])
     assert sorted(image.tobytes() for image in ours) == sorted(image.tobytes() for image in original)
 
 
 def test_splits_do_not_depend_on_the_seed():
     one, two = data(seed=1), data(seed=2)
-    assert np.array_equal(one.val_indices, two.val_indices) and torch.equal(one.test.labels, two.test.labels)
+    assert np.array_equal(one.task.held_out, two.task.held_out)
+    assert np.array_equal(one.task.source("test").labels, two.task.source("test").labels)
 
 
 def test_an_epoch_takes_each_image_once_and_another_epoch_another_order():
     found = data({"recipe.rand_augment": None, "recipe.erase_prob": 0.0, "recipe.crop_scale": [1.0, 1.0],
                   "recipe.crop_ratio": [1.0, 1.0]})  # fmt: skip
     orders = [torch.cat([y for _, y in found.batches(epoch)]) for epoch in (0, 1)]
-    assert torch.equal(orders[0].sort().values, found.train.labels[found.train_indices].sort().values)
+    labels = found.task.source("train").labels[found.task.trained_on]
+    assert orders[0].sort().values.tolist() == sorted(labels)
     assert not torch.equal(*orders)
 
 
@@ -105,13 +115,13 @@ def test_a_streamed_image_is_timms_transform_with_the_samples_own_seed(folder):
     )  # fmt: skip
     images, labels = next(found.batches(5))
     expected = []
-    chosen = found.train_indices[permutation(found.seed, 5, len(found.train_indices))][:8]
+    chosen = found.task.trained_on[permutation(SEED, 5, len(found.task.trained_on))][:8]
     for index in chosen:
-        seed = derive(found.seed, 5, int(index))
+        seed = derive(SEED, 5, int(index))
         random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
-        expected.append(transform(Image.open(found.train.where(index)).convert("RGB")))
+        expected.append(transform(Image.open(found.task.source("train").where(index)).convert("RGB")))
     assert torch.equal(images, torch.stack(expected))
-    assert labels.tolist() == found.train.targets[chosen].tolist()
+    assert labels.tolist() == found.task.source("train").targets[chosen].tolist()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -131,16 +141,18 @@ def test_a_small_image_is_timms_transform_of_the_decoded_one():
         re_prob=recipe.erase_prob, re_mode="pixel",
     )  # fmt: skip
     images, labels = next(found.batches(5))
-    chosen = found.train_indices[permutation(found.seed, 5, len(found.train_indices))][:32]
+    source, test = (found.task.source(split) for split in ("train", "test"))
+    chosen = found.task.trained_on[permutation(SEED, 5, len(found.task.trained_on))][:32]
     for image, label, index in zip(images, labels, chosen.tolist(), strict=True):
-        seed = derive(found.seed, 5, index)
+        seed = derive(SEED, 5, index)
         random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
-        assert torch.equal(image, transform(Image.fromarray(found.train.images[index, 0].numpy())))
-        assert label == found.train.labels[index]
+        original = Image.fromarray(source.images[index]).resize((12, 12), Image.Resampling.BICUBIC)
+        assert torch.equal(image, transform(original)) and label == source.labels[index]
     evaluation = create_transform((1, 12, 12), mean=(0.305,), std=(0.34,), crop_pct=1.0)
     images, labels = next(found.evaluation("test"))
-    expected = [evaluation(Image.fromarray(image[0].numpy())) for image in found.test.images]
-    assert torch.equal(images, torch.stack(expected)) and torch.equal(labels, found.test.labels)
+    originals = (Image.fromarray(image).resize((12, 12), Image.Resampling.BICUBIC) for image in test.images)
+    assert torch.equal(images, torch.stack([evaluation(image) for image in originals]))
+    assert labels.tolist() == test.labels.tolist()
 
 
 @pytest.mark.parametrize(
@@ -151,9 +163,15 @@ def test_augmentations_that_timm_would_pass_over_are_refused(text):
     refused({"recipe.rand_augment": text}, "rand_augment", "rand-m9-mstd0.5-inc1", repr(text))
 
 
-def test_small_images_of_a_folder_are_decoded_once(folder):
-    found = data(streamed(folder, **{"data.image_size": 32}))
-    assert found.train.images.shape == (24, 3, 32, 32)
+@pytest.mark.parametrize("size, times", [(32, 1), (80, 2)])
+def test_small_images_of_a_folder_are_decoded_once(folder, monkeypatch, size, times):
+    found, opened = data(streamed(folder, **{"data.image_size": size})), Counter()
+    monkeypatch.setattr(images_module, "read_image", lambda *where: opened.update([where[1]]) or read_image(*where))
+    expected = [list(data(streamed(folder, **{"data.image_size": size})).batches(0)) for _ in range(2)]
+    assert equal(*expected)
+    opened.clear()
+    list(found.batches(0)), list(found.batches(0))
+    assert set(opened.values()) == {times}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -186,18 +204,19 @@ def test_fashion_mnist_from_its_idx_files(tmp_path):
             file.write(struct.pack(">II", 2049, count) + labels.tobytes())
     found = data({"data.name": "fashion-mnist", "data.root": str(tmp_path), "data.image_size": 28,
                   "data.train_samples": None, "data.val_samples": 0, "recipe.batch_size": 8})  # fmt: skip
-    for split, images in (("train", found.train), ("t10k", found.test)):
-        assert np.array_equal(images.images[:, 0].numpy(), written[split][0])
-        assert np.array_equal(images.labels.numpy(), written[split][1])
+    for split, images in (("train", found.task.source("train")), ("t10k", found.task.source("test"))):
+        assert np.array_equal(images.images, written[split][0])
+        assert np.array_equal(images.labels, written[split][1])
 
 
 @pytest.mark.skipif(not FASHION_MNIST.exists(), reason="Debian's package dataset-fashion-mnist is not installed")
 def test_the_packaged_fashion_mnist():
     found = data({"data.name": "fashion-mnist", "data.image_size": 28, "data.train_samples": None})
-    assert (len(found.train), len(found.test)) == (60_000, 10_000)
-    assert found.train.labels.bincount().tolist() == [6000] * 10
-    assert found.train.images.float().mean() / 255 == pytest.approx(0.286, abs=1e-3)
-    assert found.train.images.float().std() / 255 == pytest.approx(0.353, abs=1e-3)
+    assert (len(found.task.source("train")), len(found.task.source("test"))) == (60_000, 10_000)
+    train = found.task.source("train")
+    assert np.bincount(train.labels).tolist() == [6000] * 10
+    assert train.images.mean() / 255 == pytest.approx(0.286, abs=1e-3)
+    assert train.images.std() / 255 == pytest.approx(0.353, abs=1e-3)
 
 
 def equal(one, two):
@@ -293,7 +312,7 @@ def test_broken_images_that_are_asked_to_be_skipped(folder, tmp_path):
     list(alone.evaluation("test"))
     assert list(helped.broken) == list(data_broken(changes)) and set(alone.broken) == {str(root / n) for n in BROKEN}
 
-    paths = [alone.train.where(i) for i in range(24)]
+    paths = [alone.task.source("train").where(i) for i in range(24)]
     assert [paths.index(str(root / name)) for name in BROKEN[:3]] == [2, 15, 16]
     stand_ins = {2: 3, 15: 17, 16: 17}  # 15 and 16 are neighbours
     transform = create_transform(
@@ -301,11 +320,11 @@ def test_broken_images_that_are_asked_to_be_skipped(folder, tmp_path):
         auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
         re_prob=0.25, re_mode="pixel",
     )  # fmt: skip
-    order = alone.train_indices[permutation(alone.seed, 0, 24)]
+    order = alone.task.trained_on[permutation(SEED, 0, 24)]
     images, classes = (torch.cat(parts) for parts in zip(*expected, strict=True))
     for index, stand_in in stand_ins.items():
         place = order.tolist().index(index)
-        seed = derive(alone.seed, 0, index)
+        seed = derive(SEED, 0, index)
         random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
         assert torch.equal(images[place], transform(Image.open(paths[stand_in]).convert("RGB")))
         assert classes[place] == stand_in // 8
@@ -325,12 +344,12 @@ def test_a_stand_in_is_never_a_held_out_image(folder, tmp_path):
     shutil.copytree(folder, root)
     changes = streamed(root, **{"data.val_samples": 12, "data.skip_broken": True})
     found = data(changes)
-    following = {int(i): int(j) for i, j in zip(found.train_indices, np.roll(found.train_indices, -1), strict=True)}
-    index = next(i for i in following if i + 1 in found.val_indices)
-    Image.new("RGB", (80, 80), (255, 0, 0)).save(found.train.where(following[index]))
-    break_images(root, os.path.relpath(found.train.where(index), root))
+    following = {int(i): int(j) for i, j in zip(found.task.trained_on, np.roll(found.task.trained_on, -1), strict=True)}
+    index = next(i for i in following if i + 1 in found.task.held_out)
+    Image.new("RGB", (80, 80), (255, 0, 0)).save(found.task.source("train").where(following[index]))
+    break_images(root, os.path.relpath(found.task.source("train").where(index), root))
     list(found.batches(0))
-    image, label = found._loader.loader.dataset._read("train", index, {})
+    image, label = found.task.training_image(index)
     assert image.getpixel((0, 0)) == (255, 0, 0) and label == following[index] // 8
 
 
@@ -339,16 +358,15 @@ def test_broken_images_in_memory_are_skipped_alike(folder, tmp_path):
     shutil.copytree(folder, root)
     break_images(root, *BROKEN)
     changes = streamed(root, **{"data.image_size": 32, "data.val_samples": 0})
-    with pytest.raises(ConfigError, match=r"train/class0/2\.png: broken image .*skip_broken"):
-        data(changes)
+    with pytest.raises(ConfigError, match=r"class\d/\d\.png: broken image .*skip_broken"):
+        list(data(changes).batches(0))
     found = data({**changes, "data.skip_broken": True})
     whole = data({**changes, "data.root": str(folder)})
+    list(found.batches(0)), list(found.evaluation("test"))
     assert set(found.broken) == {str(root / n) for n in BROKEN}
-    list(found.batches(0))
-    stream = found._loader.loader.dataset
     for index, stand_in in ((2, 3), (15, 17), (16, 17), (5, 5)):
-        image, label = stream._read("train", index, {})
-        assert image.tobytes() == whole.train.open(stand_in)[0].tobytes() and label == stand_in // 8
+        image, label = found.task.training_image(index)
+        assert image.tobytes() == whole.task.training_image(stand_in)[0].tobytes() and label == stand_in // 8
     kept = torch.cat([x for x, _ in whole.evaluation("test")])[[0, 1, 2, 3, 5, 6]]
     assert torch.equal(next(found.evaluation("test"))[0], kept)
 
@@ -399,7 +417,7 @@ def test_tar_files_give_the_batches_of_the_folder(folder, tmp_path, form):
 @pytest.mark.parametrize("form", ["one", "shards", "nested"])
 def test_images_in_tar_files_are_those_that_timm_reads(folder, tmp_path, form):
     root = pack(folder, tmp_path / "tars", form)
-    found = data(streamed(root)).train
+    found = data(streamed(root)).task.source("train")
     place = root / "train" if form == "shards" else root / "train.tar"
     reader = ReaderImageInTar(str(place))
     assert len(found) == len(reader) == 24
@@ -437,15 +455,14 @@ def test_a_data_set_that_timm_opens(tmp_path, side):
     changes = {"data.name": "torch/mnist", "data.root": str(tmp_path), "data.image_size": side,
                "data.train_samples": None, "data.val_samples": 0, "recipe.batch_size": 8}  # fmt: skip
     found = data(changes, workers=2)
-    assert isinstance(found.train, Images) == (side == 28)
     assert torch.cat([y for _, y in found.evaluation("test")]).tolist() == list(range(9))
     assert torch.cat([y for _, y in found.batches(0)]).bincount().tolist() == [4] * 10
-    if side == 28:  # the last split written
-        assert np.array_equal(found.test.images[:, 0].numpy(), images)
+    last = [np.asarray(found.task.source("test").open(i)[0]) for i in range(9)]
+    assert np.array_equal(last, images)  # the last split written
 
 
 def test_a_torchvision_folder_is_the_same_as_ours(folder):
-    ours, theirs = data(streamed(folder)).train, ImageFolder(folder / "train")
+    ours, theirs = data(streamed(folder)).task.source("train"), ImageFolder(folder / "train")
     assert ours.names == theirs.classes
     assert [(ours.where(i), ours.targets[i]) for i in range(24)] == theirs.samples
 
@@ -467,10 +484,6 @@ def test_names_that_timm_would_take_for_a_folder_are_refused_with_those_there_ar
     refused(
         streamed(folder, **{"data.name": name}), f"data.name: no data set {name!r}; there are digits, fashion-mnist"
     )
-
-
-def test_small_images_are_evaluated_whole():
-    refused({"data.eval_crop": 0.9}, "evaluated whole")
 
 
 def test_too_few_classes_are_refused_with_what_to_set():
@@ -497,11 +510,10 @@ def test_evaluation_alone_needs_no_training_images(folder, tmp_path):
 
 
 def test_too_many_small_images_for_memory_are_streamed(folder, monkeypatch):
-    from metamixer.training import data as module
-
-    monkeypatch.setattr(module, "IN_MEMORY_BYTES", 24 * 3 * 32 * 32 - 1)
+    monkeypatch.setattr(images_module, "IN_MEMORY_BYTES", 24 * 3 * 32 * 32 - 1)
     found = data(streamed(folder, **{"data.image_size": 32}), workers=1)
-    assert not isinstance(found.train, Images) and next(found.batches(0))[0].shape == (8, 3, 32, 32)
+    assert next(found.batches(0))[0].shape == (8, 3, 32, 32)
+    assert found.task.training_image(0)[0].size == (90, 70)  # as it lies there
 
 
 @pytest.mark.parametrize(

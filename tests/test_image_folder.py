@@ -16,6 +16,7 @@ from metamixer import ConfigError, digest, override
 from metamixer.config import parse
 from metamixer.training.data import Data
 from metamixer.training.image_folder import class_order
+from metamixer.training.images import ImageClasses
 from metamixer.training.learner import Learner
 from metamixer.training.score import score
 from metamixer.training.train import Interrupted, train
@@ -111,7 +112,7 @@ def test_validation_images_are_numbered_by_the_training_classes(tmp_path):
         (tmp_path / folder).mkdir()
     tree(tmp_path, ["train/.ipynb_checkpoints/0.png", "train/ash/._0.png", "validation/.hidden/0.png"])
     found = data(tmp_path)
-    assert found.classes == ["ash", "birch", "cedar"] and len(found.train) == 12
+    assert found.task.classes == ["ash", "birch", "cedar"] and len(found.task.source("train")) == 12
     assert evaluated(found) == [(1, 0), (0, 2)]
 
 
@@ -120,7 +121,7 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path, caplog):
     for name in ("train/ash/notes.txt", "train/birch/more.txt", "train/birch/deep/raw.heic"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    assert len(data(tmp_path, 2).train) == 8
+    assert data(tmp_path, 2).counts["train"] == 8
     for part in ("2 .txt files", "1 .heic files", "1 images beside the class folders: stray.png"):
         assert part in caplog.text
 
@@ -140,9 +141,10 @@ def test_known_classes_number_another_folder(tmp_path):
     """13.2: a folder that holds some of a run's classes, evaluated by the run's own order."""
     tree(tmp_path, images("val", "birch", "cedar", count=1))
     config = configure(tmp_path).data
-    assert evaluated(Data(config, None, classes=["cedar", "ash", "birch"])) == [(0, 2), (1, 0)]
+    task = ImageClasses(config, classes=["cedar", "ash", "birch"])
+    assert evaluated(Data(config, None, task=task)) == [(0, 2), (1, 0)]
     with pytest.raises(ConfigError, match="no such class among the 3 trained ones: cedar"):
-        Data(config, None, classes=["ash", "birch", "dogwood"])
+        Data(config, None, task=ImageClasses(config, classes=["ash", "birch", "dogwood"]))
 
 
 def test_evaluation_alone_takes_its_classes_from_the_training_folders(tmp_path):
@@ -177,7 +179,7 @@ def test_all_that_pillow_reads_is_an_image(tmp_path, suffix, tars):
             with tarfile.open(root / f"{split}.tar", "w") as file:
                 file.add(tmp_path / split, ".")
     found = data(root)
-    assert np.bincount(found.train.targets).tolist() == [4, 4, 3]
+    assert np.bincount(found.task.source("train").targets).tolist() == [4, 4, 3]
     assert sum(len(y) for _, y in found.batches(0)) == 8
 
 
@@ -215,7 +217,7 @@ def test_the_top_folder_is_the_class(tmp_path):
     """13.8: cat/old and dog/old became one class `old`."""
     tree(tmp_path, images("train", "cat/old", "cat/new", "dog/old", count=2) + images("val", "dog/deep/er", count=1))
     found = data(tmp_path, 2)
-    assert (found.classes, found.train.targets.tolist()) == (["cat", "dog"], [0, 0, 0, 0, 1, 1])
+    assert (found.task.classes, found.task.source("train").targets.tolist()) == (["cat", "dog"], [0, 0, 0, 0, 1, 1])
     assert evaluated(found) == [(6, 1)]
 
 

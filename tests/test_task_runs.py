@@ -13,14 +13,13 @@ from metamixer.plugins import load_module
 from metamixer.recipes import PROBE, named_run
 from metamixer.tasks import NOT_ASKED, Metric, asked, register
 from metamixer.tasks.recall import Recall
+from metamixer.training.data import Data
 from metamixer.training.data_config import TaskData
 from metamixer.training.folder import RunFolder
 from metamixer.training.run_config import RunConfig
-from metamixer.training.samples import Samples, open_data
 from metamixer.training.score import score
 from metamixer.training.train import train
 
-CPU = torch.device("cpu")
 DATA = {"task": {"name": "recall", "pairs": 4}, "train_samples": 35, "val_samples": 12, "test_samples": 13}
 CONFIG = override(
     RunConfig(model=isotropic(2, 8, "depthwise"), data=parse(TaskData, DATA), recipe=PROBE),
@@ -90,7 +89,7 @@ def test_the_best_epoch_is_that_of_the_lowest_score_where_lower_is_better(tmp_pa
 
 
 def batches(seed=0, epoch=0, **position):
-    return list(Samples(CONFIG.data, CONFIG.recipe, seed, CPU).batches(epoch, **position))
+    return list(Data(CONFIG.data, CONFIG.recipe, seed).batches(epoch, **position))
 
 
 def equal(one, two):
@@ -108,7 +107,7 @@ def test_no_sample_comes_twice_and_processes_share_each_step():
 
 
 def test_what_is_evaluated_is_the_same_for_every_seed_and_shared_out():
-    data = [open_data(CONFIG.data, CONFIG.recipe, seed, CPU) for seed in (0, 1)]
+    data = [Data(CONFIG.data, CONFIG.recipe, seed) for seed in (0, 1)]
     whole = [torch.cat(x) for x in zip(*data[0].evaluation("val"), strict=True)]
     assert len(whole[0]) == 12 and equal([whole], list(data[1].evaluation("val")))
     parts = [list(data[0].evaluation("test", rank, 3)) for rank in range(3)]
@@ -175,7 +174,7 @@ def test_bad_input_is_one_line(changes, message):
 
 
 def test_fewer_samples_than_a_batch_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"data.train_samples 7: fewer than one batch of 8"):
+    with pytest.raises(ConfigError, match=r"7 training samples, fewer than one batch of 8"):
         train(override(CONFIG, {"data.train_samples": 7}), tmp_path / "run", "cpu")
     assert not (tmp_path / "run").exists()
 

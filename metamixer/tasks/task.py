@@ -77,6 +77,8 @@ class Task:
             the run's device.
         eval_batch: samples of a batch in evaluation; 1 where they differ in size.
         metrics: what `measure` gives besides the loss; the first one decides.
+        classes: their names in the order of their numbers, where there are any.
+        broken: the reason by the name of each file that was left out as broken, if a task does that.
     """
 
     name: ClassVar[str]
@@ -89,12 +91,14 @@ class Task:
     on_disk: ClassVar[bool] = False
     eval_batch: ClassVar[int] = 500
     metrics: tuple[Metric, ...]
+    classes: list[str] | None = None
 
     class Config(TaskConfig):
         pass
 
     def __init__(self, config: Any) -> None:
         self.config = config
+        self.broken: dict[str, str] = {}
 
     def samples(self, seed: int, split: str, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs (B, in_chans, H, W) and answers of the samples `indices` (B,), on their device.
@@ -112,6 +116,10 @@ class Task:
             ConfigError: the data are missing or can't be used.
         """
         return None
+
+    def parts(self) -> dict[str, dict[str, list[Any]]]:
+        """By split and class: the number of files, and a digest of them. A run does not go on with other files."""
+        return {}
 
     def oracle(self, inputs: Tensor) -> Tensor:
         """The right answers, found in the inputs by the task's definition; any value where nothing is asked."""

@@ -9,6 +9,7 @@ from ..config import Config, ConfigError
 from ..tasks import Head, Task, TaskConfig, build_task, resolve_task
 from . import image_folder
 from .images import ImageClasses
+from .recipe import Recipe
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -54,6 +55,7 @@ class DataConfig(Config):
     """
 
     head: ClassVar[Head] = "pooled"
+    test_samples: ClassVar[None] = None  # all
 
     name: Annotated[str, AfterValidator(_data_name)]
     root: str | None = None
@@ -78,7 +80,11 @@ class DataConfig(Config):
 
     @cached_property
     def built(self) -> Task:
-        return ImageClasses(self)
+        return self.task_for(None)
+
+    def task_for(self, recipe: Recipe | None) -> Task:
+        """The task, its training samples augmented by a recipe."""
+        return ImageClasses(self, recipe)
 
     @property
     def about(self) -> str:
@@ -110,6 +116,9 @@ class TaskData(Config):
     @cached_property
     def built(self) -> Task:
         return build_task(self.task)
+
+    def task_for(self, recipe: Recipe | None) -> Task:
+        return self.built
 
     @property
     def about(self) -> str:

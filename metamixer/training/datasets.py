@@ -1,24 +1,23 @@
-"""Data sets by name: small images decoded into memory, larger ones opened one at a time, in any order."""
+"""Data sets by name, whose images are opened one at a time, in any order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image
 from timm.data import create_dataset
-from torch import Tensor
 
 from ..config import ConfigError
 from ..rng import permutation
 from ..tasks.fashion import fashion_mnist
-from .data_config import DataConfig
 from .image_folder import Parts, Source, open_folder, trained_classes
 from .surroundings import SurroundingsError
+
+if TYPE_CHECKING:
+    from .data_config import DataConfig
 
 SPLIT_SEED = 0  # which training images are held out is part of the data, not of a run
 
@@ -33,14 +32,10 @@ class BrokenImage(Exception):
 
 @dataclass
 class Images(Source):
-    """Decoded images, uint8 (N, C, H, W), and their classes, int64 (N,).
+    """Grey images, uint8 (N, H, W), and their classes, int (N,)."""
 
-    `broken` ones, by index, with name and reason, are black and left out.
-    """
-
-    images: Tensor
-    labels: Tensor
-    broken: dict[int, tuple[str, str]] = field(default_factory=dict)
+    images: np.ndarray
+    labels: np.ndarray
 
     names = None
 
@@ -51,50 +46,43 @@ class Images(Source):
         return len(self.labels)
 
     def open(self, index: int) -> tuple[Image.Image, int]:
-        if index in self.broken:
-            raise BrokenImage(*self.broken[index])
-        pixels = self.images.numpy()[index]
-        return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), int(self.labels[index])
+        return Image.fromarray(self.images[index]), int(self.labels[index])
 
     def where(self, index: int) -> str:
         return f"image {index}"
 
-    def take(self, indices: np.ndarray) -> Images:
-        whole = [index for index in indices.tolist() if index not in self.broken]
-        return Images(self.images[whole], self.labels[whole])
-
 
 def open_split(config: DataConfig, split: str) -> Source:
-    """The split `train` or `test`: decoded images, or a source for `read_image`.
+    """The images of the split `train` or `test`, to be read by `read_image`.
 
     Raises:
         ConfigError: missing or empty data, or classes or channels that do not fit the configuration.
     """
     if config.name == "digits":
-        found = _digits(config.image_size, split)
+        found = _digits(split)
     elif config.name == "fashion-mnist":
         found = _fashion_mnist(config, split)
     else:
         return open_folder(config.root, split) if config.name == "folder" else OfTimm(config, split)
-    classes, channels = int(found.labels.max()) + 1, found.images.shape[1]
+    classes = int(found.labels.max()) + 1
     if classes > config.num_classes:
         raise ConfigError(
             f"data {config.name!r} has {classes} classes, num_classes is {config.num_classes}: "
             f"set data.num_classes={classes}"
         )
-    if channels != config.channels:
-        raise ConfigError(f"data {config.name!r} has {channels} channels, not {config.channels}")
+    if config.channels != 1:
+        raise ConfigError(f"data {config.name!r} has 1 channel, not {config.channels}")
     return found
 
 
-def class_names(config: DataConfig, splits: Mapping[str, Source]) -> list[str] | None:
-    """The classes of the training split, in order; None if the data set does not name them.
+def class_names(config: DataConfig, split: str, source: Source) -> list[str] | None:
+    """The classes of the training split, in order, from one of the splits; None if the data set does not name them.
 
     Raises:
         ConfigError: they are not `num_classes`.
     """
-    names = splits.get("train", splits["test"]).names
-    if "train" not in splits and config.name == "folder":
+    names = source.names
+    if split != "train" and config.name == "folder":
         names = trained_classes(config.root) or names
     if names is not None and len(names) != config.num_classes:
         raise ConfigError(
@@ -175,49 +163,17 @@ def _eight_bits(image: Image.Image, channels: int, name: str) -> Image.Image:
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def decode(config: DataConfig, source: Source) -> Images:
-    """All images, the shorter side resized to the configured size and the centre cropped.
-
-    Raises:
-        ConfigError: one is broken, and broken ones are not to be skipped.
-    """
-    from torchvision.transforms import functional as F
-
-    size = config.image_size
-    images = torch.zeros(len(source), config.channels, size, size, dtype=torch.uint8)
-    found = Images(images, torch.zeros(len(source), dtype=torch.int64))
-    for i in range(len(source)):
-        try:
-            image, found.labels[i] = read_image(source, i, config.channels)
-        except BrokenImage as error:
-            if not config.skip_broken:
-                raise ConfigError(str(error)) from None
-            found.broken[i] = error.name, error.reason
-            continue
-        image = F.resize(image, size, F.InterpolationMode.BICUBIC)
-        images[i] = F.pil_to_tensor(F.center_crop(image, [size, size]))
-    return found
-
-
-def _resized(images: np.ndarray, size: int) -> Tensor:
-    """Grey images, uint8 (N, H, W), enlarged or shrunk to (N, 1, size, size)."""
-    if images.shape[1] != size:
-        resized = (Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in images)
-        images = np.stack([np.asarray(image) for image in resized])
-    return torch.from_numpy(images)[:, None]
-
-
-def _digits(size: int, split: str) -> Images:
-    """scikit-learn's 1,797 scanned digits, 8×8, enlarged to `size`; 500 of them, fixed, are the test split."""
+def _digits(split: str) -> Images:
+    """scikit-learn's 1,797 scanned digits, 8×8; 500 of them, fixed, are the test split."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pixels = _resized(np.rint(digits.images * (255 / 16)).astype(np.uint8), size)
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     order = permutation(SPLIT_SEED, 1, len(pixels))
     indices = order[500:] if split == "train" else order[:500]
-    return Images(pixels, torch.from_numpy(digits.target.astype(np.int64))).take(indices)
+    return Images(pixels[indices], digits.target[indices])
 
 
 def _fashion_mnist(config: DataConfig, split: str) -> Images:
     pixels, labels = fashion_mnist(split, config.root)
-    return Images(_resized(pixels.numpy(), config.image_size), labels)
+    return Images(pixels.numpy(), labels.numpy())

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..config import ConfigError
 from . import checkpoint, weights
-from .data_config import DataConfig
+from .data_config import AnyData
 from .folder import RunFolder
 from .recipe import Distillation, is_timm_model
 
@@ -38,7 +38,7 @@ class Teacher:
     """
 
     def __init__(
-        self, distillation: Distillation, data: DataConfig, device: torch.device, classes: list[str] | None = None
+        self, distillation: Distillation, data: AnyData, device: torch.device, classes: list[str] | None = None
     ) -> None:
         self.hard = distillation.kind == "hard"
         of_timm = is_timm_model(distillation.teacher)
@@ -65,7 +65,7 @@ class Teacher:
 _Normalised = tuple[Any, tuple[float, ...], tuple[float, ...]]  # a network, and the mean and std of its images
 
 
-def _of_timm(distillation: Distillation, data: DataConfig, classes: list[str] | None) -> _Normalised:
+def _of_timm(distillation: Distillation, data: AnyData, classes: list[str] | None) -> _Normalised:
     name, file = distillation.teacher, distillation.weights
     overlay: dict[str, Any] = {}
     if file is not None:
@@ -88,7 +88,7 @@ def _of_timm(distillation: Distillation, data: DataConfig, classes: list[str] | 
     return model, settings["mean"], settings["std"]
 
 
-def _of_a_run(distillation: Distillation, data: DataConfig, classes: list[str] | None) -> _Normalised:
+def _of_a_run(distillation: Distillation, data: AnyData, classes: list[str] | None) -> _Normalised:
     name = distillation.teacher
     config = RunFolder(name).config()
     assert distillation.weights is not None

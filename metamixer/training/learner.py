@@ -17,11 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config import ConfigError
 from ..rng import derive
 from . import checkpoint, weights
-from .data import Batch
-from .data_config import TaskData
 from .depthwise import split_depthwise
 from .distill import Teacher, distillation_loss
 from .distributed import ALONE, World
+from .loader import Batch
 from .optimize import Average, Schedule, batch_norm_statistics, build_optimizer
 from .recipe import Recipe
 from .run_config import RunConfig
@@ -89,14 +88,12 @@ class Learner:
             if mixup or cutmix
             else None
         )
-        self.loss: Callable[[Tensor, Tensor], Tensor]
-        self.teacher = None
-        if isinstance(config.data, TaskData):
-            self.loss = config.data.built.loss
-        else:
-            smoothed = LabelSmoothingCrossEntropy(recipe.label_smoothing)
-            self.loss = SoftTargetCrossEntropy() if self.mixup else smoothed
-            self.teacher = Teacher(recipe.distillation, config.data, device, classes) if recipe.distillation else None
+        self.loss: Callable[[Tensor, Tensor], Tensor] = config.data.built.loss
+        if self.mixup:
+            self.loss = SoftTargetCrossEntropy()
+        elif recipe.label_smoothing:
+            self.loss = LabelSmoothingCrossEntropy(recipe.label_smoothing)
+        self.teacher = Teacher(recipe.distillation, config.data, device, classes) if recipe.distillation else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16" and device.type == "cuda")
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # over this process's passes of the epoch
@@ -222,8 +219,8 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
     """Batches in the device's memory, images channels-last; on a GPU the next one is made or copied during a step."""
 
     def copy(batch: Batch) -> Batch:
-        images = batch[0].to(device, non_blocking=True, memory_format=torch.channels_last)
-        return images, batch[1].to(device, non_blocking=True)
+        inputs = batch[0].to(device, non_blocking=True, memory_format=torch.channels_last)
+        return inputs, batch[1].to(device, non_blocking=True)
 
     if device.type != "cuda":
         yield from map(copy, batches)

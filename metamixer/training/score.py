@@ -12,10 +12,10 @@ from ..config import override
 from ..networks import class_count, held_by, timm_model
 from . import checkpoint, weights
 from .data import Data
-from .data_config import AnyData, DataConfig, TaskData
+from .data_config import AnyData, DataConfig
 from .distributed import joined
 from .evaluate import evaluate
-from .samples import Samples
+from .images import ImageClasses
 
 Rows = dict[str, dict[str, Any]]
 
@@ -55,11 +55,8 @@ def score(
         changes = changes if classes is None else {"num_classes": classes, **changes}
         tested, transform = _own_images(name, data, changes)
     with joined(device) as (world, own):
-        images: Data | Samples
-        if isinstance(tested, TaskData):
-            images = Samples(tested, None, 0, own)
-        else:
-            images = Data(tested, None, workers=workers, classes=held.classes, transform=transform)
+        task = ImageClasses(tested, None, held.classes, transform) if isinstance(tested, DataConfig) else None
+        images = Data(tested, None, workers=workers, device=own, task=task)
         rows = {}
         for kind, state in held.states.items():
             if run is not None:
@@ -70,7 +67,7 @@ def score(
                 weights.check_classes(state, bias, tested.num_classes, source)
                 model = timm_model(name, state, source, num_classes=tested.num_classes, in_chans=tested.channels)
             batches = images.evaluation("test", world.rank, world.size)
-            rows[kind], _ = evaluate(model.to(own).eval(), tested.built, batches, own, world)
+            rows[kind], _ = evaluate(model.to(own).eval(), images.task, batches, own, world)
         broken = {name: why for part in world.gather(images.broken) for name, why in part.items()}
     return rows, tested, broken
 

@@ -24,13 +24,11 @@ from ..config import ConfigError
 from ..cost import count
 from . import checkpoint, provenance
 from .data import Data
-from .data_config import TaskData
 from .distributed import ALONE, ProcessLost, World, joined, lost_another
 from .evaluate import Predictions, evaluate
 from .folder import RunFolder
 from .learner import Learner, on_device
 from .run_config import RunConfig
-from .samples import Samples, open_data
 from .signals import Interrupted, Stop, stop_signals
 from .surroundings import SurroundingsError, surroundings
 
@@ -105,8 +103,8 @@ def train(
             raise
 
 
-def _open_data(config: RunConfig, device: torch.device, workers: int) -> Data | Samples:
-    return open_data(config.data, config.recipe, config.seed, device, workers)
+def _open_data(config: RunConfig, device: torch.device, workers: int) -> Data:
+    return Data(config.data, config.recipe, config.seed, workers, device)
 
 
 def _take(folder: RunFolder, config: RunConfig, world: World, stack: ExitStack) -> dict[str, Any] | None:
@@ -133,7 +131,7 @@ class Trainer:
         config: RunConfig,
         folder: RunFolder,
         device: torch.device,
-        data: Data | Samples,
+        data: Data,
         world: World = ALONE,
         after_epoch: Callable[[dict[str, Any]], None] | None = None,
         watch: Callable[[dict[str, Any]], None] | None = None,
@@ -141,14 +139,14 @@ class Trainer:
         self.config, self.folder, self.device, self.data, self.world = config, folder, device, data, world
         self.after_epoch, self.watch = after_epoch, watch
         if world.first:
-            wanted, used = config.data.train_samples, len(data.train_indices)
+            wanted, used = config.data.train_samples, data.counts["train"]
             if wanted is not None and used < wanted:
                 log.warning("data.train_samples %d: there are %d, all of them are used", wanted, used)
         state = checkpoint.load_newest(folder)
         positions = world.gather(state["step"] if state else None)
         if len(set(positions)) > 1:
             raise ConfigError(f"{folder.path}: the processes find different checkpoints there (steps {positions})")
-        self.learner = Learner(config, device, self.data.steps, world, state, data.classes)
+        self.learner = Learner(config, device, self.data.steps, world, state, data.task.classes)
         if world.first:
             self._record_environment(state is not None)
         self.seconds: float = state["seconds"] if state else 0.0
@@ -158,8 +156,7 @@ class Trainer:
     def _record_environment(self, resumed: bool) -> None:
         """Versions and code of this start; `code_changed` names files that changed while the run was under way."""
         before = self.folder.read("environment.json") or {} if resumed else {}
-        task = [self.config.data.built] if isinstance(self.config.data, TaskData) else []
-        code = provenance.code_of(self.learner.model, *task)
+        code = provenance.code_of(self.learner.model, self.data.task)
         changed = set(provenance.mixed_code([before.get("code", {}), code]))
         self.code = {"code": code, "code_changed": sorted(changed | set(before.get("code_changed", ())))}
         now = provenance.environment(self.device)
@@ -241,11 +238,11 @@ class Trainer:
 
     def _evaluate(self, model: nn.Module, split: str) -> tuple[dict[str, Any], Predictions]:
         batches = self.data.evaluation(split, self.world.rank, self.world.size)
-        return evaluate(model, self.config.data.built, batches, self.device, self.world)
+        return evaluate(model, self.data.task, batches, self.device, self.world)
 
     def _validate(self) -> dict[str, float]:
         """Scores on the validation split, if there is one; the weights of the best epoch are kept."""
-        if not len(self.data.val_indices):
+        if not self.data.counts["val"]:
             return {}
         learner, metrics = self.learner, self.config.metrics
         kind, model = "raw", learner.model
@@ -260,7 +257,7 @@ class Trainer:
             self.best = {"epoch": learner.epoch, "weights": kind, key: score}
             if self.world.first:
                 checkpoint.save_best(
-                    self.folder, {"model": model.state_dict(), "classes": self.data.classes, **self.best}
+                    self.folder, {"model": model.state_dict(), "classes": self.data.task.classes, **self.best}
                 )
         return row
 
@@ -364,6 +361,6 @@ class Trainer:
 
     def _save(self, seconds: float) -> None:
         state = {**self.learner.state_dict(), "seconds": seconds, "row": self.row, "best": self.best}
-        state["classes"] = self.data.classes
+        state["classes"] = self.data.task.classes
         if self.world.first:
             checkpoint.save(self.folder, state)
