@@ -152,7 +152,7 @@ class Tally(TorchDispatchMode):
     def _entering(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def enter(module: nn.Module, inputs: Any, named: Any) -> None:
             self._inside.append(name)
-            if isinstance(size := getattr(module, "state_size", None), Callable):
+            if callable(size := getattr(module, "state_size", None)):
                 self.costs[name]["state_size"] += size(*inputs, **named)
             macs = _declared(module)
             if macs is not None:

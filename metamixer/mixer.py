@@ -232,7 +232,7 @@ class LinearAttention(_DotProduct):
         return self.merge((v @ k.transpose(-2, -1)) @ q, x)
 
     def state_size(self, x: Tensor) -> int:
-        return self.query.out_dim * self.query_key.head_dim  # a matrix for each head
+        return self.query.out_dim * self.query_key.head_dim  # type: ignore[operator, return-value]  # a matrix for each head
 
 
 @fast_path(ScaledDot, L1Norm, Matmul)
@@ -254,7 +254,7 @@ class NormalizedLinearAttention(_DotProduct):
         return self.merge((v @ k.transpose(-2, -1)) @ q / (total + eps), x)
 
     def state_size(self, x: Tensor) -> int:
-        return self.query.out_dim * (self.query_key.head_dim + 1)  # and the sum of the keys
+        return self.query.out_dim * (self.query_key.head_dim + 1)  # type: ignore[operator, return-value]  # and the sum of the keys
 
 
 class ChunkedAttention(_DotProduct):

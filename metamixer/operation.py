@@ -90,7 +90,7 @@ class Operation(nn.Module):
     # a class of its own where there are parameters
     Config: ClassVar[type[OperationConfig]] = OperationConfig
 
-    def state_size(self, *inputs: Tensor) -> int:
+    def state_size(self, *inputs: Any, **named: Any) -> int:
         """Numbers of the other tokens that it must hold to answer for one more; `inputs` are those of its forward.
 
         Convolutions, pools and fused attention in it are counted without this. The rest that mixes tokens is 0 unless

@@ -5,6 +5,7 @@ import torch
 
 from metamixer import Backbone, ConfigError, digest, isotropic, override
 from metamixer.branches import branch_ratios, equalize, noise, token_range
+from metamixer.dense.superresolution import SuperResolver, ffnet_sr
 from metamixer.presets import BASELINES, PRESETS
 from metamixer.recipes import named_run
 
@@ -69,6 +70,14 @@ def test_layer_scale_takes_the_factor_where_there_is_one():
     assert token_range(model, SIZE) == pytest.approx((0.3, 0.3), rel=0.006)
     with pytest.raises(ConfigError, match=r"stages\.0\.blocks\.0 ends without weights: give the model a norm or"):
         equalize(built("pooling", norm="none"), 0.3, SIZE)
+
+
+def test_other_networks_of_blocks_start_at_their_ratio_too():
+    model = SuperResolver(ffnet_sr(2, 16, layer_scale=None), img_size=(16, 16), seed=0)
+    equalize(model, 0.3, SIZE)
+    assert token_range(model, SIZE) == pytest.approx((0.3, 0.3), rel=0.006)
+    with pytest.raises(ConfigError, match="no token mixers"):
+        equalize(torch.nn.Conv2d(3, 3, 1), 0.3, SIZE)
 
 
 def test_a_run_starts_at_its_ratio_and_other_runs_keep_their_hash():

@@ -46,7 +46,7 @@ def time_runs(name: str, runs: Sequence[RunConfig]) -> list[float]:
     Raises:
         ConfigError: the runtime can't run here, or does not take one of the networks.
     """
-    subjects = [Subject(of_run(" ".join(str(stage.width) for stage in run.model.stages), run)) for run in runs]
+    subjects = [Subject(of_run(f"network {i}", run)) for i, run in enumerate(runs)]
     report = time_networks(subjects, [name], sessions=3)
     if report.refused:
         raise ConfigError(report.refused[0])

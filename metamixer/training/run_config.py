@@ -82,8 +82,6 @@ class RunConfig(Config):
         networks = self.data.built.networks if isinstance(self.data, TaskData) else ("backbone",)
         if name not in networks:
             raise ConfigError(f"model.network {name!r}: {self.data.about} needs a {' or a '.join(networks)}")
-        if self.recipe.branch_ratio is not None and name != "backbone":
-            raise ConfigError("recipe.branch_ratio is for backbones: set it to null")
         return self
 
     @model_validator(mode="after")
