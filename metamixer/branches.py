@@ -14,10 +14,14 @@ from .config import ConfigError
 from .fold import NORMS
 
 
+def probed(input_size: tuple[int, int, int]) -> int:
+    """How many images of `input_size` (C, H, W) a branch is measured on: 128, fewer large ones."""
+    return min(128, max(8, 2**20 // (input_size[1] * input_size[2])))
+
+
 def noise(input_size: tuple[int, int, int]) -> Tensor:
-    """A batch of normal noise, always the same, for an `input_size` of (C, H, W): 128 images, fewer of large ones."""
-    images = min(128, max(8, 2**20 // (input_size[1] * input_size[2])))
-    return torch.randn(images, *input_size, generator=torch.Generator().manual_seed(0))
+    """A batch of normal noise (B, C, H, W), always the same."""
+    return torch.randn(probed(input_size), *input_size, generator=torch.Generator().manual_seed(0))
 
 
 def branch_ratios(model: nn.Module, inputs: Tensor) -> dict[str, float]:

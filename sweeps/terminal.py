@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
-from metamixer.backbone import Backbone
 from metamixer.branches import probed, token_range
 from metamixer.config import ConfigError
 from metamixer.cost import Cost, readable
@@ -88,10 +87,7 @@ def print_plan(plan: Plan) -> None:
 
 def _branch(config: RunConfig) -> str:
     """The token mixers' branches at initialisation over their inputs: the ratio of the spreads, or its range."""
-    model = config.build()
-    if not isinstance(model, Backbone):
-        return ""
-    low, high = (f"{ratio:.2g}" for ratio in token_range(model, config.data.input_size))
+    low, high = (f"{ratio:.2g}" for ratio in token_range(config.build(), config.data.input_size))
     return low if low == high else f"{low}–{high}"
 
 
