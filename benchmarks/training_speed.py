@@ -6,7 +6,7 @@ smoothing, stochastic depth, AdamW and EMA.
 
     python benchmarks/training_speed.py --timm train.py  # 5 minutes on 2 cores
     python benchmarks/training_speed.py                  # this project alone
-    python benchmarks/training_speed.py --overhead       # what augmentation, EMA and logging take of a step, 1 minute
+    python benchmarks/training_speed.py --probe          # steps on a probe, by CPU time, 2 minutes
     python benchmarks/training_speed.py --gpu            # FFNet-1 at 256 px, batch 128, bfloat16, on one GPU
 
 train.py is the script of timm's repository at the installed version's tag; no package of timm holds it.
@@ -15,6 +15,8 @@ timm                  its train.py, NCHW
 timm, channels-last   the same with --channels-last
 ours                  one process of `metamixer.training`, one thread
 grid                  as many processes of one thread as cores: what a grid runs at
+
+On a probe the plain road is the same network, samples, optimizer and schedule in a loop of plain PyTorch (NCHW).
 
 On a GPU the plain road (NCHW, loop AdamW, per-tensor EMA) and ours are fed the same images, which lie in its memory
 already: what is compared is the network's step. Each road runs alone, in processes of its own, in every round. The
@@ -37,6 +39,7 @@ import time
 from pathlib import Path
 
 ROUNDS, STEPS, WARM_UP, BATCH = 3, 12, 3, 128
+PROBE_STEPS = 300
 
 
 def config():
@@ -70,40 +73,46 @@ def ours() -> float:
     return rate(lambda: learner.train_step(batches))
 
 
-def overhead() -> dict[str, float]:
-    """Parts of a step's time, in percent, that are not the network's; logging is what falls to a step of it."""
+def probe_config():
+    from metamixer.recipes import named_run
+
+    return named_run("recall")
+
+
+def probe() -> float:
+    """Samples per second of CPU time of this project's loop on a probe."""
     import torch
 
     from metamixer.training.data import Data
-    from metamixer.training.folder import RunFolder
-    from metamixer.training.train import PROGRESS_SECONDS, Trainer
+    from metamixer.training.learner import Learner
 
-    run = config()
-    with tempfile.TemporaryDirectory() as path:
-        folder = RunFolder(path)
-        folder.create(run)
-        trainer = Trainer(run, folder, torch.device("cpu"), Data(run.data, run.recipe, run.seed))
-        learner = trainer.learner
-        batches = itertools.chain.from_iterable(trainer.data.batches(epoch) for epoch in itertools.count())
-        learner.train_step(batches)  # fills the optimizer's state
+    run = probe_config()
+    data = Data(run.data, run.recipe)
+    learner = Learner(run, torch.device("cpu"), data.steps)
+    batches = itertools.chain.from_iterable(map(data.batches, itertools.count()))
+    return rate(lambda: learner.train_step(batches), steps=PROBE_STEPS, batch=64, clock=time.process_time)
 
-        def median(action) -> float:
-            times = []
-            for _ in range(20):
-                started = time.perf_counter()
-                action()
-                times.append(1000 * (time.perf_counter() - started))
-            return statistics.median(times)
 
-        step = median(lambda: learner.train_step(batches))
-        mixing, average = median(lambda: learner._next(batches, 0)), median(lambda: learner.ema.update(learner.model))
-        often = median(trainer._report_progress) * step / (1000 * PROGRESS_SECONDS)
-        epochs = median(lambda: (folder.append_metrics({"epoch": 1}), trainer._save(0.0))) / trainer.data.steps
-    return {
-        "augmentation, mixing": 100 * mixing / step,
-        "EMA": 100 * average / step,
-        "logging, checkpoints": 100 * (often + epochs) / step,
-    }
+def probe_plain() -> float:
+    """The same network, samples, optimizer and schedule in plain PyTorch."""
+    import torch
+    from torch.optim.lr_scheduler import CosineAnnealingLR
+
+    run = probe_config()
+    model, task = run.build().train(), run.data.built
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.recipe.lr, weight_decay=run.recipe.weight_decay)
+    schedule = CosineAnnealingLR(optimizer, 600)
+    firsts = itertools.count(0, 64)
+
+    def step() -> None:
+        first = next(firsts)
+        inputs, answers = task.samples(run.seed, "train", torch.arange(first, first + 64))
+        optimizer.zero_grad()
+        task.loss(model(inputs), answers).backward()
+        optimizer.step()
+        schedule.step()
+
+    return rate(step, steps=PROBE_STEPS, batch=64, clock=time.process_time)
 
 
 def timm_process(script: str, threads: int, flags: list[str], folder: str) -> float:
@@ -160,7 +169,7 @@ def run_timm(script: str, arguments: list[str]) -> None:
 
 def write_images(folder: str) -> None:
     """Fashion-MNIST as torchvision reads it."""
-    from metamixer.training.datasets import FASHION_MNIST
+    from metamixer.tasks.fashion import FASHION_MNIST
 
     raw = Path(folder) / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
@@ -243,18 +252,18 @@ def gpu_peak() -> float:
     return repeats * side**3 / (time.perf_counter() - started)
 
 
-def rate(step, wait=lambda: None, steps: int = STEPS) -> float:
+def rate(step, wait=lambda: None, steps: int = STEPS, batch: int = BATCH, clock=time.perf_counter) -> float:
     for _ in range(WARM_UP):
         step()
     wait()
-    started = time.perf_counter()
+    started = clock()
     for _ in range(steps):
         step()
     wait()
-    return BATCH * steps / (time.perf_counter() - started)
+    return batch * steps / (clock() - started)
 
 
-ONE = {function.__name__: function for function in (ours, overhead, gpu_ours, gpu_plain, gpu_peak)}
+ONE = {function.__name__: function for function in (ours, probe, probe_plain, gpu_ours, gpu_plain, gpu_peak)}
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -281,7 +290,7 @@ def compare(roads, count: int) -> dict[str, float]:
 
     rounds = [{name: road() for name, road in roads.items()} for _ in track(range(count), "rounds")]
     last = list(roads)[-1]
-    table = Table("road", "images/s (median)", "min - max", f"{last}: times this road (median)")
+    table = Table("road", "samples/s (median)", "min - max", f"{last}: times this road (median)")
     medians = {name: statistics.median(r[name] for r in rounds) for name in roads}
     for name, median in medians.items():
         values = [r[name] for r in rounds]
@@ -298,18 +307,15 @@ def main() -> None:
     parser.add_argument("--one", choices=[*ONE, "timm"], help=argparse.SUPPRESS)
     parser.add_argument("--timm", metavar="TRAIN_PY", help="the script of timm's repository")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--overhead", action="store_true")
+    parser.add_argument("--probe", action="store_true")
     parser.add_argument("--gpu", action="store_true")
     arguments, others = parser.parse_known_args()
     if arguments.one == "timm":
         run_timm(arguments.timm, others)
     elif arguments.one:
         print(json.dumps(ONE[arguments.one]()))
-    elif arguments.overhead:
-        rounds = [one("overhead", 1)[0] for _ in range(arguments.rounds)]
-        for part in rounds[0]:
-            print(f"{part:24}{statistics.median(found[part] for found in rounds):6.2f} % of a step")
-        print(f"{'together':24}{statistics.median(sum(found.values()) for found in rounds):6.2f} % of a step")
+    elif arguments.probe:
+        compare({road: lambda road=road: one(road, 1)[0] for road in ("probe_plain", "probe")}, arguments.rounds)
     elif arguments.gpu:
         import torch
 

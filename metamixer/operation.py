@@ -90,6 +90,10 @@ class Operation(nn.Module):
     # a class of its own where there are parameters
     Config: ClassVar[type[OperationConfig]] = OperationConfig
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of its parameters that weight decay spares, besides vectors and scalars, which it always spares."""
+        return set()
+
     def state_size(self, *inputs: Any, **named: Any) -> int:
         """Numbers of the other tokens that it must hold to answer for one more; `inputs` are those of its forward.
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from metamixer import Backbone, ConfigError, isotropic, override
 from metamixer.cost import count
+from metamixer.operation import Baseline, register
 from metamixer.presets import BASELINES, PRESETS
 from metamixer.training.optimize import build_optimizer
 from metamixer.training.recipe import Recipe
@@ -178,3 +179,24 @@ def test_a_learned_position_is_spared_from_weight_decay():
     spared, decaying = build_optimizer(model, Recipe()).param_groups
     assert any(p is model.position.encoding for p in spared["params"])
     assert all(p.ndim > 1 for p in decaying["params"])
+
+
+def test_an_operation_names_parameters_that_weight_decay_spares():
+    @register
+    class Table(Baseline):
+        name = "table"
+
+        def __init__(self, config, site):
+            super().__init__(config, site)
+            self.table, self.map = (torch.nn.Parameter(torch.ones(site.dim, 1, 1)) for _ in range(2))
+
+        def forward(self, x):
+            return x * self.table * self.map
+
+        def no_weight_decay(self):
+            return {"table"}
+
+    model = Backbone(isotropic(2, 8, "table"), 5, img_size=4)
+    spared, decaying = ({id(p) for p in group["params"]} for group in build_optimizer(model, Recipe()).param_groups)
+    for block in model.stages[0].blocks:
+        assert id(block.token_mixer.table) in spared and id(block.token_mixer.map) in decaying

@@ -15,8 +15,15 @@ from .recipe import Recipe
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Fused AdamW; of its groups of parameters, those that weight decay acts on have a true `decays`."""
-    spared = set(getattr(model, "no_weight_decay", set)())
+    """Fused AdamW; of its groups of parameters, those that weight decay acts on have a true `decays`.
+
+    Spared are vectors, scalars and what a part of the network names in `no_weight_decay`.
+    """
+    spared = {
+        f"{place}.{name}".lstrip(".")
+        for place, part in model.named_modules()
+        for name in getattr(part, "no_weight_decay", set)()
+    }
     if not recipe.layer_scale_decay:
         spared |= {name for name, _ in model.named_parameters() if "_scale." in name}
     groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)
