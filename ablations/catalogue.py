@@ -9,6 +9,8 @@ multiply-adds of the base, self-attention. Heads have 16 channels at the base's 
 
 from metamixer.config import override
 from metamixer.ffnet import ffnet
+from metamixer.mixer import resolve_mixer
+from metamixer.operation import OperationConfig
 from metamixer.presets import BASELINES, PRESETS
 from metamixer.recipes import DIGITS, FASHION_MNIST, SMALL, SMALL_DIGITS
 from metamixer.training.run_config import RunConfig
@@ -18,16 +20,24 @@ MIXER = "model.stages.*.token_mixer"
 # a normalisation in front of every mixer, as most of them have
 MODEL = {"model.norm": "batch", "model.stages.*.channel_mixer": "ffn"}
 
+# in channels; a state space doubles the width
+WIDEST_HEADS = {"query_key": 16, "coefficient_value": 32}
 # so many runs have to be short, too short for an average of the weights
 SHORT = {"data.train_samples": 2000, "recipe.ema_decay": None}
 
 
 def narrow_heads(mixer: dict) -> dict:
     """The mixer with heads of 16 channels where those of its paper are wider than the first stage."""
-    key = mixer.get("query_key")
-    if key in ("scaled_dot", "neighbourhood", "cross_covariance"):
-        return {**mixer, "query_key": {"name": key, "head_dim": 16}}
-    return mixer
+    resolved = resolve_mixer(mixer)
+    if isinstance(resolved, OperationConfig):
+        return mixer
+    slots = resolved.to_dict()
+    for slot, widest in WIDEST_HEADS.items():
+        # pairs of heads become one
+        widest = widest // 2 if slots["activation"]["name"] == "differential" else widest
+        if (slots[slot].get("head_dim") or 0) > widest:
+            slots[slot]["head_dim"] = widest
+    return slots
 
 
 small = ffnet((1, 1, 2, 1), (16, 32, 64, 128), stem_width=16, stem_stride=1)

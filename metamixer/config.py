@@ -17,6 +17,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 # Raised by one when the meaning of a configuration changes, so that no old result is taken for a new one.
 SCHEMA_VERSION = 2
+
+# Pydantic's context while the values that a hash covers are written out.
+FOR_A_HASH = "for a hash"
+
 C = TypeVar("C", bound="Config")
 
 
@@ -39,8 +43,8 @@ class Config(BaseModel):
         return nullcontext()
 
     def identity(self) -> dict[str, Any]:
-        """What of the values a hash covers: all of them, unless a subclass says otherwise."""
-        return self.to_dict()
+        """What of the values a hash covers: all of them, unless a class says otherwise."""
+        return self.model_dump(mode="json", context=FOR_A_HASH)
 
 
 def parse(cls: type[C], values: Any, where: str = "") -> C:

@@ -53,10 +53,11 @@ _COMPUTED = _names(
     "avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices _adaptive_avg_pool2d _adaptive_avg_pool3d "
     "adaptive_max_pool2d adaptive_max_pool3d col2im im2col cat stack roll flip gather index index_put "
     "_unsafe_index index_select index_add index_fill masked_select scatter scatter_add scatter_reduce embedding "
-    "repeat repeat_interleave rot90 tril triu constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d "
-    "replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle copy _to_copy "
-    "upsample_nearest1d upsample_nearest2d _upsample_nearest_exact1d _upsample_nearest_exact2d upsample_linear1d "
-    "upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa bucketize nonzero unfold"
+    "repeat repeat_interleave rot90 tril triu diag_embed constant_pad_nd reflection_pad1d reflection_pad2d "
+    "replication_pad1d replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
+    "copy _to_copy upsample_nearest1d upsample_nearest2d _upsample_nearest_exact1d _upsample_nearest_exact2d "
+    "upsample_linear1d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+    "bucketize nonzero unfold"
 )
 # Nothing is read or written: constants, and what is a view in all but its schema.
 _FREE = _names(
@@ -94,6 +95,7 @@ def _lstm(output: Any, x: Tensor, of_input: Tensor, of_hidden: Tensor, *rest: An
 _MATRICES: dict[str, Callable[..., int]] = {
     **dict.fromkeys(_names("mm bmm mv dot vdot _int_mm"), _contraction(0)),
     **dict.fromkeys(_names("addmm baddbmm addmv addbmm _addmm_activation"), _contraction(1)),
+    "linalg_solve_triangular": lambda output, a, *_, **__: output.numel() * a.shape[-1] // 2,
     "convolution": _convolution,
     "mkldnn_rnn_layer": _lstm,
 }

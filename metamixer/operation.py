@@ -12,10 +12,10 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from torch import Tensor, nn
 
-from .config import Config, ConfigError, explain
+from .config import FOR_A_HASH, Config, ConfigError, explain
 from .plugins import add
 
 
@@ -23,7 +23,7 @@ class Layout(StrEnum):
     """How coefficients lie in memory; what decides which operations fit together (`Coefficients`)."""
 
     MAP = "map"  # (B, C', H, W): one number per position and channel
-    PAIRS = "token pairs"  # (B, heads, N, N): query token × key token
+    PAIRS = "token pairs"  # (B, heads, N, N): query token × key token (or pooled keys: `Coefficients.pool`)
     NEIGHBOURHOOD = "neighbourhood"  # (B, heads, k², H, W): the k×k keys around each position
     CHANNELS = "channel pairs"  # (B, heads, d, d): query channel × key channel
 
@@ -34,17 +34,31 @@ KEYED_LAYOUTS = ALL_LAYOUTS - {Layout.MAP}  # those with an axis that runs over 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Shape of the scores that a query-key interaction returns. `channels` counts C' for a map, else heads·d."""
+    """Shape of the scores that a query-key interaction returns. `channels` counts C' for a map, else heads·d.
+
+    With `pool` the keys of token pairs are not the N tokens, but those of a map pooled to pool×pool.
+    """
 
     layout: Layout
     channels: int
     heads: int = 1
     kernel_size: int = 1
+    pool: int = 0
 
     @property
     def key_axis(self) -> int:
         """The axis that runs over keys (channels, for a map)."""
         return {Layout.MAP: 1, Layout.NEIGHBOURHOOD: 2}.get(self.layout, -1)
+
+    def shape(self, batch: int, height: int, width: int) -> tuple[int, ...]:
+        """Of the tensor, for maps of this size."""
+        tokens, channels = height * width, self.channels // self.heads
+        return {
+            Layout.MAP: (batch, self.channels, height, width),
+            Layout.PAIRS: (batch, self.heads, tokens, self.pool**2 or tokens),
+            Layout.NEIGHBOURHOOD: (batch, self.heads, self.kernel_size**2, height, width),
+            Layout.CHANNELS: (batch, self.heads, channels, channels),
+        }[self.layout]
 
 
 class Site(NamedTuple):
@@ -65,10 +79,24 @@ class Site(NamedTuple):
         return self._replace(place=f"{self.place}.{part}".lstrip("."))
 
 
+def later(default: Any, **bounds: Any) -> Any:
+    """A parameter that came after runs were hashed: at its default, it is not part of a run's hash."""
+    return Field(default=default, json_schema_extra={"later": True}, **bounds)
+
+
 class OperationConfig(Config):
     """Parameters of an operation; `name` says which."""
 
     name: str
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if info.context == FOR_A_HASH:
+            for key, field in type(self).model_fields.items():
+                if field.json_schema_extra and values[key] == field.default:
+                    del values[key]
+        return values
 
 
 Slot = Literal["query", "query_key", "activation", "coefficient_value", "baseline"]
@@ -135,12 +163,14 @@ class QueryKey(Operation):
 
 
 class Activation(Operation):
-    """Scores → coefficients of the same shape."""
+    """Scores → coefficients, of the same shape unless a constructor changes `coefficients`."""
 
     slot = "activation"
+    __jit_ignored_attributes__: ClassVar[list[str]] = ["coefficients"]
 
     def __init__(self, config: Any, site: Site, coefficients: Coefficients) -> None:
         super().__init__()
+        self.coefficients = coefficients
         self.key_axis = coefficients.key_axis
 
     @classmethod

@@ -17,7 +17,7 @@ from .errors import in_one_line
 from .fold import NORMS, fold
 from .initialise import LAYERS, Construction, Init, initialise
 from .mixer import MetaMixer, MetaMixerConfig, accepts, build_mixer, makes, resolve_mixer
-from .operation import SLOTS, Layout, OperationConfig, Site, Slot, operation_class
+from .operation import SLOTS, OperationConfig, Site, Slot, operation_class
 from .presets import PRESETS
 
 SIZE = (8, 8)
@@ -96,15 +96,9 @@ def _as_declared(mixer: MetaMixer, x: Tensor) -> None:
     q = _unchanged(what[query], query, x)
     made = q.shape == (batch, query.out_dim, height, width)
     _demand(made, f"{what[query]} gives {_by(q.shape)}, and says out_dim {query.out_dim}")
-    says, tokens = key.coefficients, height * width
+    says = key.coefficients
     _demand(says.layout == key.makes, f"{what[key]} makes {key.makes}, and its coefficients say {says.layout}")
-    per_head = says.channels // says.heads
-    expected = {
-        Layout.MAP: (batch, says.channels, height, width),
-        Layout.PAIRS: (batch, says.heads, tokens, tokens),
-        Layout.NEIGHBOURHOOD: (batch, says.heads, says.kernel_size**2, height, width),
-        Layout.CHANNELS: (batch, says.heads, per_head, per_head),
-    }[says.layout]
+    expected = says.shape(batch, height, width)
     scores = _unchanged(what[key], key, q, x)
     fits = scores.shape == expected
     _demand(fits, f"{what[key]} gives scores {_by(scores.shape)}, and its coefficients say {_by(expected)}")
@@ -134,8 +128,9 @@ def _layouts(candidate: Candidate) -> str:
         mixer, x = Candidate(config, candidate.dim, "").build()
         with _at(layout):
             trace = mixer.trace(x)  # type: ignore[operator]
+            expected = mixer.activation.coefficients.shape(3, *SIZE)  # type: ignore[union-attr]
             shapes = _by(trace.scores.shape), _by(trace.coefficients.shape)
-            _demand(shapes[0] == shapes[1], f"scores {shapes[0]} become {shapes[1]}")
+            _demand(shapes[1] == _by(expected), f"scores {shapes[0]} become {shapes[1]}, and it says {_by(expected)}")
             _demand(bool(trace.coefficients.isfinite().all()), "not finite")
     return ", ".join(layouts)
 

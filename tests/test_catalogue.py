@@ -3,12 +3,26 @@
 References return what the mixer should; they run in double precision on random weights and statistics.
 """
 
+import math
 from functools import partial
 
 import pytest
 import torch
 from timm.layers import GatedMlp, Mlp
-from timm.models import convnext, efficientvit_mit, fastvit, mambaout, metaformer, starnet, swiftformer, xcit
+from timm.layers.diff_attention import DiffAttention
+from timm.models import (
+    convnext,
+    efficientvim,
+    efficientvit_mit,
+    fastvit,
+    focalnet,
+    mambaout,
+    metaformer,
+    shvit,
+    starnet,
+    swiftformer,
+    xcit,
+)
 from timm.models.mlp_mixer import SpatialGatingUnit
 from timm.models.vision_transformer import Attention
 from torch import nn
@@ -47,13 +61,16 @@ def randomise(module):
 
 
 def config(name):
-    """The preset, with heads of 16 channels where it has 32, to have several at the width of the tests."""
-    mixer = dict(PRESETS.get(name) or BASELINES[name])
-    if isinstance(mixer.get("query_key"), str) and name in PRESETS:
-        known = resolve_mixer(name).query_key
-        if getattr(known, "head_dim", None) == 32:
-            mixer["query_key"] = {"name": known.name, "head_dim": HEAD}
-    return resolve_mixer(mixer)
+    """The preset, with heads of half the channels, to have several at the width of the tests."""
+    resolved = resolve_mixer(PRESETS.get(name) or BASELINES[name])
+    if name in BASELINES:
+        return resolved
+    slots = resolved.to_dict()
+    for slot, wide in (("query_key", 32), ("coefficient_value", 64)):
+        wide = wide // 2 if name == "differential_attention" else wide
+        if slots[slot].get("head_dim") == wide:
+            slots[slot]["head_dim"] = wide // 2
+    return resolve_mixer(slots)
 
 
 def build(name, size):
@@ -219,6 +236,212 @@ def _(mixer, x):
     return to_map(timm(tokens(x)), x)
 
 
+def unheads(y, x):
+    """(B, heads, N, d) → (B, C, H, W)."""
+    return to_map(y.transpose(1, 2).flatten(2), x)
+
+
+def distance(i, j, x):
+    width = x.shape[3]
+    return abs(i // width - j // width) + abs(i % width - j % width)
+
+
+def finish(value, y, v, x, gate=torch.clone):
+    """What authors do with the sums of values: add the local path, multiply by the gate, project."""
+    y = y if value.local is None else y + depthwise(value.local, v)
+    y = y if value.gate is None else y * gate(conv1(value.gate[0], x))
+    return conv1(value.proj, y)
+
+
+@reference("gated_attention")
+def _(mixer, x):
+    q, k, v = (heads(t) for t in qkv(mixer, x))
+    y = F.scaled_dot_product_attention(q, k, v)
+    return finish(mixer.coefficient_value, unheads(y, x), None, x, nn.Sigmoid())
+
+
+@reference("rmt")
+def _(mixer, x):
+    q, k, v = (heads(t) for t in qkv(mixer, x))
+    n, number = q.shape[2], q.shape[1]
+    scores = q @ k.transpose(-2, -1) / HEAD**0.5
+    for head in range(number):
+        decay = 1 - 2.0 ** (-2 - 4 * head / number)
+        for i in range(n):
+            for j in range(n):
+                scores[:, head, i, j] += math.log(decay ** distance(i, j, x))
+    y = unheads(scores.softmax(-1) @ v, x)
+    return finish(mixer.coefficient_value, y, unheads(v, x), x)
+
+
+@reference("differential_attention")
+def _(mixer, x):
+    value, factors = mixer.coefficient_value, mixer.activation.factors
+    timm = DiffAttention(DIM, num_heads=3, qkv_bias=True).double().eval()
+    copy(timm.qkv, mixer.query.proj, mixer.query_key.key, value.value)
+    copy(timm.proj, value.proj)
+    timm.lambda_init = 0.8
+    timm.sub_norm.weight.copy_(value.norm.weight[:, 0])
+    for name, factor in zip(("q1", "k1", "q2", "k2"), factors, strict=True):
+        getattr(timm, f"lambda_{name}").data = factor
+    return to_map(timm(tokens(x)), x)
+
+
+@reference("agent_attention")
+def _(mixer, x):
+    value = mixer.coefficient_value
+    q, k, v = conv1(mixer.query.proj, x), conv1(value.key, x), conv1(value.value, x)
+    agents = heads(F.adaptive_avg_pool2d(q, 7)) / HEAD**0.5
+    found = (agents @ heads(k).transpose(-2, -1)).softmax(-1) @ heads(v)
+    y = (heads(q) @ agents.transpose(-2, -1)).softmax(-1) @ found
+    return finish(value, unheads(y, x), v, x)
+
+
+@reference("shvit")
+def _(mixer, x):
+    timm = shvit.SHSA(DIM, 16, DIM // 4).double().eval()
+    layers = [mixer.query.proj[1], mixer.query_key.key[1], mixer.coefficient_value.value[1]]
+    for target, sources in ((timm.qkv, layers), (timm.proj[1], [mixer.coefficient_value.proj])):
+        copy(target.c, *(source.conv for source in sources))
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(target.bn, name).copy_(torch.cat([getattr(source.norm, name) for source in sources]))
+    return timm(x)
+
+
+@reference("slide_attention")
+def _(mixer, x):
+    q, k, v = qkv(mixer, x)
+    (height, width), key, y = x.shape[2:], mixer.query_key, torch.zeros_like(x)
+
+    def shifted(t, layer, c, row, col, offset, i, j):
+        """The fixed shift, and the learned kernel of the offset around the position."""
+        window = F.pad(t, [1] * 4)[:, c, row : row + 3, col : col + 3]
+        learned = (window * layer.weight[offset::9, 0]).sum((-2, -1)) + layer.bias[offset::9]
+        return t[:, c, i, j] + learned
+
+    for head in range(DIM // HEAD):
+        c = slice(head * HEAD, (head + 1) * HEAD)
+        for row in range(height):
+            for col in range(width):
+                scores, found = [], []
+                for offset in range(9):
+                    i, j = row + offset // 3 - 1, col + offset % 3 - 1
+                    if 0 <= i < height and 0 <= j < width:
+                        place = (c, row, col, offset, i, j)
+                        keys = shifted(k, key.shifted.learned, *place) + key.bias[head, offset, 0, 0]
+                        scores.append((q[:, c, row, col] * keys).sum(-1) / HEAD**0.5)
+                        found.append(shifted(v, mixer.coefficient_value.shifted.learned, *place))
+                shares = torch.stack(scores, -1).softmax(-1)
+                y[:, c, row, col] = (shares[..., None] * torch.stack(found, 1)).sum(1)
+    return conv1(mixer.coefficient_value.proj, y)
+
+
+def linear_attention(q, k, v):
+    """Positive q, k and v, (B, heads, N, d), as in the code of MLLA, RALA and PolaFormer."""
+    z = 1 / (q @ k.mean(-2, keepdim=True).transpose(-2, -1) + 1e-6)
+    return q @ (k.transpose(-2, -1) @ v / q.shape[2]) * z
+
+
+@reference("mlla")
+def _(mixer, x):
+    q, k = F.elu(conv1(mixer.query.proj, x)) + 1, F.elu(conv1(mixer.query_key.key, x)) + 1
+    y = linear_attention(heads(q), heads(k), heads(x))
+    return finish(mixer.coefficient_value, unheads(y, x), x, x, nn.SiLU())
+
+
+@reference("inline")
+def _(mixer, x):
+    q, k, v = (heads(t) for t in qkv(mixer, x))
+    n, y = q.shape[2], torch.zeros_like(q)
+    for i in range(n):
+        scores = torch.einsum("bhd,bhjd->bhj", q[:, :, i], k) / HEAD**0.5
+        coefficients = scores / n + (1 - scores.mean(-1, keepdim=True)) / n
+        torch.testing.assert_close(coefficients.sum(-1), torch.ones_like(coefficients[..., 0]))
+        y[:, :, i] = torch.einsum("bhj,bhjd->bhd", coefficients, v)
+    value, y, v = mixer.coefficient_value, unheads(y, x), unheads(v, x)
+    first, second = (layer for layer in value.kernel.make if isinstance(layer, nn.Conv2d))
+    mean = x.mean((2, 3)).unflatten(1, (3, -1))  # (B, heads, d)
+    hidden = torch.einsum("hoi,bhi->bho", first.weight.reshape(3, HEAD, HEAD), mean) + first.bias.reshape(3, HEAD)
+    kernels = torch.einsum("hoi,bhi->bho", second.weight.reshape(3, -1, HEAD), F.gelu(hidden))
+    kernels = (kernels + second.bias.reshape(3, -1)).reshape(len(x), DIM, 1, 3, 3)
+    local = [F.conv2d(v[b : b + 1], kernels[b], padding=1, groups=DIM) for b in range(len(x))]
+    return conv1(value.proj, y + torch.cat(local))
+
+
+@reference("mala")
+def _(mixer, x):
+    q, k, v = qkv(mixer, x)
+    q, k = heads(F.elu(q) + 1), heads(F.elu(k) + 1)
+    n, scale = q.shape[2], HEAD**-0.5
+    z = q @ k.mean(-2, keepdim=True).transpose(-2, -1) * scale
+    y = q @ (k.transpose(-2, -1) @ heads(v) * scale / n) * (1 + 1 / (z + 1e-6))
+    y = y - z * heads(v).mean(-2, keepdim=True)
+    return finish(mixer.coefficient_value, unheads(y, x), v, x)
+
+
+@reference("rala")
+def _(mixer, x):
+    q, k, v = qkv(mixer, x)
+    q, k = heads(F.elu(q) + 1), heads(F.elu(k) + 1)
+    weights = (q.mean(-2, keepdim=True) @ k.transpose(-2, -1) * HEAD**-0.5).softmax(-1).transpose(-2, -1)
+    y = linear_attention(q, k * weights * q.shape[2], heads(v))
+    return finish(mixer.coefficient_value, unheads(y, x), v, x)
+
+
+@reference("polaformer")
+def _(mixer, x):
+    q, k, v = qkv(mixer, x)
+    scale, power = F.softplus(mixer.query_key.spread), 1 + 4 * mixer.query_key.power.sigmoid()
+    plus, minus = (lambda t: heads(F.relu(t / scale) ** power)), (lambda t: heads(F.relu(-t / scale) ** power))
+    keys = torch.cat([plus(k), minus(k)], -1)
+    first, second = heads(v).chunk(2, -1)
+    equal = linear_attention(torch.cat([plus(q), minus(q)], -1), keys, first)
+    opposite = linear_attention(torch.cat([minus(q), plus(q)], -1), keys, second)
+    return finish(mixer.coefficient_value, unheads(torch.cat([equal, opposite], -1), x), v, x)
+
+
+@reference("non_causal_ssd")
+def _(mixer, x):
+    value, layers = mixer.coefficient_value, (mixer.query, mixer.query_key, mixer.coefficient_value)
+    projections = (mixer.query.proj, mixer.query_key.key, value.value)
+    parts = zip(projections, layers, strict=True)
+    q, k, v = (F.silu(depthwise(layer.ending[0], conv1(projection, x))) for projection, layer in parts)
+    dt = F.softplus(conv1(value.step, x)).flatten(2)  # (B, heads, N)
+    values = heads(v, 32)
+    weighed = values * (-dt * value.rate.exp()[:, 0])[..., None]
+    y = tokens(q)[:, None] @ (tokens(k)[:, None].transpose(-2, -1) @ weighed) + values * value.factor
+    y = F.layer_norm(y.transpose(1, 2).flatten(2), [2 * DIM], value.layer_norm.weight, value.layer_norm.bias, 1e-6)
+    y = y.transpose(1, 2).reshape(v.shape)
+    return conv1(value.proj, y * conv1(value.gate[0], x))
+
+
+def delta_rule(mixer, x, decay):
+    """The recurrence over the raster: decay, read, correct, write, answer."""
+    key, value = mixer.query_key, mixer.coefficient_value
+    q, k, v = (heads(F.silu(t)) for t in qkv(mixer, x))
+    q, k = F.normalize(q, dim=-1) / HEAD**0.5, F.normalize(k, dim=-1)
+    beta, y = conv1(key.beta, x).sigmoid().flatten(2), torch.zeros_like(v)
+    state = torch.zeros(*q.shape[:2], HEAD, HEAD, dtype=x.dtype)
+    for i in range(q.shape[2]):
+        state = state * decay[:, :, i, None, None]
+        error = v[:, :, i] - torch.einsum("bhk,bhkv->bhv", k[:, :, i], state)
+        state = state + torch.einsum("bhk,bhv->bhkv", k[:, :, i], error * beta[:, :, i, None])
+        y[:, :, i] = torch.einsum("bhk,bhkv->bhv", q[:, :, i], state)
+    y = y * (y.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * value.norm.weight[:, 0]
+    return finish(value, unheads(y, x), None, x, nn.SiLU())
+
+
+@reference("delta_net")
+def _(mixer, x):
+    return delta_rule(mixer, x, torch.ones(len(x), 3, x[0, 0].numel(), dtype=x.dtype))
+
+
+@reference("gated_delta_net")
+def _(mixer, x):
+    step = F.softplus(conv1(mixer.query_key.step, x)).flatten(2)
+    return delta_rule(mixer, x, (-mixer.query_key.rate.exp()[:, 0] * step).exp())
+
+
 # ---- static keys, static values
 
 
@@ -353,6 +576,59 @@ def _(mixer, x):
     return to_map(timm(tokens(x)), x)
 
 
+@reference("lsnet")
+def _(mixer, x):
+    def conv_norm(layer, t):
+        weight = layer.conv.weight
+        return batch_norm(layer.norm, F.conv2d(t, weight, padding=weight.shape[-1] // 2, groups=layer.conv.groups))
+
+    large, point, _, last, norm = mixer.query_key.key
+    hidden = F.relu(conv_norm(point, conv_norm(large, F.relu(conv_norm(mixer.query.proj, x)))))
+    scores = F.group_norm(conv1(last, hidden), DIM // 8, norm.weight, norm.bias)
+    weights = scores.reshape(len(x), DIM // 8, 9, *x.shape[2:])
+    padded, y = F.pad(x, [1] * 4), torch.zeros_like(x)
+    for channel in range(DIM):
+        for offset in range(9):
+            i, j = divmod(offset, 3)
+            window = padded[:, channel, i : i + x.shape[2], j : j + x.shape[3]]
+            y[:, channel] += weights[:, channel // 8, offset] * window
+    return y
+
+
+@reference("focalnet")
+def _(mixer, x):
+    timm, key = focalnet.FocalModulation(DIM, 3, 2).double(), mixer.query_key
+    copy(timm.f, mixer.coefficient_value.value, mixer.query.proj, key.gate)
+    copy(timm.h, key.key)
+    copy(timm.proj, mixer.coefficient_value.proj)
+    for target, link in zip(timm.focal_layers, key.links, strict=True):
+        copy(target[0], link)
+    return timm(x)
+
+
+@reference("hornet")
+def _(mixer, x):
+    value = mixer.coefficient_value
+    first, second = depthwise(mixer.query_key.key, conv1(mixer.query.proj, x)).split([DIM // 2, DIM], 1)
+    return conv1(value.proj, conv1(value.widen, conv1(value.value, x) * first) * second)
+
+
+@reference("efficient_vim")
+def _(mixer, x):
+    value, key = mixer.coefficient_value, mixer.query_key
+    timm = efficientvim.HSMSSD(DIM, state_dim=64).double()
+    for target, read, written in (
+        (timm.BCdt_proj.conv, key.key, value.weights[0]),
+        (timm.dw.conv, key.spread, value.weights[1]),
+    ):
+        number, share = written.weight.chunk(2)
+        target.weight.copy_(torch.cat([number, read.weight, share]).reshape(target.weight.shape))
+    copy(timm.hz_proj.conv, value.value)
+    copy(timm.out_proj.conv, value.proj)
+    timm.D.fill_(value.direct)
+    return timm(x)[0]
+
+
 # ---- dynamic keys, static values
 
 
@@ -412,6 +688,35 @@ def _(mixer, x):
     torch.testing.assert_close(matrix.sum(1), torch.ones_like(matrix[0]), rtol=1e-5, atol=1e-5)
     assert not list(mixer.parameters())
     return torch.einsum("mn,bcn->bcm", matrix, x.flatten(2)).reshape(x.shape)
+
+
+@reference("global_filter")
+def _(mixer, x):
+    """By matrices of the discrete Fourier transform; of the real one's columns all but two stand for a pair."""
+    height, width = x.shape[2:]
+
+    def fourier(n):
+        place = torch.arange(n, dtype=torch.double)
+        return torch.exp(-2j * math.pi * place[:, None] * place / n) / n**0.5
+
+    rows, columns = fourier(height), fourier(width)[:, : width // 2 + 1]
+    spectrum = torch.einsum("bchw,hu,wv->bcuv", x.cdouble(), rows, columns)
+    spectrum = spectrum * torch.complex(*mixer.filter.weight.unbind(-1))
+    pairs = torch.tensor([1 if v in (0, width / 2) else 2 for v in range(width // 2 + 1)])
+    return torch.einsum("bcuv,hu,wv,v->bchw", spectrum, rows.conj(), columns.conj(), pairs.cdouble()).real
+
+
+@reference("recursive_pyramid")
+def _(mixer, x):
+    def conv(layer, t, stride=1):
+        return F.conv2d(t, layer.weight, stride=stride, padding=2, groups=DIM)
+
+    middle = conv(mixer.down, x, 2)
+    smallest = conv(mixer.down, middle, 2)
+    up = partial(F.interpolate, mode="bilinear")
+    first, second, third = mixer.convs
+    y = middle + up(conv(first, smallest), middle.shape[2:])
+    return conv(third, x + up(conv(second, y), x.shape[2:]))
 
 
 # ---- names
@@ -504,7 +809,7 @@ def test_networks_trace_script_and_start_alike():
 
 
 def test_fixed_sizes_are_refused_in_one_line():
-    for name in ("mlp_mixer", "gmlp", "random_mixing"):
+    for name in ("mlp_mixer", "gmlp", "random_mixing", "global_filter"):
         mixer = build_mixer(resolve_mixer(name), Site(32, 4, 4))
         with pytest.raises(AssertionError, match="is built for maps of 16 tokens"):
             mixer(torch.randn(1, 32, 4, 5))

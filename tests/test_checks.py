@@ -32,8 +32,8 @@ from metamixer.layers import ConvNorm
 from metamixer.mixer import FAST_PATHS, fast_path
 from metamixer.operation import REGISTRY, Coefficients
 from metamixer.ops.activation import Softmax
-from metamixer.ops.coefficient_value import Matmul
-from metamixer.ops.query_key import ScaledDot
+from metamixer.ops.dot_product import ScaledDot
+from metamixer.ops.values import Matmul
 from metamixer.plugins import load_module
 from metamixer.presets import BASELINES, PRESETS
 
@@ -55,8 +55,9 @@ def test_every_mixer_keeps_the_contract(name):
     assert [row for row in checks if row.passed is False] == []
     assert [row.name for row in checks] == ["builds", *(p for p in PROMISES if p != "Core ML")]
     rows = {row.name: row for row in checks}
-    fast = ("attention", "linear_attention", "hydra_attention")
-    folds = ("convnext_ffn", "ffnified_attention", "starnet", "baseline.rep_mixer")
+    fast = ("attention", "linear_attention", "hydra_attention", "gated_attention", "rmt", "mlla", "inline", "mala")
+    fast += ("rala", "polaformer", "non_causal_ssd", "delta_net", "gated_delta_net")
+    folds = ("convnext_ffn", "ffnified_attention", "starnet", "baseline.rep_mixer", "shvit", "lsnet")
     assert (rows["fast path"].passed, rows["folding"].passed) == (name in fast or None, name in folds or None)
 
 
@@ -162,9 +163,10 @@ class UnscaledAttention(MetaMixer):
 
     def forward(self, x):
         q, k = self.query_key.operands(self.query(x), x)
-        v = self.coefficient_value.operand(x)
+        v = self.coefficient_value.values(x)
+        summed = self.coefficient_value.operand(v, x)
         scores = 2.0 * q.transpose(-2, -1) @ k
-        return self.coefficient_value.merge(v @ scores.softmax(-1).transpose(-2, -1), x)
+        return self.coefficient_value.merge(summed @ scores.softmax(-1).transpose(-2, -1), v, x)
 
 
 class DeadParameter(Activation):
@@ -361,7 +363,9 @@ def registry(monkeypatch):
     """What a test registers is forgotten after it."""
     for slot, known in REGISTRY.items():
         monkeypatch.setitem(REGISTRY, slot, dict(known))
-    monkeypatch.setattr("metamixer.mixer.FAST_PATHS", dict(FAST_PATHS))
+    paths = dict(FAST_PATHS)
+    monkeypatch.setattr("metamixer.slots.FAST_PATHS", paths)
+    monkeypatch.setattr("metamixer.mixer.FAST_PATHS", paths)
     return REGISTRY
 
 

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from timm.layers import RelPosBias, apply_rot_embed_cat, build_rotary_pos_embed
 from timm.models import reparameterize_model
 from torch import nn
 
@@ -18,15 +19,20 @@ from metamixer import (
     QueryKey,
     Site,
     build_mixer,
+    digest,
+    isotropic,
+    override,
     register,
     resolve_mixer,
 )
 from metamixer.cost import count
-from metamixer.mixer import FAST_PATHS, ChunkedAttention, MetaMixer, MetaMixerConfig, accepts, fast_path, makes, takes
+from metamixer.fast_paths import ChunkedAttention
+from metamixer.mixer import FAST_PATHS, MetaMixer, MetaMixerConfig, accepts, fast_path, makes, takes
 from metamixer.operation import REGISTRY, resolve
 from metamixer.ops.activation import Softmax
-from metamixer.ops.coefficient_value import Matmul
-from metamixer.ops.query_key import ScaledDot
+from metamixer.ops.dot_product import ScaledDot
+from metamixer.ops.position import RelativeBias, RotaryTable, rotate
+from metamixer.ops.values import Matmul
 
 DIM = 32
 SIZES = [(8, 8), (7, 5)]
@@ -37,6 +43,10 @@ PARAMETERS = {
     ("query_key", "scaled_dot"): {"head_dim": 8},
     ("query_key", "cross_covariance"): {"head_dim": 8},
     ("query_key", "neighbourhood"): {"head_dim": 8, "kernel_size": 3},
+    ("query_key", "slide"): {"head_dim": 8},
+    ("query_key", "polarity"): {"head_dim": 8},
+    ("query_key", "delta"): {"head_dim": 8},
+    ("coefficient_value", "state_space"): {"expansion": 1.0, "head_dim": 4},
     ("query", "variable_mlp"): {"variables": 4},
     ("query", "variable_depthwise"): {"variables": 4, "kernel_size": 5, "small_kernel": 3},
     ("query_key", "variable_linear"): {"variables": 4, "expansion": 1.0},
@@ -48,6 +58,7 @@ VARIANTS = {
         {"name": "linear", "norm": True},
         {"name": "linear", "expansion": 2.0},
         *({"name": "linear", "activation": a} for a in ("relu", "gelu", "silu")),
+        {"name": "linear", "expansion": 0.5, "part": 0.25, "norm": True, "kernel_size": 3},
         *({"name": "linear", "normalize": n} for n in ("channels", "tokens", "layer")),
         *({"name": "depthwise", "norm": norm, "small_kernel": 3} for norm in (False, True)),
         {"name": "depthwise", "kernel_size": 3, "normalize": "layer"},
@@ -61,10 +72,24 @@ VARIANTS = {
         {"name": "token_linear", "open": True},
         {"name": "hadamard", "pooled": True, "activation": "relu", "normalize": "channels"},
         {"name": "scaled_dot", "head_dim": 1, "activation": "relu", "normalize": "tokens", "scale": False},
+        {"name": "scaled_dot", "head_dim": 8, "bias": "relative", "rotary": True},
+        {"name": "scaled_dot", "head_dim": 8, "bias": "decay", "kernel_size": 3, "activation": "elu_plus_one"},
+        {"name": "scaled_dot", "head_dim": None, "norm": True, "part": 0.5},
+        {"name": "scaled_dot", "head_dim": 8, "pool": 3, "weighted": True},
+        {"name": "scaled_dot", "head_dim": 8, "pool": 2, "keys_from": "query"},
+        {"name": "delta", "head_dim": 8, "gated": True, "activation": "silu"},
+        {"name": "memory", "slots": DIM, "kernel_size": 3},
+        {"name": "focal", "kernel_size": 5, "levels": 1},
     ],
     "activation": [{"name": name, "over_keys": True} for name in ("relu", "gelu", "sigmoid")],
     "coefficient_value": [
         {"name": "matmul", "projection": False},
+        {"name": "matmul", "linear": False, "local_kernel": 3, "gate": "sigmoid"},
+        {"name": "matmul", "kernel_size": 3, "activation": "relu", "local_kernel": 5, "local_from_input": True},
+        {"name": "matmul", "head_norm": 0.5, "layer_norm": True, "gate": "silu"},
+        {"name": "windowed_sum", "local_kernel": 3, "gate": "identity", "head_norm": 1.0},
+        {"name": "channel_matmul", "local_kernel": 3, "gate": "silu"},
+        {"name": "state_space", "expansion": 1.0, "head_dim": 4, "layer_norm": True, "local_kernel": 3},
         {"name": "hadamard", "values_from": "query", "linear": False, "projection": False},
         {"name": "hadamard", "kernel_size": 5, "conv_ratio": 0.5, "activation": "gelu"},
         {"name": "hadamard", "kernel_size": 3, "projection_norm": True, "projection_kernel": 3},
@@ -75,6 +100,7 @@ VARIANTS = {
     "baseline": [
         {"name": "depthwise", "norm": True, "small_kernel": 3},
         {"name": "rep_mixer", "kernel_size": 7},
+        {"name": "recursive_pyramid", "kernel_size": 3, "levels": 1},
     ],
 }
 
@@ -136,8 +162,8 @@ def check(config, size):
         if isinstance(mixer, MetaMixer):
             trace = mixer.trace(x)
             torch.testing.assert_close(trace.output, y)
-            made = mixer.query_key.coefficients
-            assert trace.scores.shape == trace.coefficients.shape == shape_of(made, size)
+            assert trace.scores.shape == shape_of(mixer.query_key.coefficients, size)
+            assert trace.coefficients.shape == shape_of(mixer.activation.coefficients, size)
     return mixer
 
 
@@ -145,7 +171,7 @@ def shape_of(made, size):
     n, k, d = size[0] * size[1], made.kernel_size, made.channels // made.heads
     return {
         Layout.MAP: (3, made.channels, *size),
-        Layout.PAIRS: (3, made.heads, n, n),
+        Layout.PAIRS: (3, made.heads, n, made.pool**2 or n),
         Layout.NEIGHBOURHOOD: (3, made.heads, k * k, *size),
         Layout.CHANNELS: (3, made.heads, d, d),
     }[made.layout]
@@ -317,8 +343,9 @@ def test_a_users_operation_and_its_fast_path(registry):
     class CubedAttention(MetaMixer):
         def forward(self, x):
             q, k = self.query_key.operands(self.query(x), x)
-            v = self.coefficient_value.operand(x)
-            return self.coefficient_value.merge(torch.einsum("bhdn,bhdm,bhcm->bhcn", q, k, v), x)
+            v = self.coefficient_value.values(x)
+            summed = self.coefficient_value.operand(v, x)
+            return self.coefficient_value.merge(torch.einsum("bhdn,bhdm,bhcm->bhcn", q, k, summed), v, x)
 
     try:
         config = mixer_of({"name": "scaled_dot", "head_dim": 8}, "cubed", "matmul")
@@ -335,7 +362,7 @@ def test_a_fast_path_taken_twice(registry):
         pass
 
     message = refused(lambda: fast_path(ScaledDot, Softmax, Matmul)(Mine))
-    known = "metamixer.mixer.SoftmaxAttention"
+    known = "metamixer.fast_paths.SoftmaxAttention"
     assert f"scaled_dot, softmax, matmul already have the fast path {known}" in message
 
 
@@ -450,9 +477,50 @@ def test_wrong_mixers():
             ({"name": "linear", "expansion": 2.0}, "gelu", {"name": "hadamard", "projection": False}),
             "need projection=true",
         ),
+        (("scaled_dot", "differential", "matmul"), "joins pairs of heads, and there are 1"),
+        (
+            ({"name": "scaled_dot", "head_dim": 2, "rotary": True}, "softmax", "matmul"),
+            "a multiple of 4 channels, got 2",
+        ),
+        (({"name": "scaled_dot", "pool": 2}, "softmax", {"name": "matmul", "local_kernel": 3}), "have no local path"),
+        (("scaled_dot", "identity", {"name": "state_space", "head_dim": 24}), "64 channels in heads of 24"),
     ],
 )
 def test_sizes_that_do_not_fit(slots, expected):
     with pytest.raises(ValueError, match=expected) as error:
         build_mixer(mixer_of(*slots), Site(DIM, 4, 4))
     assert "\n" not in str(error.value)
+
+
+# ---- where tokens stand
+
+
+def test_rotary_is_timms():
+    cos_sin = build_rotary_pos_embed([4, 6], dim=8, in_pixels=False)
+    x = torch.randn(2, 3, 24, 8)  # (B, heads, N, d)
+    expected = apply_rot_embed_cat(x, torch.cat(cos_sin, -1))
+    cos, sin = RotaryTable(8)(torch.zeros(1, 1, 4, 6))
+    torch.testing.assert_close(rotate(x.transpose(-2, -1), cos, sin).transpose(-2, -1), expected)
+
+
+def test_relative_bias_is_swins():
+    """timm's table, by the offset of the query from its key; farther keys share the farthest number."""
+    timm, ours = RelPosBias((3, 5), num_heads=2), RelativeBias(2, Site(8, 3, 5))
+    with torch.no_grad():
+        timm.relative_position_bias_table.normal_()
+        ours.table.copy_(timm.relative_position_bias_table.T.reshape(2, 5, 9).flip(1, 2))
+        expected = timm.get_bias()[0]
+        torch.testing.assert_close(ours(torch.zeros(1, 1, 3, 5)), expected)
+        larger, smaller = ours(torch.zeros(1, 1, 9, 9)), ours(torch.zeros(1, 1, 2, 2))
+    assert torch.equal(larger[:, 0, 8], ours.table[:, 2, 8]) and torch.equal(larger[:, 80, 0], ours.table[:, 0, 0])
+    assert torch.equal(smaller[:, 0, 3], ours.table[:, 3, 5])
+
+
+def test_options_at_their_defaults_leave_hashes_as_they_were():
+    """What came later is no part of a hash until it is set; what is configured says all of it."""
+    plain = isotropic(1, 32, "attention")
+    gated = override(plain, {"stages.0.token_mixer.coefficient_value.gate": "silu"})
+    value = plain.identity()["stages"][0]["token_mixer"]["coefficient_value"]
+    assert value == {"name": "matmul", "projection": True} and digest(plain) != digest(gated)
+    assert plain.to_dict()["stages"][0]["token_mixer"]["coefficient_value"]["gate"] == "none"
+    assert gated.identity()["stages"][0]["token_mixer"]["coefficient_value"] == {**value, "gate": "silu"}

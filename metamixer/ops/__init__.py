@@ -1,5 +1,16 @@
-"""The operations that ship with the project, a file per slot and one for gates; importing this registers."""
+"""The operations that ship with the project, in files by what they work on; importing this registers them all."""
 
-from . import activation, baseline, coefficient_value, gate, query, query_key, series
+from . import activation, baseline, dot_product, gate, map_keys, map_values, neighbourhood, query, series, values
 
-__all__ = ["activation", "baseline", "coefficient_value", "gate", "query", "query_key", "series"]
+__all__ = [
+    "activation",
+    "baseline",
+    "dot_product",
+    "gate",
+    "map_keys",
+    "map_values",
+    "neighbourhood",
+    "query",
+    "series",
+    "values",
+]

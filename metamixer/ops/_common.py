@@ -1,5 +1,6 @@
-"""What several operations share: parameter types, endings of projections, heads and windows."""
+"""What several operations share: parameter types, projections and what follows them, heads and windows."""
 
+from math import log
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import ConvNorm, spatial_conv
-from ..operation import OperationConfig
+from ..operation import OperationConfig, later
 
 
 def _odd(value: int) -> int:
@@ -20,7 +21,7 @@ def _odd(value: int) -> int:
 
 Kernel = Annotated[int, AfterValidator(_odd)]
 Ratio = Annotated[float, Field(gt=0)]
-Function = Literal["identity", "relu", "gelu", "silu"]
+Function = Literal["identity", "relu", "gelu", "silu", "elu_plus_one"]
 Normalize = Literal["none", "channels", "tokens", "layer"]
 
 
@@ -43,8 +44,13 @@ def depthwise(dim: int, config: DepthwiseConfig) -> nn.Module:
     return spatial_conv(dim, dim, config.kernel_size, norm=config.norm, small_kernel=config.small_kernel)
 
 
+def depthwise_without_bias(dim: int, kernel_size: int) -> nn.Conv2d:
+    """A depthwise convolution that has weights alone."""
+    return nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False)
+
+
 class ProjectionConfig(OperationConfig):
-    """What follows a projection to queries or keys: a function of each number, then a normalisation.
+    """What follows a projection to queries or keys: a depthwise convolution, a function, a normalisation.
 
     `normalize`: "channels" divides each token by its L2 norm, "tokens" each channel by its L2 norm over the
     map, "layer" is a LayerNorm over the channels of each token.
@@ -52,6 +58,7 @@ class ProjectionConfig(OperationConfig):
 
     activation: Function = "identity"
     normalize: Normalize = "none"
+    kernel_size: Kernel | None = later(None)
 
 
 class ProjectedConfig(OperationConfig):
@@ -60,10 +67,12 @@ class ProjectedConfig(OperationConfig):
     projection: bool = True
 
 
-def ending(activation: Function, normalize: Normalize, dim: int) -> nn.Module:
+def ending(dim: int, activation: Function, normalize: Normalize = "none", kernel_size: int | None = None) -> nn.Module:
     """The modules that a `ProjectionConfig` asks for."""
-    functions = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
-    modules = [functions[activation]()] if activation != "identity" else []
+    functions = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "elu_plus_one": EluPlusOne}
+    modules = [spatial_conv(dim, dim, kernel_size, norm=False)] if kernel_size else []
+    if activation != "identity":
+        modules.append(functions[activation]())
     if normalize == "layer":
         modules.append(LayerNorm2d(dim))
     elif normalize != "none":
@@ -71,13 +80,58 @@ def ending(activation: Function, normalize: Normalize, dim: int) -> nn.Module:
     return nn.Sequential(*modules) if modules else nn.Identity()
 
 
+def linear(in_dim: int, out_dim: int, norm: bool, part: float | None = None) -> nn.Module:
+    """A 1×1 convolution with bias, or with BatchNorm instead; with `part`, of the first part·in_dim channels."""
+    if part is not None:
+        first = FirstChannels(max(1, round(part * in_dim)))
+        return nn.Sequential(first, linear(first.channels, out_dim, norm))
+    return ConvNorm(in_dim, out_dim) if norm else nn.Conv2d(in_dim, out_dim, 1)
+
+
 def projection(name: str, wanted: bool, in_dim: int, out_dim: int, norm: bool = False) -> nn.Module:
     """The output projection of a coefficient-value interaction, if wanted; a ValueError if it is needed."""
     if wanted:
-        return ConvNorm(in_dim, out_dim) if norm else nn.Conv2d(in_dim, out_dim, 1)
+        return linear(in_dim, out_dim, norm)
     if in_dim != out_dim:
         raise ValueError(f"coefficient_value {name!r}: {in_dim} channels to {out_dim} need projection=true")
     return nn.Identity()
+
+
+def time_steps(in_dim: int, heads: int) -> nn.Conv2d:
+    """A number for each token and head, whose softplus starts between 0.001 and 0.1 (Mamba-2, arXiv 2405.21060)."""
+    layer = nn.Conv2d(in_dim, heads, 1)
+    start = torch.empty(heads).uniform_(log(0.001), log(0.1)).exp()
+    layer.bias = nn.Parameter(start.expm1().log())
+    return layer
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """x with float32's precision or more. By the type, which fx does not know: its users wrap it."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class EluPlusOne(nn.Module):
+    """elu(x) + 1, a positive feature map (arXiv 2006.16236)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.elu(x) + 1
+
+
+class FirstChannels(nn.Module):
+    """The first channels of a map, normalised over channels and positions, without learned numbers.
+
+    SHViT, arXiv 2401.16456; a linear layer with BatchNorm behind it makes up for the learned ones.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def state_size(self, x: Tensor) -> int:
+        return 2  # mean and variance
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x.narrow(1, 0, self.channels), 1)
 
 
 class UnitNorm(nn.Module):

@@ -1,6 +1,7 @@
 """Activations: scores → coefficients of the same shape."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import log
 from typing import ClassVar
 
@@ -72,6 +73,83 @@ class L1Norm(Activation):
 
     def forward(self, scores: Tensor) -> Tensor:
         return scores / (scores.abs().sum(self.key_axis, keepdim=True) + self.eps)
+
+
+class OfMean(Activation):
+    """Scores times a slope plus an offset, over N keys; both follow from the mean of a query's scores.
+
+    So sums over values need no map of scores: Q(KᵀV) and the mean of V do.
+    """
+
+    @classmethod
+    def accepts(cls, config: OperationConfig) -> frozenset[Layout]:
+        return KEYED_LAYOUTS
+
+    def terms(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope and offset by the mean of the scores, of its shape."""
+        raise NotImplementedError
+
+    def forward(self, scores: Tensor) -> Tensor:
+        slope, offset = self.terms(scores.mean(self.key_axis, keepdim=True))
+        return (slope * scores + offset) / scores.shape[self.key_axis]
+
+
+@register
+class UnitSum(OfMean):
+    """Scores shifted so that a query's coefficients sum to 1: (s + 1 - mean s) / N (InLine, arXiv 2412.06590)."""
+
+    name = "unit_sum"
+
+    def terms(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(mean), 1 - mean
+
+
+@register
+class MagnitudeAware(OfMean):
+    """Coefficients that sum to 1 and grow sharper with the scores: (s·(1 + 1/mean s) - mean s) / N.
+
+    For positive scores. Source: MALA, arXiv 2507.00698.
+    """
+
+    name = "magnitude_aware"
+
+    def terms(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 + 1 / (mean.abs() + 1e-6), -mean
+
+
+@register
+class Differential(Softmax):
+    """The softmax of one map minus λ times that of the next, so that pairs of heads become one.
+
+    λ = exp(a·b) - exp(c·d) + `start`, of four learned vectors. Source: differential transformer, arXiv 2410.05258,
+    with one start of λ for all layers.
+    """
+
+    name = "differential"
+
+    class Config(OperationConfig):
+        start: float = 0.8
+
+    def __init__(self, config: Config, site: Site, coefficients: Coefficients) -> None:
+        super().__init__(config, site, coefficients)
+        heads, left = divmod(coefficients.heads, 2)
+        if left:
+            raise ValueError(
+                f"activation 'differential' joins pairs of heads, and there are {coefficients.heads}; change head_dim"
+            )
+        self.coefficients = replace(coefficients, heads=heads)
+        self.start = config.start
+        self.factors = nn.Parameter(0.1 * torch.randn(4, coefficients.channels // coefficients.heads))
+
+    @classmethod
+    def accepts(cls, config: OperationConfig) -> frozenset[Layout]:
+        return frozenset({Layout.PAIRS})
+
+    def forward(self, scores: Tensor) -> Tensor:
+        a, b, c, d = self.factors.unbind()
+        share = torch.dot(a, b).exp() - torch.dot(c, d).exp() + self.start
+        maps = scores.softmax(self.key_axis)
+        return maps[:, 0::2] - share * maps[:, 1::2]
 
 
 @register

@@ -1,11 +1,16 @@
 """Baselines outside the four slots: mixers whose linear map ignores the query, or that mix nothing."""
 
-import torch
-from torch import Tensor, nn
+from math import log2
 
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..counters import register_cost
 from ..layers import ConvNorm, affine
 from ..operation import Baseline, OperationConfig, Site, register
-from ._common import DepthwiseConfig, Kernel, check_tokens, depthwise
+from ._common import DepthwiseConfig, Kernel, at_least_single, check_tokens, depthwise, depthwise_without_bias
 
 
 @register
@@ -118,3 +123,80 @@ class RandomMixing(Baseline):
     def forward(self, x: Tensor) -> Tensor:
         check_tokens("baseline 'random_mixing'", x, self.tokens)
         return nn.functional.linear(x.flatten(2), self.matrix).reshape(x.shape)
+
+
+class Spectrum(nn.Module):
+    """Each channel's 2-D spectrum times a learned complex one."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.02 * torch.randn(site.dim, site.height, site.width // 2 + 1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2], x.shape[3]
+        spectrum = torch.fft.rfft2(at_least_single(x), norm="ortho") * torch.view_as_complex(self.weight)
+        return torch.fft.irfft2(spectrum, [height, width], norm="ortho").to(x.dtype)
+
+
+torch.fx.wrap("at_least_single")
+
+
+def _spectrum_cost(spectrum: Spectrum, x: Tensor) -> int:
+    """Two real transforms of N log₂ N each, and a complex product, which is four, for each frequency."""
+    return round(2 * x.numel() * log2(x.shape[2] * x.shape[3])) + 2 * spectrum.weight.numel() * x.shape[0]
+
+
+register_cost(Spectrum, _spectrum_cost)
+
+
+@register
+class GlobalFilter(Baseline):
+    """A learned filter as large as the map, in the frequency domain (GFNet, arXiv 2107.00645)."""
+
+    name = "global_filter"
+    fixed_size = True
+
+    def __init__(self, config: OperationConfig, site: Site) -> None:
+        super().__init__(config, site)
+        self.tokens = site.height * site.width
+        self.filter = Spectrum(site)
+
+    def state_size(self, x: Tensor) -> int:
+        return x.numel()
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_tokens("baseline 'global_filter'", x, self.tokens)
+        return self.filter(x)
+
+
+@register
+class RecursivePyramid(Baseline):
+    """Depthwise convolutions from a small map to the large one: each adds what the smaller maps gave, enlarged.
+
+    One depthwise convolution of stride 2 makes all smaller maps. Source: RecNeXt's recursive convolution,
+    arXiv 2412.19628.
+    """
+
+    name = "recursive_pyramid"
+
+    class Config(OperationConfig):
+        kernel_size: Kernel = 5
+        levels: int = Field(default=2, gt=0)
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        dim, size = site.dim, config.kernel_size
+        self.down = nn.Conv2d(dim, dim, size, stride=2, padding=size // 2, groups=dim, bias=False)
+        self.convs = nn.ModuleList(depthwise_without_bias(dim, size) for _ in range(config.levels + 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [x]
+        for _ in range(len(self.convs) - 1):
+            maps.append(self.down(maps[-1]))
+        y = torch.zeros_like(maps[-1])
+        for i, conv in enumerate(self.convs):
+            y = conv(maps[-1 - i] + y)
+            if i < len(self.convs) - 1:
+                larger = maps[-2 - i]
+                y = F.interpolate(y, size=[larger.shape[2], larger.shape[3]], mode="bilinear")
+        return y

@@ -7,8 +7,8 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from ..layers import spatial_conv
-from ..operation import Coefficients, CoefficientValue, Layout, Site, register
-from ._common import Function, Kernel, ProjectedConfig, Ratio, ending, projection
+from ..operation import Coefficients, CoefficientValue, Layout, OperationConfig, Site, register
+from ._common import Function, Kernel, ProjectedConfig, Ratio, depthwise_without_bias, ending, projection
 
 
 @register
@@ -56,7 +56,7 @@ class Hadamard(CoefficientValue):
             )
         self.value = nn.Conv2d(source_dim, channels, 1) if config.linear else nn.Identity()
         self.conv = _partial_conv(config.kernel_size, config.conv_ratio, channels, site.dim)
-        self.ending = ending(config.activation, "none", channels)
+        self.ending = ending(channels, config.activation)
         self.proj = projection(self.name, config.projection, channels, site.dim, config.projection_norm)
         if config.projection_kernel is not None:
             conv = spatial_conv(site.dim, site.dim, config.projection_kernel, norm=False)
@@ -102,6 +102,68 @@ class MultiOrder(CoefficientValue):
         near, middle, far = self.near(q).split(self.split, dim=1)
         v = self.mix(torch.cat([near, self.middle(middle), self.far(far)], dim=1))
         return self.proj(coefficients * self.act(v))
+
+
+@register
+class NestedHadamard(CoefficientValue):
+    """Two gates in a row: the first third of the coefficients times Linear(X), a linear layer, times the rest.
+
+    Source: HorNet's recursive gated convolution of order 2, arXiv 2207.14284.
+    """
+
+    name = "nested_hadamard"
+    takes = Layout.MAP
+    source = "dynamic"
+
+    Config = ProjectedConfig
+
+    def __init__(self, config: ProjectedConfig, site: Site, coefficients: Coefficients, query_dim: int) -> None:
+        super().__init__(config, site, coefficients, query_dim)
+        few = max(1, coefficients.channels // 3)
+        many = coefficients.channels - few
+        self.split = [few, many]
+        self.value = nn.Conv2d(site.dim, few, 1)
+        self.widen = nn.Conv2d(few, many, 1)
+        self.proj = projection(self.name, config.projection, many, site.dim)
+
+    def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
+        first, second = coefficients.split(self.split, dim=1)
+        return self.proj(self.widen(first * self.value(x)) * second)
+
+
+@register
+class HiddenStates(CoefficientValue):
+    """A few states of the whole map, each a weighted sum of the tokens, mixed by a gate; the coefficients read them.
+
+    A token's weight in a state is a product of a number and of a softmax over the tokens, both from X. The states
+    pass h → Linear(h₁ ⊙ (SiLU(h₂) + D)) with h₁, h₂ = Linear(h). Source: HSM-SSD of EfficientViM, arXiv 2411.15241,
+    without its A, which the softmax cancels.
+    """
+
+    name = "hidden_states"
+    takes = Layout.MAP
+    source = "dynamic"
+
+    def __init__(self, config: OperationConfig, site: Site, coefficients: Coefficients, query_dim: int) -> None:
+        super().__init__(config, site, coefficients, query_dim)
+        states = coefficients.channels
+        self.weights = nn.Sequential(
+            nn.Conv2d(site.dim, 2 * states, 1, bias=False), depthwise_without_bias(2 * states, 3)
+        )
+        self.value = nn.Conv2d(site.dim, 2 * site.dim, 1, bias=False)
+        self.direct = nn.Parameter(torch.ones(()))
+        self.proj = nn.Conv2d(site.dim, site.dim, 1, bias=False)
+        self.act = nn.SiLU()
+
+    def state_size(self, coefficients: Tensor, x: Tensor, q: Tensor) -> int:
+        return coefficients.shape[1] * (x.shape[1] + 1)  # the states, and the sums of their softmax
+
+    def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
+        number, share = self.weights(x).flatten(2).chunk(2, 1)  # (B, states, N) each
+        states = x.flatten(2) @ (number * share.softmax(-1)).transpose(-2, -1)  # (B, C, states)
+        h, z = self.value(states.unsqueeze(-1)).chunk(2, 1)
+        states = self.proj(h * (self.act(z) + self.direct)).squeeze(-1)
+        return (states @ coefficients.flatten(2)).reshape(x.shape)
 
 
 class _PartialConv(nn.Module):

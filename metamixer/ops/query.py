@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from ..layers import ConvNorm, LayerScale
-from ..operation import OperationConfig, Query, Site, register
-from ._common import DepthwiseConfig, Normalize, ProjectionConfig, Ratio, depthwise, ending
+from ..layers import LayerScale
+from ..operation import OperationConfig, Query, Site, later, register
+from ._common import DepthwiseConfig, Normalize, ProjectionConfig, Ratio, depthwise, ending, linear
 
 
 @register
@@ -23,6 +23,7 @@ class Linear(Query):
 
     Plain: self-attention (arXiv 1706.03762). With norm: FFNified attention (arXiv 2406.02021). With a
     function and a normalisation behind it: the feature maps of linear attention, the queries of gates.
+    Queries have expansion·C channels, or as many as `channels` says. `part` takes the first part·C channels of X.
     """
 
     name = "linear"
@@ -30,12 +31,14 @@ class Linear(Query):
     class Config(ProjectionConfig):
         norm: bool = False
         expansion: Ratio = 1.0
+        channels: int | None = later(None, gt=0)
+        part: float | None = later(None, gt=0, le=1)
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
-        self.out_dim = max(1, round(config.expansion * site.dim))
-        self.proj = ConvNorm(site.dim, self.out_dim) if config.norm else nn.Conv2d(site.dim, self.out_dim, 1)
-        self.ending = ending(config.activation, config.normalize, self.out_dim)
+        self.out_dim = config.channels or max(1, round(config.expansion * site.dim))
+        self.proj = linear(site.dim, self.out_dim, config.norm, config.part)
+        self.ending = ending(self.out_dim, config.activation, config.normalize, config.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ending(self.proj(x))
@@ -53,7 +56,7 @@ class Depthwise(Query):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.proj = depthwise(site.dim, config)
-        self.ending = ending("identity", config.normalize, site.dim)
+        self.ending = ending(site.dim, "identity", config.normalize)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ending(self.proj(x))

@@ -116,7 +116,7 @@ class RunConfig(Config):
         return plugins.active([module["digest"] for module in values.get("modules", ())])
 
     def identity(self) -> dict[str, Any]:
-        values = self.to_dict()
+        values = super().identity()
         values["modules"] = [module["digest"] for module in values["modules"]]
         values["data"] = self.data.identity()
         if self.recipe.branch_ratio is None:  # younger than many finished runs

@@ -1,7 +1,4 @@
-"""Query-key interactions: Q (B, C', H, W) and keys, from X or learned → scores.
-
-Those whose keys are the other tokens or channels come first, then those that make a map.
-"""
+"""Query-key interactions that make a map: Q (B, C', H, W) and keys, mostly learned → scores (B, C'', H, W)."""
 
 import torch
 from pydantic import Field
@@ -9,8 +6,8 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import ConvNorm, spatial_conv
-from ..operation import Coefficients, Layout, OperationConfig, QueryKey, Site, register
+from ..layers import spatial_conv
+from ..operation import Coefficients, Layout, OperationConfig, QueryKey, Site, later, register
 from ._common import (
     DepthwiseConfig,
     Kernel,
@@ -18,119 +15,10 @@ from ._common import (
     Ratio,
     check_tokens,
     depthwise,
+    depthwise_without_bias,
     ending,
-    outside,
-    split_heads,
-    windows,
+    linear,
 )
-
-
-class Compared(QueryKey):
-    """Keys K = Linear_K(X), compared with the queries head by head."""
-
-    source = "dynamic"
-    channel_counts = ("head_dim",)
-
-    class Config(OperationConfig):
-        head_dim: int = Field(default=32, gt=0)
-
-    def __init__(self, config: Config, site: Site, query_dim: int, kernel_size: int = 1) -> None:
-        super().__init__(config, site, query_dim)
-        self.heads, left = divmod(query_dim, config.head_dim)
-        if left:
-            raise ValueError(
-                f"query_key {self.name!r}: {query_dim} channels do not divide into heads of {config.head_dim}; "
-                "change head_dim or the width"
-            )
-        self.head_dim = config.head_dim
-        self.scale = config.head_dim**-0.5
-        self.coefficients = Coefficients(self.makes, query_dim, self.heads, kernel_size)
-        self.key = nn.Conv2d(site.dim, query_dim, 1)
-
-
-@register
-class ScaledDot(Compared):
-    """Scaled dot product of every query token with every key token, K = Linear_K(X) (arXiv 1706.03762).
-
-    `activation` and `normalize` make feature maps of the keys, as in linear attention (arXiv 2006.16236); the
-    query has its own. Heads of one channel are Hydra attention (arXiv 2209.07484).
-    """
-
-    name = "scaled_dot"
-    makes = Layout.PAIRS
-
-    class Config(ProjectionConfig, Compared.Config):
-        scale: bool = True
-
-    def __init__(self, config: Config, site: Site, query_dim: int) -> None:
-        super().__init__(config, site, query_dim)
-        self.scale = self.scale if config.scale else 1.0
-        self.ending = ending(config.activation, config.normalize, query_dim)
-
-    def operands(self, q: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled queries and keys, both (B, heads, d, N)."""
-        return split_heads(q, self.heads) * self.scale, split_heads(self.ending(self.key(x)), self.heads)
-
-    def state_size(self, q: Tensor, x: Tensor) -> int:
-        return q.numel()  # a key for each token
-
-    def forward(self, q: Tensor, x: Tensor) -> Tensor:
-        q, k = self.operands(q, x)
-        return q.transpose(-2, -1) @ k  # (B, heads, N, N)
-
-
-@register
-class Neighbourhood(Compared):
-    """Scaled dot product with the keys of the k×k window around each position, plus a bias for each offset.
-
-    Scores (B, heads, k², H, W). Windows are cut at the border, and keys that are not on the map score 0 (the
-    authors shift windows inwards instead, which needs maps of at least k×k). Source: NAT, arXiv 2204.07143.
-    """
-
-    name = "neighbourhood"
-    makes = Layout.NEIGHBOURHOOD
-
-    class Config(Compared.Config):
-        kernel_size: Kernel = 7
-
-    def __init__(self, config: Config, site: Site, query_dim: int) -> None:
-        # drawn first, so that it does not depend on the layer's draws
-        bias = trunc_normal_(torch.empty(query_dim // config.head_dim, config.kernel_size**2, 1, 1), std=0.02)
-        super().__init__(config, site, query_dim, config.kernel_size)
-        self.kernel_size = config.kernel_size
-        self.bias = nn.Parameter(bias)
-
-    def state_size(self, q: Tensor, x: Tensor) -> int:
-        return q.shape[1] * self.kernel_size**2
-
-    def forward(self, q: Tensor, x: Tensor) -> Tensor:
-        q = q * self.scale
-        shape = (q.shape[0], self.heads, q.shape[1] // self.heads, q.shape[2], q.shape[3])
-        products = [(q * k).reshape(shape).sum(2) for k in windows(self.key(x), self.kernel_size)]
-        return (torch.stack(products, 2) + self.bias).masked_fill(outside(q, self.kernel_size), 0.0)
-
-
-@register
-class CrossCovariance(Compared):
-    """Every query channel with every key channel of its head, over all tokens: scores (B, heads, d, d).
-
-    Keys have L2 norm 1 over the tokens (the query's own is `normalize="tokens"`), so that scores are cosines,
-    times a learned temperature of each head. Source: XCiT, arXiv 2106.09681.
-    """
-
-    name = "cross_covariance"
-    makes = Layout.CHANNELS
-
-    def __init__(self, config: Compared.Config, site: Site, query_dim: int) -> None:
-        super().__init__(config, site, query_dim)
-        self.temperature = nn.Parameter(torch.ones(self.heads, 1, 1))
-
-    def state_size(self, q: Tensor, x: Tensor) -> int:
-        return q.shape[1] * (self.head_dim + 1)  # the scores, and the norms of the keys
-
-    def forward(self, q: Tensor, x: Tensor) -> Tensor:
-        k = F.normalize(split_heads(self.key(x), self.heads), dim=-1)  # (B, heads, d, N)
-        return split_heads(q, self.heads) @ k.transpose(-2, -1) * self.temperature
 
 
 @register
@@ -151,7 +39,7 @@ class Hadamard(QueryKey):
     def __init__(self, config: Config, site: Site, query_dim: int) -> None:
         super().__init__(config, site, query_dim)
         self.key = nn.Conv2d(site.dim, query_dim, 1)
-        self.ending = ending(config.activation, config.normalize, query_dim)
+        self.ending = ending(query_dim, config.activation, config.normalize, config.kernel_size)
         self.pooled = config.pooled
         self.pool = nn.Conv2d(query_dim, 1, 1, bias=False) if config.pooled else nn.Identity()
 
@@ -245,6 +133,41 @@ class MultiScale(LearnedMap):
 
 
 @register
+class Focal(LearnedMap):
+    """Context of growing reach: a chain of depthwise convolutions with GELU, and the mean over the map.
+
+    A gate of each link and token, from X, weighs the sum; a 1×1 convolution joins the channels. Kernels grow by 2.
+    Source: FocalNet, arXiv 2203.11926.
+    """
+
+    name = "focal"
+
+    class Config(OperationConfig):
+        kernel_size: Kernel = 3
+        levels: int = Field(default=2, gt=0)
+
+    def __init__(self, config: Config, site: Site, query_dim: int) -> None:
+        super().__init__(config, site, query_dim)
+        sizes = range(config.kernel_size, config.kernel_size + 2 * config.levels, 2)
+        self.links = nn.ModuleList(depthwise_without_bias(query_dim, size) for size in sizes)
+        self.act = nn.GELU()
+        self.gate = nn.Conv2d(site.dim, config.levels + 1, 1)
+        self.key = nn.Conv2d(query_dim, query_dim, 1)
+
+    def state_size(self, q: Tensor, x: Tensor) -> int:
+        return q.shape[1]  # the mean
+
+    def forward(self, q: Tensor, x: Tensor) -> Tensor:
+        gates = self.gate(x)
+        context = torch.zeros_like(q)
+        for level, link in enumerate(self.links):
+            q = self.act(link(q))
+            context = context + q * gates[:, level : level + 1]
+        overall = self.act(q.mean((2, 3), keepdim=True))
+        return self.key(context + overall * gates[:, -1:])
+
+
+@register
 class Linear(LearnedMap):
     """Each token against d_m learned keys, K_W ∈ R^(d_m×d): the first layer of an FFN. d_m = expansion·C."""
 
@@ -258,25 +181,31 @@ class Linear(LearnedMap):
         super().__init__(config, site, query_dim)
         keys = max(1, round(config.expansion * site.dim))
         self.coefficients = Coefficients(Layout.MAP, keys)
-        self.key = ConvNorm(query_dim, keys) if config.norm else nn.Conv2d(query_dim, keys, 1)
+        self.key = linear(query_dim, keys, config.norm)
 
 
 @register
 class Memory(LearnedMap):
     """Each token against a number of learned keys that is free of the width.
 
-    Source: external attention, arXiv 2105.02358.
+    With `kernel_size`, a depthwise convolution spreads the scores. Source: external attention, arXiv 2105.02358; with
+    the convolution EfficientViM, arXiv 2411.15241.
     """
 
     name = "memory"
 
     class Config(OperationConfig):
         slots: int = Field(default=64, gt=0)
+        kernel_size: Kernel | None = later(None)
 
     def __init__(self, config: Config, site: Site, query_dim: int) -> None:
         super().__init__(config, site, query_dim)
         self.coefficients = Coefficients(Layout.MAP, config.slots)
         self.key = nn.Conv2d(query_dim, config.slots, 1, bias=False)
+        self.spread = depthwise_without_bias(config.slots, config.kernel_size) if config.kernel_size else nn.Identity()
+
+    def forward(self, q: Tensor, x: Tensor) -> Tensor:
+        return self.spread(self.key(q))
 
 
 @register
