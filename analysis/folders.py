@@ -40,7 +40,9 @@ def read_run(folder: str, metric: Metric, with_config: bool) -> Json:
         notes.append(f"result.json has the state {result.get('state')!r}")
         result = None
     if result is None:
-        row |= _unfinished(folder, notes)
+        progress, problem = read_json(f"{folder}/progress.json")
+        notes += [f"progress.json {problem}"] if problem else []
+        row |= {"state": str(state_of(RunFolder(folder))), "epochs": (progress or {}).get("epoch")}
     else:
         row |= {"state": result["state"], "error": one_line(result.get("error"))}
         if " has schema " in foreign:
@@ -113,12 +115,6 @@ def _network(config: Json) -> Json:
         return {"network": network_key(config), "resolution": config["data"]["image_size"]}
     except (KeyError, TypeError):
         return {}
-
-
-def _unfinished(folder: str, notes: list[str]) -> Json:
-    progress, problem = read_json(f"{folder}/progress.json")
-    notes += [f"progress.json {problem}"] if problem else []
-    return {"state": str(state_of(RunFolder(folder))), "epochs": (progress or {}).get("epoch")}
 
 
 def problem_of_config(folder: str | Path) -> str:

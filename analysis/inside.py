@@ -56,11 +56,12 @@ def network(folder: str | Path, name: str = "") -> Inside:
         ConfigError: no run there, or weights that do not fit.
     """
     folder = Path(folder)
+    name = name or folder.name
     if (folder / LAST).is_file() and (folder / "result.json").is_file():
-        return Inside(name or folder.name, find_network(str(folder), trained=True), True)
+        return Inside(name, find_network(str(folder), trained=True), True)
     found = find_network(str(folder))
     if not (folder / WEIGHTS).is_file():
-        return Inside(name or folder.name, found, False)
+        return Inside(name, found, False)
     state = found.model.state_dict()
     with np.load(folder / WEIGHTS) as arrays:
         for key in arrays.files:
@@ -68,7 +69,7 @@ def network(folder: str | Path, name: str = "") -> Inside:
                 step = arrays[key + _STEP] if key + _STEP in arrays.files else 1
                 state[key] = torch.from_numpy((arrays[key] * step).astype(np.float32))
     load_weights(found.model, state, str(folder / WEIGHTS))
-    return Inside(name or folder.name, found, True)
+    return Inside(name, found, True)
 
 
 def rounded_weights(folder: str | Path) -> dict[str, np.ndarray]:
@@ -96,15 +97,14 @@ def networks(runs: pd.DataFrame, variants: Iterable[str] = ()) -> tuple[list[Ins
     Returns:
         The networks, and one line for each variant that has none, with the reason.
     """
-    there, runs = list(dict.fromkeys(runs["variant"])), runs[runs["fixed"]]
     found, left_out = [], []
-    for variant in list(variants) or there:
-        folders = [Path(row.folder) for row in each(runs[runs["variant"] == variant])]
+    for variant in list(variants) or list(dict.fromkeys(runs["variant"])):
+        folders = [Path(folder) for folder in runs.loc[(runs["variant"] == variant) & runs["fixed"], "folder"]]
         folders = [folder for folder in folders if (folder / "config.json").is_file()]
         kept = [folder for folder in folders if (folder / WEIGHTS).is_file() or (folder / LAST).is_file()]
         try:
             if not folders:
-                raise ConfigError("no run of it has begun" if variant in there else "no variant of these runs")
+                raise ConfigError("no run of it has begun" if variant in set(runs["variant"]) else "no such variant")
             found.append(network((kept or folders)[0], variant))
         except ValueError as error:
             left_out.append(f"{variant}: {error}")
@@ -113,10 +113,10 @@ def networks(runs: pd.DataFrame, variants: Iterable[str] = ()) -> tuple[list[Ins
 
 def summary(networks: list[Inside], left_out: list[str]) -> str:
     """Which networks are looked at, and with what weights: a line each."""
-    lines = []
-    for inside in networks:
-        weights = "trained" if inside.trained else "not trained: its weights are not kept, these are drawn anew"
-        lines.append(f"{inside.name}: {weights}.")
+    lines = [
+        f"{inside.name}: " + ("trained." if inside.trained else "not trained: its weights are not kept, these are new.")
+        for inside in networks
+    ]
     return "\n".join([*lines, *(f"Left out, {line}." for line in left_out)]) or "No network to look at."
 
 
@@ -127,9 +127,9 @@ def images(networks: list[Inside], count: int = 64) -> tuple[Tensor, str]:
     """
     if not networks:
         return torch.zeros(0), "no images"
-    inside = networks[0]
-    assert inside.network.run is not None
-    data = inside.network.run.data
+    network = networks[0].network
+    assert network.run is not None
+    data = network.run.data
     try:
         batches = Data(data, None).evaluation("test")
         found: list[Tensor] = []
@@ -137,7 +137,7 @@ def images(networks: list[Inside], count: int = 64) -> tuple[Tensor, str]:
             found.append(batch[0])
         return torch.cat(found)[:count].contiguous(), f"{count} test images"
     except ConfigError:
-        noise = torch.randn(count, *inside.network.input_size, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(count, *network.input_size, generator=torch.Generator().manual_seed(0))
         return noise, f"{count} images of noise ({data.about} is not on this machine)"
 
 
@@ -150,11 +150,12 @@ def receptive_field(inside: Inside, batch: Tensor, stage: int | None = None) -> 
 
     Args:
         batch: (B, C, H, W), normalised.
-        stage: from 1; by default the last one whose map is at least 7 wide.
+        stage: from 1; by default the last one whose map is at least 7 wide, else the first.
     """
     x = batch.clone().requires_grad_()
     maps = inside.model.forward_intermediates(x, intermediates_only=True)  # type: ignore[operator]
-    at = maps[field_stage(maps) - 1 if stage is None else stage - 1]
+    wide = [i for i, of_stage in enumerate(maps, 1) if min(of_stage.shape[-2:]) >= SMALLEST_MAP]
+    at = maps[(stage or max([1, *wide])) - 1]
     height, width = at.shape[-2:]
     at[:, :, height // 2, width // 2].sum().backward()
     assert x.grad is not None
@@ -162,17 +163,10 @@ def receptive_field(inside: Inside, batch: Tensor, stage: int | None = None) -> 
     return field / max(field.sum(), np.finfo(float).tiny)
 
 
-def receptive_fields(
-    networks: list[Inside], batch: Tensor, share: float = 0.9
-) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Each network's effective receptive field, and the side of the square that holds `share` of it, by name."""
+def receptive_fields(networks: list[Inside], batch: Tensor) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Each network's effective receptive field, and the side of the square that holds 90 % of it, by name."""
     fields = {inside.label: receptive_field(inside, batch) for inside in networks}
-    return fields, {name: extent(field, share) for name, field in fields.items()}
-
-
-def field_stage(maps: list[Tensor]) -> int:
-    """The last stage (from 1) whose map is at least 7 wide, else the first."""
-    return max([1, *(i for i, each_map in enumerate(maps, 1) if min(each_map.shape[-2:]) >= SMALLEST_MAP)])
+    return fields, {name: extent(field) for name, field in fields.items()}
 
 
 def extent(field: np.ndarray, share: float = 0.9) -> int:
@@ -201,22 +195,18 @@ def coefficient_maps(inside: Inside, image: Tensor) -> list[CoefficientMap]:
     the k×k keys around the centre. Maps: root mean square over channels, (H, W). Channel pairs: head 1, (d, d).
     Token mixers that are no MetaMixer have none.
     """
-    inputs: dict[int, tuple[MetaMixer, Tensor]] = {}
-    hooks = []
-    for index, stage in enumerate(inside.model.stages, 1):  # type: ignore[arg-type,union-attr]
-        mixer = stage.blocks[-1].token_mixer
-
-        def keep(module: nn.Module, arguments: tuple[Tensor, ...], index: int = index) -> None:
-            assert isinstance(module, MetaMixer)
-            inputs[index] = module, arguments[0]
-
-        if isinstance(mixer, MetaMixer):
-            hooks.append(mixer.register_forward_pre_hook(keep))
+    mixers = [stage.blocks[-1].token_mixer for stage in inside.model.stages]  # type: ignore[union-attr,arg-type]
+    inputs: dict[nn.Module, Tensor] = {}
+    hooks = [
+        mixer.register_forward_pre_hook(lambda module, arguments: inputs.update({module: arguments[0]}))
+        for mixer in mixers
+        if isinstance(mixer, MetaMixer)
+    ]
     with torch.no_grad():
         inside.model(image)
         for hook in hooks:
             hook.remove()
-        return [_shown(index, mixer, x) for index, (mixer, x) in sorted(inputs.items())]
+        return [_shown(n, mixer, inputs[mixer]) for n, mixer in enumerate(mixers, 1) if mixer in inputs]
 
 
 def all_coefficient_maps(networks: list[Inside], batch: Tensor) -> dict[str, list[CoefficientMap]]:
@@ -240,24 +230,18 @@ def _shown(stage: int, mixer: MetaMixer, x: Tensor) -> CoefficientMap:
     return CoefficientMap(stage, found.square().mean(0).sqrt().numpy(), "RMS over channels")
 
 
-def slot_costs(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def slot_costs(runs: pd.DataFrame) -> pd.DataFrame:
     """What each part of each variant's folded network costs: `variant`, `part`, `macs`, `parameters`, a row each.
 
-    Variants in the order of the runs; parts as `metamixer.cost_table.by_slot` names them.
-
-    Returns:
-        The costs, and one line for each variant that has none, with the reason.
+    Variants in the order of the runs, those left out whose network this code can't build; parts as
+    `metamixer.cost_table.by_slot` names them.
     """
-    rows, left_out = [], []
-    for variant, group in runs.groupby("variant", sort=False):
-        folder = next((found for found in group["folder"] if (Path(found) / "config.json").is_file()), None)
+    rows = []
+    for run in each(runs[runs["parameters"].notna()].drop_duplicates("variant")):
         try:
-            if folder is None:
-                raise ConfigError("no run of it has a configuration yet")
-            found = find_network(folder)
-            costs = by_slot(by_layer(found.model, found.input_size, inplace=True))
-        except ValueError as error:
-            left_out.append(f"{variant}: {error}")
+            found = find_network(run.folder)
+        except ValueError:
             continue
-        rows += [(variant, part, cost.macs, cost.parameters) for part, cost in costs.items()]
-    return pd.DataFrame(rows, columns=["variant", "part", "macs", "parameters"]), left_out
+        costs = by_slot(by_layer(found.model, found.input_size, inplace=True))
+        rows += [(run.variant, part, cost.macs, cost.parameters) for part, cost in costs.items()]
+    return pd.DataFrame(rows, columns=["variant", "part", "macs", "parameters"])

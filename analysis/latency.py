@@ -15,28 +15,11 @@ from metamixer.latency.rows import Row, read
 log = logging.getLogger(__name__)
 
 COLUMNS = {
-    "network": "str",
-    "name": "str",
-    "resolution": "Int64",
-    "batch": "Int64",
-    "device": "str",
-    "os": "str",
-    "runtime": "str",
-    "version": "str",
-    "precision": "str",
-    "threads": "Int64",
-    "compute_units": "str",
-    "median_ms": "float64",
-    "iqr_ms": "float64",
-    "sessions": "Int64",
-    "spread_ms": "float64",
-    "quiet": "boolean",
-    "parameters": "Int64",
-    "macs": "Int64",
-    "activations": "Int64",
-    "moved": "Int64",
-    "source": "str",
-}  # of `Row`, all but the samples
+    "network": "str", "name": "str", "resolution": "Int64", "batch": "Int64", "device": "str", "os": "str",
+    "runtime": "str", "version": "str", "precision": "str", "threads": "Int64", "compute_units": "str",
+    "median_ms": "float64", "iqr_ms": "float64", "sessions": "Int64", "spread_ms": "float64", "quiet": "boolean",
+    "parameters": "Int64", "macs": "Int64", "activations": "Int64", "moved": "Int64", "source": "str",
+}  # of `Row`, all but the samples  # fmt: skip
 # rows that differ in any of these are not compared
 SETTING = ("runtime", "version", "precision", "threads", "compute_units", "batch", "device", "os")
 _PUBLISHED = Path(__file__).parent / "published_latency.csv"

@@ -6,19 +6,16 @@ Ranks are given only as far as the spread lets them be told.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
 from rich.table import Table
-from rich.text import Text
 from scipy import stats
 
 from .frame import each
 from .intervals import CONFIDENCE
 from .latency import SETTING, ways
-from .tables import count, plural
+from .tables import count, plural, terminal
 
 # how the tables call a measure, and its column
 MEASURES = {
@@ -66,39 +63,29 @@ def ranks(rows: pd.DataFrame) -> list[tuple[int, int]]:
     Two rows are told apart if they differ by more than half of both spreads; where a spread is unknown, never.
     """
     half = (rows["spread_ms"].astype(float) / 2).fillna(math.inf)
-    bands = list(zip(rows["median_ms"] - half, rows["median_ms"] + half, strict=True))
-    return [
-        (1 + sum(high < low for _, high in bands), len(bands) - sum(other > top for other, _ in bands))
-        for low, top in bands
-    ]
+    low, high = rows["median_ms"] - half, rows["median_ms"] + half
+    return [(1 + int((high < of).sum()), len(rows) - int((low > to).sum())) for of, to in zip(low, high, strict=True)]
 
 
-def pivot(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells, one row per network at a resolution: costs, then median, spread and rank on each runtime.
+def pivot(rows: pd.DataFrame) -> pd.DataFrame:
+    """Texts, one row per network at a resolution: costs, then median, spread and rank on each runtime.
 
     A runtime that was timed in several ways (devices, threads, ...) has a column for each; ranks are within a column.
     """
     rows = rows.assign(runtime=ways(rows))
-    runtimes = list(dict.fromkeys(rows["runtime"]))
     cells: dict[tuple[str, int], dict[str, str]] = {}
-    costs: dict[tuple[str, int], tuple[Any, Any]] = {}
-    names: dict[tuple[str, int], str] = {}
+    runtimes = list(dict.fromkeys(rows["runtime"]))
     for runtime in runtimes:
         of_one = rows[rows["runtime"] == runtime].drop_duplicates(["network", "resolution"], keep="last")
         for row, (first, last) in zip(each(of_one), ranks(of_one), strict=True):
-            key = (row.network, row.resolution)
+            costs = {"params": count(row.parameters), "MACs": count(row.macs)}
+            about = {"network": row.name, "px": str(row.resolution), **costs}
             spread = "–" if math.isnan(row.spread_ms) else f"{100 * row.spread_ms / row.median_ms:.1f} %"
             loud = " noisy" if not pd.isna(row.quiet) and not row.quiet else ""
             rank = f"{first}" if first == last else f"{first}–{last}"
-            cells.setdefault(key, {})[runtime] = f"{_ms(row.median_ms)} ({spread}{loud}) {rank}"
-            costs.setdefault(key, (row.parameters, row.macs))
-            names.setdefault(key, row.name)
-    heads = ["network", "px", "params", "MACs", *runtimes]
-    body = [
-        [names[key], str(key[1]), *map(count, costs[key]), *(cells[key].get(runtime, "–") for runtime in runtimes)]
-        for key in cells
-    ]
-    return heads, body
+            text = f"{_ms(row.median_ms)} ({spread}{loud}) {rank}"
+            cells.setdefault((row.network, row.resolution), about)[runtime] = text
+    return pd.DataFrame(list(cells.values()), columns=["network", "px", "params", "MACs", *runtimes]).fillna("–")
 
 
 def notes(rows: pd.DataFrame) -> list[str]:
@@ -113,8 +100,8 @@ def notes(rows: pd.DataFrame) -> list[str]:
         parts += [] if pd.isna(one.threads) else [plural(one.threads, "thread")]
         parts += [f"batch {one.batch}", one.device, one.os]
         if sessions := sorted(set(group["sessions"].dropna())):
-            parts.append(plural(sessions[-1], "session") if len(sessions) == 1 else f"{sessions[0]} to {sessions[-1]}"
-                         " sessions")  # fmt: skip
+            least = "" if len(sessions) == 1 else f"{sessions[0]} to "
+            parts.append(least + plural(sessions[-1], "session"))
         lines.append(f"{one.runtime}: {', '.join(parts)}.")
     if (~rows["quiet"].fillna(True)).any():
         lines.append("Noisy: the spread stays above 5 %, even after more sessions.")
@@ -123,12 +110,9 @@ def notes(rows: pd.DataFrame) -> list[str]:
 
 def render(rows: pd.DataFrame) -> Table:
     """The table for a terminal; `notes` belong below it."""
-    heads, body = pivot(rows)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 else "right", overflow="fold")
-    for cells in body:
-        table.add_row(*map(Text, cells))
+    table = terminal(pivot(rows))
+    for column in table.columns[1:]:
+        column.justify = "right"
     return table
 
 

@@ -1,6 +1,6 @@
 """A grid on one page of HTML: the first notebook, run on the grid and kept with its outputs.
 
-The page needs no network and no other file: pictures, style and the lines that sort its tables lie in it.
+The page needs no network and no other file: pictures and style lie in it.
 """
 
 from __future__ import annotations
@@ -28,27 +28,13 @@ _PAGE = """<!doctype html>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }}
 table {{ border-collapse: collapse; margin: .6rem 0; display: block; overflow-x: auto; }}
-th {{ border-bottom: 2px solid #444; text-align: left; cursor: pointer; }} td {{ border-bottom: 1px solid #ddd; }}
+th {{ border-bottom: 2px solid #444; text-align: left; }} td {{ border-bottom: 1px solid #ddd; }}
 th, td {{ padding: .25rem .7rem; white-space: nowrap; }} img {{ max-width: 100%; height: auto; }}
 td:has(code) {{ white-space: normal; text-align: left !important; }}
 pre {{ font-size: .85rem; white-space: pre-wrap; }} .prompt, .anchor-link {{ display: none; }}
 </style></head><body>
 {body}
-<script>
-const size = {{k: 1e3, M: 1e6, G: 1e9}};
-function key(text) {{  // of "3.07 M" or "−0.16 [−1.58, +1.25]" the number, else the text
-  const found = text.replace(/−/g, "-").match(/^([+-]?[0-9.]+)(?: ([kMG])$)?/);
-  return found ? found[1] * (size[found[2]] || 1) : text;
-}}
-for (const head of document.querySelectorAll("th")) head.addEventListener("click", () => {{
-  const body = head.closest("table").tBodies[0], up = head.ariaSort !== "ascending";
-  for (const other of head.parentNode.cells) other.ariaSort = null;
-  head.ariaSort = up ? "ascending" : "descending";
-  const of = row => key(row.cells[head.cellIndex].textContent.trim());
-  const order = (a, b) => typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) : typeof a === "number" ? -1 : 1;
-  body.append(...[...body.rows].sort((a, b) => (up ? 1 : -1) * order(of(a), of(b))));
-}});
-</script></body></html>
+</body></html>
 """
 
 

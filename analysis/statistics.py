@@ -11,7 +11,9 @@ exploratory, and is at most a hint. Where some seeds solve a task and some do no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,6 @@ from .predictions import right
 from .rates import Rate
 from .solving import shares
 
-_COUNTS = ("parameters", "macs", "epochs")
 COLUMNS = {
     "variant": "str", "base": "bool", "metric": "str", "exploratory": "bool",
     "n": "int64", "failed": "int64", "missing": "int64", "mean": "float64", "sd": "float64",
@@ -134,28 +135,35 @@ def compare(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> pd.DataFram
     table["failed"] = (of.runs["state"] == "failed").groupby(of.runs["variant"]).sum().reindex(variants, fill_value=0)
     table["missing"] = by_variant.size().reindex(variants, fill_value=0) - table["n"] - table["failed"]
     table["lr"] = by_variant["lr"].first().reindex(variants)
+    for name in ("parameters", "macs", "epochs"):
+        table[name] = of.runs[of.runs["state"] == "done"].groupby("variant")[name].first().reindex(variants)
     compared = differences(of, [(name, meta.base) for name in variants]).set_axis(variants)
     compared.loc[table["base"]] = np.nan
     table = table.join(compared)
     table["pairs"] = table["pairs"].fillna(0)
     base_n = table.loc[table["base"], "n"].sum()
     table["unpaired"] = (table["n"] + base_n - 2 * table["pairs"]).where(~table["base"] & (base_n > 0), 0)
-    table["test"], table["mixed"] = np.where(table["base"], "", "t"), False
+    table["test"], table["mixed"], table["rate"] = np.where(table["base"], "", "t"), False, ""
     if meta.metric.solvable and not exploratory:
         table = _shares_decide(table.drop(columns="mixed").join(shares(of.runs, variants, meta.base)))
-    table["note"] = _notes(table, of)
-    for name in _COUNTS:
-        table[name] = of.runs[of.runs["state"] == "done"].groupby("variant")[name].first().reindex(variants)
-    table["rate"] = ""
     if rates.tried(runs):
         ended = runs[runs["state"].isin(["done", "failed"])].groupby("variant")["lr"].nunique()
         table["rate"], table["rates"] = rate, ended.reindex(variants, fill_value=0)
-        if rate == "best":
-            table["note"] = [_joined(row.note, *rates.notes(runs, row.variant, row.lr)) for row in each(table)]
+    table["note"] = ["; ".join(_notes(row, runs)) for row in each(table)]
     if meta.aa and len(table):
-        table.loc[variants[-1], "note"] = _joined(str(table["note"].iloc[-1]), false_alarms(runs, meta))
+        table.loc[variants[-1], "note"] += false_alarms(runs, meta)
     table = judged(table, exploratory, meta.metric.sign)
     return table.reset_index(drop=True).reindex(columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def _notes(row: Any, runs: pd.DataFrame) -> Iterator[str]:
+    """What a reader must know of a variant's row."""
+    if row.pairs > 1 and np.isnan(row.p):
+        yield "the same difference at every seed: its spread can't be estimated"
+    if row.unpaired and row.n:
+        yield f"unpaired results dropped: {row.unpaired:.0f}"
+    if row.rate == "best":
+        yield from rates.notes(runs, row.variant, row.lr)
 
 
 def _shares_decide(table: pd.DataFrame) -> pd.DataFrame:
@@ -183,26 +191,6 @@ def judged(table: pd.DataFrame, exploratory: bool = False, sign: int | pd.Series
     found = verdicts(table.assign(better=better), "better", exploratory)
     inside = others & ~(table["p"] < 1 - CONFIDENCE)
     return table.assign(inside_noise=inside, verdict=np.where(others, found, "base"))
-
-
-def _notes(table: pd.DataFrame, of: Scores) -> list[str]:
-    """What a reader must know of each variant's row."""
-    done = of.runs[of.runs["state"] == "done"]
-    several = {name: done.groupby("variant")[name].nunique() > 1 for name in _COUNTS}
-    notes = []
-    for row in each(table):
-        found = []
-        if row.pairs > 1 and np.isnan(row.p):
-            found.append("the same difference at every seed: its spread can't be estimated")
-        if row.unpaired and row.n:
-            found.append(f"unpaired results dropped: {row.unpaired:.0f}")
-        found += [f"its runs differ in {name}: not one variant" for name in _COUNTS if several[name].get(row.variant)]
-        notes.append(_joined(*found))
-    return notes
-
-
-def _joined(*texts: str) -> str:
-    return "; ".join(text for text in texts if text)
 
 
 def declared(runs: pd.DataFrame, meta: Meta) -> list[pd.DataFrame]:

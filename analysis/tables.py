@@ -7,6 +7,7 @@ mean, and that a variant inside the noise names no winner.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,7 @@ def render(comparison: pd.DataFrame, meta: Meta) -> Table:
     return table
 
 
-def terminal(texts: pd.DataFrame, title: str, notes: list[str]) -> Table:
+def terminal(texts: pd.DataFrame, title: str = "", notes: Sequence[str] = ()) -> Table:
     """A table of texts for the terminal, with lines below it."""
     table = Table(
         title=Text(title, style="bold"),

@@ -18,6 +18,7 @@ import pandas as pd
 from rich.console import Console
 from torch import nn
 
+from analysis import tables
 from analysis.frame import each
 from analysis.latency import load
 from analysis.latency_table import correlations, notes, pivot
@@ -85,13 +86,11 @@ def page(rows: pd.DataFrame) -> str:
 
 def to_markdown(rows: pd.DataFrame) -> str:
     """The same for documents."""
-    return "\n".join([markdown(*pivot(rows)), "", *(f"{line}  " for line in notes(rows))]).rstrip() + "\n"
+    return "\n".join([tables.markdown(pivot(rows)), "", *(f"{line}  " for line in notes(rows))]).rstrip() + "\n"
 
 
 def markdown(heads: list[str], body: list[list[str]]) -> str:
-    """A table in Markdown, its first column left, the others right."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
+    return tables.markdown(pd.DataFrame(body, columns=heads))
 
 
 def correlation_table(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

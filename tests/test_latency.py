@@ -104,7 +104,7 @@ def test_nothing_is_ranked_inside_the_spread():
 def test_the_table_says_all_that_a_row_must():
     macs, parameters = [3 * 10**9, 6 * 10**9], [10**6, 2 * 10**6]
     rows = frame([10.0, 40.0], [0.1, 8.0], quiet=[True, False], macs=macs, parameters=parameters)
-    assert pivot(rows)[1] == [
+    assert pivot(rows).to_numpy().tolist() == [
         ["n0", "256", "1.00 M", "3.00 G", "10.0 (1.0 %) 1"],
         ["n1", "256", "2.00 M", "6.00 G", "40.0 (20.0 % noisy) 2"],
     ]
@@ -117,7 +117,8 @@ def test_each_way_of_timing_is_ranked_and_correlated_by_itself():
                 median_ms=time, spread_ms=0.1)
             for device, times in (("A", [1.0, 2.0, 3.0]), ("B", [30.0, 20.0, 10.0]))
             for i, time in enumerate(times)]  # fmt: skip
-    heads, body = pivot(to_frame([*rows, row()]))
+    table = pivot(to_frame([*rows, row()]))
+    heads, body = list(table), table.to_numpy().tolist()
     assert heads[4:] == ["Core ML, A", "Core ML, B", "onnxruntime"]
     assert body[0][4:6] == ["1.00 (10.0 %) 1", "30.0 (0.3 %) 3"] and body[3][4:] == ["–", "–", "34.0 (1.5 %) 1"]
     found = correlations(to_frame(rows)).query("measure == 'multiply-adds'")

@@ -114,7 +114,7 @@ EMPTY = {
     "03": ("steps", "| step | difference [95 %] | verdict | pairs |"),
     "04": ("verdicts", "There is no full factorial to take apart"),
     "05": ("comparison", "no seeds, unknown weights"),
-    "07": ("networks", "no variant of these runs"),
+    "07": ("networks", "no such variant"),
 }
 
 
@@ -221,6 +221,6 @@ def test_inside_a_mixer_looks_at_networks_and_says_that_they_are_not_trained(pla
     write_networks(tmp_path / "runs")
     shutil.rmtree(tmp_path / "runs" / "relu0")
     said, variables = play("07", DATA="digits", VARIANTS=["gelu", "relu", "nobody"])
-    assert "gelu: not trained" in said["networks"] and "nobody: no variant of these runs" in said["networks"]
+    assert "gelu: not trained" in said["networks"] and "nobody: no such variant" in said["networks"]
     assert set(variables["extents"]) == {"gelu (not trained)", "relu (not trained)"}
     assert variables["what"] == "64 test images"

@@ -116,22 +116,10 @@ def test_heat_maps_write_each_cell_and_mark_what_stands(tmp_path):
         assert [label.get_text() for label in axes.get_yticklabels()] == slots.levels[slot]
 
 
-def test_kernel_response_joins_sizes_and_names_what_stands_beside(tmp_path):
-    write_factorial(tmp_path, noisy(3), grid="kernel_size")
-    runs, meta = frame.load(tmp_path, "kernel_size", with_config=True)
-    chosen = runs[
-        runs["variant"].isin(["depthwise3-gelu-linear", "depthwise7-gelu-linear", "depthwise7-gelu-depthwise"])
-    ]
-    axes = plots.kernel_response(statistics.compare(chosen, meta), chosen, meta)
-    assert list(axes.get_lines()[0].get_xdata()) == [3, 7]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["3×3", "7×7"]
-    assert len({text.get_text() for text in axes.texts}) == 1
-
-
 def test_slot_costs_add_up_to_the_folded_network(tmp_path):
     write_networks(tmp_path)
     runs, meta = frame.load(tmp_path, "ffnification")
-    costs, _ = inside.slot_costs(runs)
+    costs = inside.slot_costs(runs)
     data = RUN.data
     whole = count(RUN.build(), (data.channels, data.image_size, data.image_size))
     by_variant = costs.groupby("variant")[["macs", "parameters"]].sum()
@@ -139,7 +127,7 @@ def test_slot_costs_add_up_to_the_folded_network(tmp_path):
     axes = plots.slot_costs(costs, meta)
     assert max(bar.get_x() + bar.get_width() for bar in axes.patches) == pytest.approx(whole.macs / 1e6)
     empty = plots.slot_costs(costs.iloc[:0], meta)
-    assert "no run has a configuration" in empty.texts[0].get_text()
+    assert "no run has finished" in empty.texts[0].get_text()
 
 
 def built(mixer, size=13):
@@ -218,7 +206,7 @@ def test_networks_that_can_not_be_looked_at_are_said(tmp_path):
     (tmp_path / "relu0" / "config.json").write_text('{"schema": 9, "config": {}}')
     found, left_out = inside.networks(frame.load(tmp_path, "ffnification")[0], ["gelu", "relu", "nobody"])
     assert [(each.name, each.trained) for each in found] == [("gelu", False)]
-    assert "schema 9" in left_out[0] and left_out[1] == "nobody: no variant of these runs"
+    assert "schema 9" in left_out[0] and left_out[1] == "nobody: no such variant"
     elsewhere = override(RUN, {"data.name": "folder", "data.root": str(tmp_path / "nowhere")})
     network = Network("it", RUN.build(), (1, 12, 12), run=elsewhere)
     noise, what = inside.images([inside.Inside("it", network, False)], 8)

@@ -1,17 +1,17 @@
 """Pictures of finished runs, by question; functions take frames and give matplotlib axes.
 
-`accuracy`: accuracy against what it costs. `ladder`: what each step changed, and a response to kernel size. `slots`:
-main effects and interactions of a factorial, and what slots cost. `profile`: what each variant can do, and how far.
+`accuracy`: accuracy against what it costs. `ladder`: what each step changed. `slots`: main
+effects and interactions of a factorial, and what slots cost. `profile`: what each variant can do, and how far.
 `curves`: how training went. `inside`: what a network looks at. The only modules of the package that load matplotlib,
 which `plt` is.
 """
 
 from matplotlib import pyplot as plt
 
-from .accuracy import accuracy_by_variant, accuracy_vs, accuracy_vs_latency, picture, published_front, same_cost
+from .accuracy import accuracy_by_variant, accuracy_vs, accuracy_vs_latency, picture, published_front
 from .curves import learning_curves
 from .inside import coefficient_maps, receptive_fields
-from .ladder import kernel_response, waterfall
+from .ladder import waterfall
 from .profile import dial_curves, profile_map
 from .slots import cell_means, interactions, main_effects, slot_costs
 from .theme import save
@@ -24,7 +24,6 @@ __all__ = [
     "coefficient_maps",
     "dial_curves",
     "interactions",
-    "kernel_response",
     "learning_curves",
     "main_effects",
     "picture",
@@ -32,7 +31,6 @@ __all__ = [
     "profile_map",
     "published_front",
     "receptive_fields",
-    "same_cost",
     "save",
     "slot_costs",
     "waterfall",

@@ -1,4 +1,4 @@
-"""What each step changed, as a waterfall; and the response to the size of the kernel."""
+"""What each step changed, as a waterfall."""
 
 from __future__ import annotations
 
@@ -10,21 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from ..frame import Meta, each
-from .theme import (
-    BASE,
-    FALL,
-    INK,
-    PALE,
-    PALE_FALL,
-    QUIET,
-    VARIANT,
-    legend,
-    marks,
-    metric_label,
-    new,
-    nothing,
-    title,
-)
+from .theme import BASE, FALL, INK, PALE, PALE_FALL, QUIET, VARIANT, legend, metric_label, new, nothing, title
 
 
 def waterfall(steps: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes:
@@ -78,34 +64,3 @@ def _bar(axes: Axes, place: float, level: float, row: Any, meta: Meta) -> None:
         top = max(top, level + row.high)
     text = meta.metric.signed(row.difference)
     axes.annotate(text, (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=8)
-
-
-def kernel_response(comparison: pd.DataFrame, runs: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes:
-    """The metric's mean over seeds against the token mixer's kernel size; points and bars as in `accuracy_vs`.
-
-    Variants with one size beside another one's (a branch, say) are named and not joined by the line.
-
-    Args:
-        runs: the same grid's, `frame.load(..., with_config=True)`; the size is the first stage's.
-    """
-    axes = new()[1] if axes is None else axes
-    title(axes, f"{meta.title}: {meta.question}")
-    axes.set_xlabel("kernel size of the token mixer (px of its map)")
-    axes.set_ylabel(metric_label(meta, "mean over seeds ± 1 standard deviation"))
-    column = "config.model.stages.0.token_mixer.query_key.kernel_size"
-    known = dict(runs.dropna(subset=[column]).groupby("variant")[column].first()) if column in runs else {}
-    shown = comparison.assign(size=comparison["variant"].map(known).astype(float)).dropna(subset=["mean", "size"])
-    if not len(shown):
-        return nothing(axes, "no finished run of a token mixer with a kernel size")
-    shown = shown.sort_values("size", kind="stable")
-    beside = shown.duplicated("size")
-    axes.plot(shown["size"][~beside], shown["mean"][~beside], color=QUIET, linewidth=1, zorder=1)
-    sizes = sorted(set(shown["size"]))
-    shown["size"] += 0.036 * max(sizes[-1] - sizes[0], 1) * beside
-    marks(axes, shown, "size", "mean", shown["sd"])
-    for row in each(shown[beside]):
-        axes.annotate(row.variant, (row.size, row.mean), (8, 0), textcoords="offset points", va="center", fontsize=9)
-    axes.set_xticks(sizes, [f"{int(size)}×{int(size)}" for size in sizes])
-    axes.margins(0.12)
-    legend(axes)
-    return axes

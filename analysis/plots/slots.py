@@ -91,7 +91,7 @@ def slot_costs(costs: pd.DataFrame, meta: Meta, column: str = "macs", axes: Axes
     axes = new(8.5, 2.2 + 0.3 * max(len(variants), 4))[1] if axes is None else axes
     title(axes, f"{meta.title}: what slots cost")
     if not variants:
-        return nothing(axes, "no run has a configuration yet")
+        return nothing(axes, "no run has finished yet")
     table = costs.pivot_table(index="variant", columns="part", values=column, aggfunc="sum", fill_value=0, sort=False)
     table = table.reindex(variants[::-1])
     table = table.loc[:, table.sum() > 0]
