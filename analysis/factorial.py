@@ -67,7 +67,7 @@ def slots_of(runs: pd.DataFrame) -> pd.DataFrame:
     for slot in SLOTS:
         prefix = f"{_MIXER}{slot}."
         labels = runs.get(f"{prefix}name", pd.Series("", index=runs.index)).fillna("").astype(str)
-        keys = [name for name in runs if name.startswith(prefix) and not name.endswith(".head_dim")]
+        keys = [name for name in runs.columns if name.startswith(prefix) and not name.endswith(".head_dim")]
         for _, rows in runs[keys].groupby(labels):
             for key in keys:
                 if rows[key].nunique(dropna=False) > 1:

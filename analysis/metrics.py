@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -28,9 +29,9 @@ class Metric:
     unit: str = ""
     higher_is_better: bool = True
     decimals: int = 3
-    chance: float | None = None
+    chance: float = math.nan
     levels: Mapping[str, float] = field(default_factory=dict)
-    solved: float | None = None
+    solved: float = math.nan
 
     @property
     def sign(self) -> int:
@@ -49,11 +50,11 @@ class Metric:
     @property
     def solvable(self) -> bool:
         """Whether the task can be solved, and chance is known."""
-        return self.chance is not None and self.solved is not None
+        return not math.isnan(self.chance - self.solved)
 
     def reaches(self, value: float) -> bool:
         """Whether a value counts as solved."""
-        return self.solved is not None and self.sign * (value - self.solved) >= 0
+        return self.sign * (value - self.solved) >= 0
 
     def value(self, number: float) -> str:
         return f"{number:.{self.decimals}f}"
@@ -91,4 +92,4 @@ def declared(manifest: Mapping[str, Any]) -> Metric:
     if isinstance(found, str):
         return replace(_KNOWN.get(found, Metric(found, found)), **manifest.get("levels", {}))
     known = {key.name for key in fields(Metric)}
-    return Metric(**{key: value for key, value in found.items() if key in known})
+    return Metric(**{key: value for key, value in found.items() if key in known and value is not None})

@@ -13,7 +13,7 @@ from . import rates
 from .folders import Json, read_json
 from .frame import Meta, each, load, plural, settings
 from .metrics import Metric
-from .solving import unsolved
+from .solving import too_few
 from .statistics import compare, judged
 from .tables import share, terminal, unequal
 
@@ -92,7 +92,7 @@ def render(table: pd.DataFrame, metas: dict[str, Meta]) -> Table:
     """The profile for the terminal."""
     shown = cells(table, metas)
     levels = [
-        [word, *(metas[task].metric.value(getattr(metas[task].metric, word)) for task in shown)]
+        [word, *(metas[str(task)].metric.value(getattr(metas[str(task)].metric, word)) for task in shown)]
         for word in ("chance", "solved")
     ]
     texts = pd.DataFrame([*levels, *shown.reset_index().to_numpy().tolist()], columns=["variant", *shown])
@@ -114,7 +114,7 @@ def heading(table: pd.DataFrame, metas: dict[str, Meta]) -> str:
 def legend(table: pd.DataFrame) -> str:
     """What the signs mean."""
     base = table.loc[table["base"], "variant"].iloc[0]
-    return f"▲ ▼ better, worse than {base} after Holm's correction over the whole table;  ? a hint"
+    return f"▲ ▼ better, worse than {base} after Holm's correction over the whole table; ? a hint"
 
 
 def notes(table: pd.DataFrame, metas: dict[str, Meta]) -> list[str]:
@@ -122,8 +122,10 @@ def notes(table: pd.DataFrame, metas: dict[str, Meta]) -> list[str]:
     lines = [legend(table) + "."]
     if table["mixed"].any():
         lines += ["2/3 solve: some seeds solved the task and some did not; there the shares are tested, not the means."]
-    for task, group in table.groupby("task", sort=False):
-        lines += [f"{task}: {line}" for line in unsolved(group)]
-        lines += [f"{task}: left out, {line}." for line in metas[str(task)].left_out]
-    costs = {line: None for _, group in table.groupby("task", sort=False) for line in unequal(group)}
-    return [*lines, *costs]
+    by_task = [(str(task), group) for task, group in table.groupby("task", sort=False)]
+    if (table["solved"] == 0).any():
+        steps = sorted(set(table.loc[table["solved"] == 0, "steps"].dropna().astype(int)))
+        lines += [f"Below solved: no seed solved the task within {' or '.join(map(str, steps))} steps."]
+        lines += [f"{task}: {line}" for task, group in by_task for line in too_few(group)]
+    lines += [f"{task}: left out, {line}." for task, _ in by_task for line in metas[task].left_out]
+    return [*lines, *dict.fromkeys(line for _, group in by_task for line in unequal(group))]

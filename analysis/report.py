@@ -107,7 +107,7 @@ def made_from(root: str | Path, runs: pd.DataFrame, meta: Meta) -> str:
         for name in made.columns.drop("started", errors="ignore")
     ]
     configs = (read_json(f"{folder}/config.json")[0] or {} for folder in runs.loc[runs["base"], "folder"])
-    config = next((found["config"] for found in configs if "config" in found), {})
+    config: dict = next((found["config"] for found in configs if "config" in found), {})
     return "\n\n".join([
         markdown(pd.DataFrame(changes.items(), columns=["variant", "changes"])),
         markdown(pd.DataFrame(environment, columns=["made with", "by how many runs"])),

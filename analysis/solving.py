@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 
@@ -20,7 +21,7 @@ def share_interval(solved: int, seeds: int) -> tuple[float, float]:
     return found.low, found.high
 
 
-def median_steps(solved_at: Sequence[float]) -> float:
+def median_steps(solved_at: ArrayLike) -> float:
     """The step by which half of the seeds had solved a task; NaN (did not solve) counts as later than any."""
     late = np.nan_to_num(np.asarray(solved_at, float), nan=np.inf)
     found = float(np.quantile(late, 0.5, method="inverted_cdf")) if len(late) else math.inf
@@ -33,7 +34,7 @@ def share_test(solved: int, seeds: int, base_solved: int, base_seeds: int) -> fl
     return 1.0 if math.isnan(p) else float(p)
 
 
-def steps_test(solved_at: Sequence[float], base_solved_at: Sequence[float]) -> float:
+def steps_test(solved_at: ArrayLike, base_solved_at: ArrayLike) -> float:
     """p of equally many steps: the rank sum test (Mann and Whitney, 1947), by permutation.
 
     Seeds that did not solve the task (NaN) rank last, all alike.
@@ -73,12 +74,16 @@ def shares(runs: pd.DataFrame, variants: Sequence[str], base: str) -> pd.DataFra
 
 
 def unsolved(comparison: pd.DataFrame) -> list[str]:
-    """A line on the variants of which no seed solved the task, by the steps that they had."""
-    base = comparison.loc[comparison["base"], "solved_at"]
-    needed = float(base.iloc[0]) if len(base) else math.nan
-    lines = []
-    for steps, group in comparison[(comparison["solved"] == 0) & (comparison["ended"] > 0)].groupby("steps"):
-        names = ", ".join(group["variant"])
-        few = f"; fewer than twice the base's {needed:.0f}, so too few to judge by" if steps < 2 * needed else ""
-        lines.append(f"Did not solve it within {steps:.0f} steps{few}: {names}.")
-    return lines
+    """Lines on the variants of which no seed solved the task, and the steps that they had."""
+    none = comparison[(comparison["solved"] == 0) & comparison["steps"].notna()]
+    found = [f"Not solved within {steps:.0f} steps: {', '.join(of['variant'])}." for steps, of in none.groupby("steps")]
+    return found + too_few(comparison)
+
+
+def too_few(comparison: pd.DataFrame) -> list[str]:
+    """A line where variants that did not solve the task had fewer than twice the steps that the base needed."""
+    needed = comparison.loc[comparison["base"], "solved_at"].max()
+    steps = comparison.loc[comparison["solved"] == 0, "steps"].min()
+    if not steps < 2 * needed:
+        return []
+    return [f"{steps:.0f} steps are fewer than twice the base's {needed:.0f}: too few to judge by."]

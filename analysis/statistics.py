@@ -149,14 +149,12 @@ def compare(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> pd.DataFram
     if rates.tried(runs):
         ended = runs[runs["state"].isin(["done", "failed"])].groupby("variant")["lr"].nunique()
         table["rate"], table["rates"] = rate, ended.reindex(variants, fill_value=0)
-    table["note"] = ["; ".join(_notes(row, runs)) for row in each(table)]
-    if meta.aa and len(table):
-        table.loc[variants[-1], "note"] += false_alarms(runs, meta)
+    table["note"] = ["; ".join(_notes(row, runs, meta)) for row in each(table)]
     table = judged(table, exploratory, meta.metric.sign)
     return table.reset_index(drop=True).reindex(columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def _notes(row: Any, runs: pd.DataFrame) -> Iterator[str]:
+def _notes(row: Any, runs: pd.DataFrame, meta: Meta) -> Iterator[str]:
     """What a reader must know of a variant's row."""
     if row.pairs > 1 and np.isnan(row.p):
         yield "the same difference at every seed: its spread can't be estimated"
@@ -164,6 +162,9 @@ def _notes(row: Any, runs: pd.DataFrame) -> Iterator[str]:
         yield f"unpaired results dropped: {row.unpaired:.0f}"
     if row.rate == "best":
         yield from rates.notes(runs, row.variant, row.lr)
+    if meta.aa and not row.base and (values := runs.loc[runs["state"] == "done", meta.metric.name].dropna()).size >= 4:
+        splits = f"of random splits of its {plural(len(values), 'run')} into two"
+        yield f"A/A: {splits}, {false_positives(values.to_numpy()):.1%} are called different, 5 % are expected"
 
 
 def _shares_decide(table: pd.DataFrame) -> pd.DataFrame:
@@ -200,16 +201,6 @@ def declared(runs: pd.DataFrame, meta: Meta) -> list[pd.DataFrame]:
     return [compare(runs, meta), *([compare(runs, meta, "best")] if best else [])]
 
 
-def false_alarms(runs: pd.DataFrame, meta: Meta) -> str:
-    """Of an A/A grid: the share of random splits of its runs that is called different; "" below four runs."""
-    values = runs.loc[runs["state"] == "done", meta.metric.name].dropna().to_numpy()
-    if len(values) < 4:
-        return ""
-    share = false_positives(values)
-    splits = f"of random splits of its {plural(len(values), 'run')} into two"
-    return f"A/A: {splits}, {share:.1%} are called different, 5 % are expected"
-
-
 def pooled_sd(comparison: pd.DataFrame) -> float:
-    """The root mean square of the spreads of the paired differences; NaN where there are none."""
-    return float(np.sqrt((comparison["sd_difference"] ** 2).mean()))
+    """The root mean square of the spreads of paired differences whose means are tested; NaN where there are none."""
+    return float(np.sqrt((comparison.loc[comparison["test"] == "t", "sd_difference"] ** 2).mean()))

@@ -51,7 +51,7 @@ def extremes(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
 def texts(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     """The comparison in words, one row per variant.
 
-    `lr` is there where learning rates were tried, `solved` and `steps` where a task can be solved.
+    `lr` is there where learning rates were tried, `solved` and `steps` in place of `runs` where a task can be solved.
     """
     about = meta.of(comparison).metric
     rows = []
@@ -74,7 +74,7 @@ def texts(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
              "difference [95 %]", "verdict", "runs"]  # fmt: skip
     table = pd.DataFrame(rows, columns=names)
     unused = [] if (comparison["rate"] != "").any() else ["lr"]
-    return table.drop(columns=unused + ([] if comparison["solved"].notna().any() else ["solved [95 %]", "steps"]))
+    return table.drop(columns=unused + (["runs"] if comparison["solved"].notna().any() else ["solved [95 %]", "steps"]))
 
 
 def score(row: Any, meta: Meta) -> str:
@@ -91,7 +91,7 @@ def share(row: Any, interval: bool = False) -> str:
     """How many seeds solved a task: `2/3`, with the interval of the share if asked for."""
     if math.isnan(row.solved) or not row.ended:
         return "–"
-    around = f" [{100 * row.share_low:.0f}, {100 * row.share_high:.0f}] %" if interval else ""
+    around = f" [{100 * row.share_low:.0f}, {100 * row.share_high:.0f}]" if interval else ""
     return f"{row.solved:.0f}/{row.ended:.0f}{around}"
 
 
@@ -117,7 +117,7 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
     about = meta.of(comparison).metric
     parts = [f"Base {meta.base}", f"data {meta.data}"]
     if meta.images and about.unit == "%":
-        parts[1] += f" ({meta.images} test images, one is {100 / meta.images:.2g} points)"
+        parts[1] += f" ({meta.images} test samples, one is {100 / meta.images:.2g} points)"
     seeds = ", ".join(map(str, meta.seeds))
     parts += [f"{plural(len(meta.seeds), 'seed')} ({seeds})" if meta.seeds else "no seeds"]
     parts += [f"{meta.weights or 'unknown'} weights"]
@@ -135,9 +135,9 @@ def _how_to_read(comparison: pd.DataFrame, meta: Meta) -> list[str]:
     both = comparison["low_both"].notna()
     others = comparison[~comparison["base"]]
     reach = (
-        "spanning the t interval over seeds and the one over seeds and test images together"
+        "spanning the t interval over seeds and the one over seeds and test samples together"
         if both.any()
-        else "over seeds (t): it does not speak about other test images"
+        else "over seeds (t): it does not speak about other test samples"
     )
     lines = [f"Difference: mean over seeds of (variant − base at the same seed) with its 95 % interval, {reach}."]
     if both.any() and others.loc[others["pairs"] > 1, "low_both"].isna().any():
@@ -152,7 +152,7 @@ def _how_to_read(comparison: pd.DataFrame, meta: Meta) -> list[str]:
     spread, pairs = pooled_sd(comparison), int(comparison["pairs"].max())
     if spread > 0 and pairs > 1:
         effect = meta.metric.signed(smallest_visible_effect(spread, pairs))[1:] + meta.metric.points
-        images = "; verdicts allow for that of the test images too" if both.any() else ""
+        images = "; verdicts allow for that of the test samples too" if both.any() else ""
         lines += [
             f"By the noise over seeds alone, a single comparison over {plural(pairs, 'seed')} finds a true difference"
             f" of {effect} in 8 cases of 10{images}."
@@ -207,11 +207,10 @@ def render(comparison: pd.DataFrame, meta: Meta) -> Table:
     """The comparison for a terminal of 100 columns."""
     shown = extremes(comparison, meta)
     table = terminal(texts(shown, meta), title(comparison, meta), footnotes(comparison, meta))
-    for column in table.columns[1:-2]:
-        column.justify = "right"
-    for column in table.columns[1:-1]:
-        column.no_wrap = True
-    table.columns[-1].max_width = 9  # with the names the only column that may break
+    for column in table.columns[1:]:
+        column.justify = "left" if column.header in ("verdict", "runs") else "right"
+        column.no_wrap = column.header != "runs"  # with the names the only column that may break
+        column.max_width = None if column.no_wrap else 9
     for row, verdict in zip(table.rows, shown["verdict"], strict=True):
         row.style = _STYLES.get(verdict, "")
     return table
@@ -294,12 +293,12 @@ def to_csv(comparison: pd.DataFrame, meta: Meta, path: str | Path | None = None)
     return text
 
 
-_LATEX = {"−": "$-$", "±": r"$\pm$", "×": r"$\times$", "▲": r"$\uparrow$", "▼": r"$\downarrow$", "→": r"$\to$"}
+_LATEX = {"–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "▲": r"$\uparrow$", "▼": r"$\downarrow$"}
 
 
 def to_latex(texts: pd.DataFrame) -> str:
     """A table of texts for LaTeX's package booktabs."""
-    found = texts.to_latex(index=False, escape=True)
+    found = texts.to_latex(index=False, escape=True, column_format="l" + "r" * (texts.shape[1] - 1))
     for sign, command in _LATEX.items():
         found = found.replace(sign, command)
     return found

@@ -300,7 +300,7 @@ def test_the_table_fits_a_terminal_and_says_what_it_rests_on(runs):
     assert max(map(len, text.splitlines())) <= 100
     for part in (
         "ffnification on digits: Which slot buys accuracy?",
-        "Base attention, data digits (360 test images, one is 0.28 points), 3 seeds (0, 1, 2), ema weights.",
+        "Base attention, data digits (360 test samples, one is 0.28 points), 3 seeds (0, 1, 2), ema weights.",
         "inside noise",
         "no winner is named",
         "2/3, 1",

@@ -118,7 +118,7 @@ def test_what_seeds_find_is_called_noise_over_seeds_alone(tmp_path):
     for (runs, meta), kept in ((images, True), (frame.load(tmp_path / "none", "ffnification"), False)):
         notes = tables.footnotes(statistics.compare(runs, meta), meta)
         (line,) = [line for line in notes if "in 8 cases of 10" in line]
-        assert "noise over seeds alone" in line and ("that of the test images too" in line) == kept
+        assert "noise over seeds alone" in line and ("that of the test samples too" in line) == kept
 
 
 def test_images_are_compared_with_themselves_only(tmp_path):
@@ -127,7 +127,7 @@ def test_images_are_compared_with_themselves_only(tmp_path):
     row = statistics.compare(runs, meta).set_index("variant").loc["up"]
     assert math.isnan(row["low_both"]) and row["low"] == row["low_seeds"]
     text = tables.to_markdown(statistics.compare(runs, meta), meta)
-    assert "it does not speak about other test images" in text
+    assert "it does not speak about other test samples" in text
     torn = tmp_path / key("up", 1) / "predictions.npz"
     whole = torn.read_bytes()
     folders = [(str(tmp_path / key("up", seed)), "ema") for seed in range(3)] + [("nowhere", "ema")]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from ..frame import Meta, each
 from ..profile import cells, heading, legend
-from .theme import BASE, COLOURS, DASHED, QUIET, head, new, nothing, title
+from .theme import BASE, COLOURS, DASHED, QUIET, head, new, nothing
 
 
 def profile_map(table: pd.DataFrame, metas: dict[str, Meta]) -> Axes:
@@ -21,18 +21,20 @@ def profile_map(table: pd.DataFrame, metas: dict[str, Meta]) -> Axes:
         table, metas: as `analysis.profile.profile` gives them.
     """
     said = cells(table, metas)
+    tasks = [str(task) for task in said]
     level = table.pivot(index="variant", columns="task", values="level").loc[said.index, said.columns]
-    _, axes = new(2.2 + 1.25 * said.shape[1], 1.9 + 0.42 * said.shape[0])
+    width = 2.2 + 1.25 * said.shape[1]
+    figure, axes = new(width, 2.1 + 0.42 * said.shape[0])
     colours = sns.light_palette("#0072B2", as_cmap=True)
     bar = {"ticks": [0, 1], "shrink": 0.8}
     sns.heatmap(level, annot=said, fmt="", cmap=colours, vmin=0, vmax=1, linewidths=1.5, cbar_kws=bar, ax=axes)
     axes.collections[0].colorbar.set_ticklabels(["chance", "solved"])  # type: ignore[union-attr]
     axes.tick_params(length=0)
     axes.tick_params(axis="y", rotation=0)
-    levels = [f"{task}\n{metas[task].metric.chance:.3g} to {metas[task].metric.solved:.3g}" for task in said]
+    levels = [f"{task}\n{metas[task].metric.chance:.3g} to {metas[task].metric.solved:.3g}" for task in tasks]
     axes.set_xticks(axes.get_xticks(), levels)
-    axes.set(ylabel="", xlabel=f"below each task: chance to solved;  {legend(table)}")
-    title(axes, heading(table, metas))
+    axes.set(ylabel="", xlabel="below each task: from chance to solved")
+    head(figure, f"{heading(table, metas)}. {legend(table)}", int(12.5 * width))
     return axes
 
 

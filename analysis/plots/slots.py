@@ -97,9 +97,9 @@ def slot_costs(costs: pd.DataFrame, meta: Meta, column: str = "macs", axes: Axes
     table = table.loc[:, table.sum() > 0]
     whole = table.sum(axis=1)
     scale, letter = (1e9, "G") if whole.max() >= 1e9 else (1e6, "M")
-    looks = _looks(list(table))
+    looks = _looks([str(part) for part in table])
     left = np.zeros(len(table))
-    for part in sorted(table, key=list(looks).index):
+    for part in [part for part in looks if part in table]:
         width = table[part].to_numpy() / scale
         axes.barh(table.index, width, left=left, label=part, height=0.75, edgecolor="white", **looks[part])
         left += width

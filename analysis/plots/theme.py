@@ -120,7 +120,8 @@ def legend(axes: Axes, columns: int = 2, handles: Sequence[Artist] = ()) -> None
 
 def save(picture: Axes | Figure, *paths: str | Path) -> None:
     """Write a picture's whole figure, in the forms that the files' names say; PNG has 150 dots per inch."""
-    figure = picture if isinstance(picture, Figure) else picture.figure
+    figure = picture if isinstance(picture, Figure) else picture.get_figure(root=True)
+    assert figure is not None
     for path in paths:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, facecolor="white")
