@@ -1,5 +1,7 @@
 """Mixers whose operations are computed at once, equal to the slots but cheaper."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,6 +34,11 @@ class _DotProduct(MetaMixer):
         return self.coefficient_value.merge(y, v, x)  # type: ignore[operator]
 
 
+def _slots(mixer: MetaMixer) -> tuple[Any, Any]:
+    """Query-key and coefficient-value interaction, whose attributes their base classes do not have."""
+    return mixer.query_key, mixer.coefficient_value
+
+
 @fast_path(ScaledDot, Softmax, Matmul)
 class SoftmaxAttention(_DotProduct):
     """softmax(QKᵀ)V by the fused kernel, which never holds the coefficients."""
@@ -48,7 +55,7 @@ class SoftmaxAttention(_DotProduct):
         if self.query_key.bias is None:
             y = F.scaled_dot_product_attention(q, k, summed, scale=1.0)
         else:
-            bias = self.query_key.bias(x).to(q.dtype).unsqueeze(0)
+            bias = self.query_key.bias(x).to(q.dtype).unsqueeze(0)  # type: ignore[operator]
             y = F.scaled_dot_product_attention(q, k, summed, attn_mask=bias, scale=1.0)
         return self.merge(y.transpose(-2, -1), v, x)
 
@@ -65,7 +72,8 @@ class LinearAttention(_DotProduct):
         return self.merge((summed @ k.transpose(-2, -1)) @ q, v, x)
 
     def state_size(self, x: Tensor) -> int:
-        return self.coefficient_value.channels * self.query_key.key_dim  # a matrix for each head
+        key, value = _slots(self)
+        return value.channels * key.key_dim  # a matrix for each head
 
 
 @fast_path(Polarity, L1Norm, Matmul)
@@ -92,9 +100,9 @@ class NormalizedLinearAttention(_DotProduct):
         return self.merge((summed @ k.transpose(-2, -1)) @ q / (total + eps), v, x)
 
     def state_size(self, x: Tensor) -> int:
-        key = self.query_key
+        key, value = _slots(self)
         weights = self.query.out_dim + key.heads if getattr(key, "weighted", False) else 0  # the mean query, a softmax
-        return (self.coefficient_value.channels + key.heads) * key.key_dim + weights  # and the sum of the keys
+        return (value.channels + key.heads) * key.key_dim + weights  # and the sum of the keys
 
 
 class LinearOfMean(_DotProduct):
@@ -107,8 +115,8 @@ class LinearOfMean(_DotProduct):
         return self.merge(y + offset * summed.mean(-1, keepdim=True), v, x)
 
     def state_size(self, x: Tensor) -> int:
-        key, channels = self.query_key, self.coefficient_value.channels
-        return (channels + key.heads) * key.key_dim + channels  # and the means of keys and values
+        key, value = _slots(self)
+        return (value.channels + key.heads) * key.key_dim + value.channels  # and the means of keys and values
 
 
 @fast_path(Delta, Identity, Matmul)
@@ -123,7 +131,8 @@ class DeltaRule(_DotProduct):
         return self.merge((read @ written.to(read.dtype)).transpose(-2, -1), v, x)
 
     def state_size(self, x: Tensor) -> int:
-        return self.coefficient_value.channels * self.query_key.head_dim  # of its recurrent form
+        key, value = _slots(self)
+        return value.channels * key.head_dim  # of its recurrent form
 
 
 class ChunkedAttention(_DotProduct):

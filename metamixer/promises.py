@@ -127,8 +127,9 @@ def _layouts(candidate: Candidate) -> str:
         config = resolve_mixer({**dict(host), "activation": activation})
         mixer, x = Candidate(config, candidate.dim, "").build()
         with _at(layout):
-            trace = mixer.trace(x)  # type: ignore[operator]
-            expected = mixer.activation.coefficients.shape(3, *SIZE)  # type: ignore[union-attr]
+            assert isinstance(mixer, MetaMixer)
+            trace = mixer.trace(x)
+            expected = mixer.activation.coefficients.shape(3, *SIZE)
             shapes = _by(trace.scores.shape), _by(trace.coefficients.shape)
             _demand(shapes[1] == _by(expected), f"scores {shapes[0]} become {shapes[1]}, and it says {_by(expected)}")
             _demand(bool(trace.coefficients.isfinite().all()), "not finite")

@@ -153,6 +153,17 @@ STATES = {
     "pooling": 9 * 32,
     "random_mixing": N * 32,
     "identity": 0,
+    "gated_attention": 2 * N * 32,
+    "agent_attention": 49 * 32 + 49 * 33 + 9 * 32,  # agents; their values and a softmax's sum; the local path
+    "slide_attention": 2 * 9 * 32,
+    "inline": 32 * 32 + 2 * 32 + 9 * 32 + 32,  # two means; the local path; the mean that makes its kernel
+    "rala": 32 * 32 + 32 + 33 + 25 * 32,  # the mean query and a softmax's sum
+    "polaformer": 64 * 32 + 64 + 25 * 32,
+    "non_causal_ssd": 64 * 64 + 9 * 64 * 3,
+    "delta_net": 32 * 32,
+    "lsnet": 49 * 16 + 2 * 4 + 9 * 32,
+    "efficient_vim": 64 * 33 + 9 * 64 * 3,
+    "global_filter": N * 32,
 }
 
 
@@ -161,7 +172,7 @@ def test_state_sizes(name):
     mixer = {**PRESETS["attention"], "activation": "gelu"} if name == "gelu" else name
     built = build_mixer(resolve_mixer(mixer), Site(32, 8, 8))
     assert count(built, (32, 8, 8)).state_size == STATES[name]
-    if isinstance(built, MetaMixer) and "linear" not in name and "hydra" not in name:
+    if isinstance(built, MetaMixer) and name in ("attention", "gelu", "gated_attention"):
         slots = MetaMixer(resolve_mixer(mixer), Site(32, 8, 8))
         assert count(slots, (32, 8, 8)).state_size == STATES[name]  # without the fast path
 

@@ -83,7 +83,7 @@ class Slide(Neighbourhood):
 
     name = "slide"
 
-    class Config(Compared.Config):
+    class Config(Neighbourhood.Config):
         kernel_size: Kernel = 3
 
     def __init__(self, config: Config, site: Site, query_dim: int) -> None:
