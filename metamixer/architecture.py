@@ -1,5 +1,6 @@
 """Configurations of the backbone: its stages, and the parts around its mixers."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -140,3 +141,16 @@ def isotropic(
     stage = {"depth": depth, "width": width, "token_mixer": token_mixer, "channel_mixer": channel_mixer}
     surroundings = {"stem": "patch", "stem_stride": patch, "position": "learned", "norm": "batch"}
     return parse(BackboneConfig, {"stages": [stage], **surroundings, **rest})
+
+
+def hybrid(config: BackboneConfig, token_mixer: Any, stages: Sequence[int], every: int = 1) -> BackboneConfig:
+    """`config` with another token mixer in these stages: in each block, or in the last one of every `every` blocks.
+
+    The second version of arXiv 2406.02021 names such networks of FFNified attention and self-attention.
+    """
+    values = config.to_dict()
+    for index in stages:
+        stage, own = values["stages"][index], config.stages[index]
+        blocks = range(own.depth)
+        stage["token_mixer"] = [token_mixer if (i + 1) % every == 0 else own.mixers(i)[0] for i in blocks]
+    return parse(BackboneConfig, values)

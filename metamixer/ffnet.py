@@ -15,9 +15,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from .architecture import BackboneConfig, StageConfig
+from .architecture import BackboneConfig, StageConfig, hybrid
 from .backbone import Backbone
-from .config import parse
+from .config import override, parse
 
 Op = dict[str, Any]
 
@@ -71,6 +71,10 @@ CONFIGS = {
     # even a 7×7 kernel in the last stage sees more than its centre.
     "ffnet_mini": ffnet((1, 1, 3, 1), (32, 64, 128, 256), stem_width=32, stem_stride=1),
 }
+# Self-attention in the last two stages, in all blocks or in every second one; with a norm in front, which it wants.
+_NORMED = override(CONFIGS["ffnet_1"], {"norm": "batch"})
+CONFIGS["ffnet_1_hybrid_stages"] = hybrid(_NORMED, "attention", stages=(2, 3))
+CONFIGS["ffnet_1_hybrid_blocks"] = hybrid(_NORMED, "attention", stages=(2, 3), every=2)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Backbone) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metamixer import Backbone, Baseline, ConfigError, Site, StageConfig, build_mixer, override, register, resolve_mixer
+from metamixer.architecture import hybrid
 from metamixer.checks import find
 from metamixer.ffnet import CONFIGS
 from metamixer.mixer import FAST_PATHS, MetaMixer
@@ -729,6 +730,18 @@ def test_presets_stand_where_mixers_do():
     hybrid = override(CONFIGS["ffnet_mini"], {"stages.-1.token_mixer": "attention"})
     model = Backbone(hybrid, num_classes=10, img_size=32)
     assert type(model.stages[3].blocks[0].token_mixer) in FAST_PATHS.values()
+
+
+def test_hybrids_have_attention_in_some_stages_and_blocks():
+    names = {}
+    for kind in ("stages", "blocks"):
+        stages = CONFIGS[f"ffnet_1_hybrid_{kind}"].stages
+        names[kind] = [[s.mixers(i)[0].query_key.name for i in range(s.depth)] for s in stages]
+    plain = [["depthwise"] * 2] * 2
+    assert names["stages"] == [*plain, ["scaled_dot"] * 8, ["scaled_dot"] * 2]
+    assert names["blocks"] == [*plain, ["depthwise", "scaled_dot"] * 4, ["depthwise", "scaled_dot"]]
+    small = hybrid(CONFIGS["ffnet_mini"], "attention", stages=[-1])
+    assert Backbone(small, num_classes=5, img_size=32)(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
 
 
 def test_preset_replaces_slots():
