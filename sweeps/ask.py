@@ -249,7 +249,7 @@ def search_here(asker: Asker, workers: int, device: str) -> bool:
         except (ConfigError, OSError) as error:  # raised once the runs that are being trained have ended
             problems.append(error)
 
-    _, stopped = show_training(runs(), asker.left(), asker.root, workers, device, asker.describe)
+    stopped = show_training(runs(), asker.left(), asker.root, workers, device, asker.describe)
     for problem in problems:
         raise problem
     if stopped:

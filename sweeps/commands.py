@@ -75,7 +75,7 @@ def plan(options: GridOptions, job: JobOptions) -> "list[Plan]":
     Variants, differences, costs, finished runs, and the smallest difference that the seeds can see.
     """
     from sweeps.cluster import show_hours
-    from sweeps.terminal import print_plan
+    from sweeps.plan_table import print_plan
 
     with without_collector():
         plans = plans_of(options, measure=False)
@@ -108,7 +108,8 @@ def run(
     Here it ends with the table and the picture; on SLURM it returns after submitting.
     """
     from metamixer.config import ConfigError
-    from sweeps.terminal import parallel_runs, print_plan, run_with_progress
+    from sweeps.plan_table import print_plan
+    from sweeps.terminal import parallel_runs, run_with_progress
 
     if cluster not in ("local", "debug", "slurm"):
         raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")

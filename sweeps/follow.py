@@ -19,7 +19,7 @@ from metamixer.config import ConfigError
 from metamixer.training.folder import RunFolder
 
 from . import scheduler
-from .states import Standing, Standings, State, find_standings, find_states
+from .states import Standing, Standings, State, find_standings, find_states, in_words
 from .submissions import jobs_folder
 from .trials import launched
 
@@ -139,8 +139,7 @@ def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -
 
 
 def _counts(entries: Sequence[Entry], now: Standings) -> str:
-    counts = Counter(now.runs[entry.hash].state for entry in entries)
-    return ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+    return in_words(Counter(now.runs[entry.hash].state for entry in entries))
 
 
 def _table(rows: Sequence[dict[str, str | Text]]) -> Table:

@@ -56,28 +56,20 @@ def fork_server(stop: Callable[..., None]) -> Iterator[Any]:
 
 
 def run_all(
-    runs: Iterable[PlannedRun],
-    root: Path,
-    workers: int,
-    device: str,
-    show: Callable[[list[PlannedRun], list[Outcome]], None],
-) -> tuple[list[Outcome], bool]:
+    runs: Iterable[PlannedRun], root: Path, workers: int, device: str
+) -> Iterator[tuple[list[PlannedRun], list[Outcome], bool]]:
     """Run everything in `runs`, `workers` at a time; each is taken from `runs` when a worker is free.
 
     A forked process that has its imports done starts in milliseconds and takes nothing else down when it dies.
 
-    Args:
-        show: called a few times a second with the active runs and the outcomes so far.
-
-    Returns:
-        The outcomes, and whether SIGINT or SIGTERM stopped it early. Active runs are then asked to stop; each
-        writes its checkpoint and goes on with the next launch.
+    Yields:
+        A few times a second the active runs, the outcomes since the last time, and whether SIGINT or SIGTERM came.
+        Active runs are then asked to stop; each writes its checkpoint and goes on with the next launch.
     """
-    waiting, outcomes = iter(runs), list[Outcome]()
-    active: dict[Any, tuple[PlannedRun, Any]] = {}
+    waiting, ended = iter(runs), list[Outcome]()
+    active: dict[Any, tuple[PlannedRun, Any, str]] = {}  # run, end of its pipe and device by process
     places = places_of(device)
-    at = dict[Any, str]()  # the place of each active process
-    stopped = exhausted = False
+    stopped, more = False, True
 
     def stop(*_: Any) -> None:
         nonlocal stopped
@@ -86,33 +78,31 @@ def run_all(
             process.terminate()
 
     with fork_server(stop) as context:
-        while active or not (stopped or exhausted):
-            while len(active) < workers and not (stopped or exhausted):
+        while active or (more and not stopped):
+            while more and not stopped and len(active) < workers:
                 run = next(waiting, None)
                 if run is None:
-                    exhausted = True
+                    more = False
                     break
                 try:
                     RunFolder(root / run.hash).create(run.config)
                 except ConfigError as error:
-                    outcomes.append(Outcome(run, State.INTERRUPTED, str(error)))
+                    ended.append(Outcome(run, State.INTERRUPTED, str(error)))
                     continue
                 receiver, sender = context.Pipe(duplex=False)
-                place = min(places, key=list(at.values()).count)  # the GPU with the fewest runs
+                place = min(places, key=[used for _, _, used in active.values()].count)  # the GPU with the fewest runs
                 process = context.Process(target=_run_one, args=(str(root / run.hash), place, workers, sender))
                 process.start()
-                at[process] = place
                 sender.close()
-                active[process] = run, receiver
+                active[process] = run, receiver, place
                 if stopped:  # while it started, which the first one does for seconds
                     process.terminate()
-            for process in [p for p in active if not p.is_alive()]:
-                run, receiver = active.pop(process)
-                del at[process]
-                outcomes.append(_outcome(run, receiver, process.exitcode))
-            show([run for run, _ in active.values()], outcomes)
             time.sleep(POLL_SECONDS)
-    return outcomes, stopped
+            for process in [p for p in active if not p.is_alive()]:
+                run, receiver, _ = active.pop(process)
+                ended.append(_outcome(run, receiver, process.exitcode))
+            yield [run for run, _, _ in active.values()], ended, stopped
+            ended = []
 
 
 def places_of(device: str) -> list[str]:
@@ -134,11 +124,10 @@ def _outcome(run: PlannedRun, receiver: Any, exitcode: int | None) -> Outcome:
         return Outcome(run, State.INTERRUPTED, f"its process ended by {name}")
 
 
-def run_here(runs: list[PlannedRun], root: Path, device: str) -> list[Outcome]:
-    """Run everything in this process, one after another, its output and any debugger in the terminal."""
-    for run in runs:
-        RunFolder(root / run.hash).create(run.config)
-    return [Outcome(run, *attempt(run.config, str(root / run.hash), device)) for run in runs]
+def run_here(run: PlannedRun, root: Path, device: str) -> Outcome:
+    """Train a run in this process, its output and any debugger in the terminal."""
+    RunFolder(root / run.hash).create(run.config)
+    return Outcome(run, *attempt(run.config, str(root / run.hash), device))
 
 
 def attempt(config: RunConfig, path: str, device: str, beside: int = 1) -> tuple[State, str]:

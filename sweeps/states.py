@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,11 @@ def find_standings(root: Path, hashes: Collection[str]) -> Standings:
             number = job.number if job else submission.number_of(index)
             standings[hash] = Standing(state, submission, number, job, result, note)
     return Standings(standings, problem)
+
+
+def in_words(counts: Counter[State]) -> str:
+    """E.g. `2 failed, 4 done`."""
+    return ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
 
 
 def is_settled(result: dict[str, Any] | None, submission: Submission) -> bool:

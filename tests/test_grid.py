@@ -15,7 +15,7 @@ from metamixer.training.folder import RunFolder
 from metamixer.training.provenance import PACKAGE
 from sweeps import Grid, State, Variant, grid_questions, load_grid, make_plan
 from sweeps.grid import LoadedGrid, data_label, undeclared
-from sweeps.terminal import print_plan
+from sweeps.plan_table import print_plan
 
 KEY = "model.stages.*.token_mixer.activation"
 GRID = Grid(

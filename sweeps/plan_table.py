@@ -1,0 +1,128 @@
+"""The table of a plan: what its variants change, cost and start from, and where their runs stand."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from metamixer.backbone import Backbone
+from metamixer.branches import probed, token_range
+from metamixer.cost import Cost, readable
+from metamixer.training.run_config import RunConfig
+
+from .grid import PlannedRun, blaming
+from .iso_cost import cost
+from .plan import Plan
+from .states import in_words
+
+LARGE = 2.0  # GiB of one tensor from which a plan warns
+LITTLE_WORK = 1e10  # multiply-adds that a plan may spend to see how branches start, about a second
+ROWS = 100  # of the table: nobody reads more
+
+
+def print_plan(plan: Plan) -> None:
+    """The variants of a plan with what differs, what they cost, how they start and where their runs stand."""
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(f"[bold]{plan.loaded.name}[/bold] on {plan.data}: {plan.loaded.question}", highlight=False)
+    variants = dict[str, list[PlannedRun]]()
+    for run in plan.runs:
+        variants.setdefault(run.variant, []).append(run)
+    costs, warned = dict[str, Cost](), dict[str, str]()
+    for name in track(variants, "counting", console=console, transient=True, disable=len(variants) < 20):
+        run = variants[name][0]
+        with blaming(name):
+            costs[name] = cost(run.config)
+        for warning in _warnings(run, costs[name]):
+            warned.setdefault(warning, name)
+    work = sum(spent.macs * probed(variants[name][0].config.data.input_size) for name, spent in costs.items())
+    table = Table("variant", "changes", box=None, pad_edge=False)
+    for heading in ("widths", "params", "MACs", *(["branch"] if work <= LITTLE_WORK else []), "runs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, runs in list(variants.items())[:ROWS]:
+        variant, states = runs[0].declared, Counter(plan.states[run.hash] for run in runs)
+        with blaming(name):
+            branch = [_branch(runs[0].config)] if work <= LITTLE_WORK else []
+        table.add_row(
+            name,
+            _changes(variant.changes, variant.on, name == plan.loaded.grid.base),
+            ", ".join(str(stage.width) for stage in runs[0].config.model.stages),
+            readable(costs[name].parameters),
+            readable(costs[name].macs),
+            *branch,
+            in_words(states),
+        )
+    console.print(table)
+    if len(variants) > ROWS:
+        console.print(f"and {len(variants) - ROWS} more variants")
+    console.print(f"{_product(plan)}{len(plan.states)} runs: {in_words(plan.count())}", highlight=False)
+    for warning, name in warned.items():
+        console.print(f"note: {name}: {warning}", style="yellow", highlight=False)
+    if plan.changed:
+        files = sorted({file for files in plan.changed.values() for file in files})
+        shown = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+        console.print(
+            f"note: {len(plan.changed)} finished runs were trained by other code ({shown}); `run --retrain` trains "
+            "them again",
+            style="yellow",
+            highlight=False,
+        )
+    for name, reason in plan.loaded.grid.left_out.items():
+        console.print(f"left out: {name}: {reason}", style="yellow", highlight=False)
+
+
+def _branch(config: RunConfig) -> str:
+    """The token mixers' branches at initialisation over their inputs: the ratio of the spreads, or its range."""
+    model = config.build()
+    if not isinstance(model, Backbone):
+        return ""
+    low, high = (f"{ratio:.2g}" for ratio in token_range(model, config.data.input_size))
+    return low if low == high else f"{low}–{high}"
+
+
+def _product(plan: Plan) -> str:
+    """What a set of learning rates makes of a grid, e.g. `9 variants × 3 learning rates (…) × 3 seeds = `."""
+    rates = sorted({run.lr for run in plan.runs if run.lr is not None})
+    variants, seeds = ({getattr(run, key) for run in plan.runs} for key in ("variant", "seed"))
+    if not rates or len(variants) * len(rates) * len(seeds) != len(plan.states):
+        return ""
+    shown = ", ".join(f"{rate:g}" for rate in rates)
+    return f"{len(variants)} variants × {len(rates)} learning rates ({shown}) × {len(seeds)} seeds = "
+
+
+def _warnings(run: PlannedRun, spent: Cost) -> Iterator[str]:
+    """What is worth a look before a variant is trained."""
+    config, variant = run.config, run.declared
+    yield from config.warnings()
+    worlds = {key.split(".")[0] for key in variant.changes} - {"modules"}
+    if variant.also is not None:
+        yield f"it changes more than it names: {variant.also}"
+    elif len(worlds) > 1:
+        yield f"it changes {' and '.join(sorted(worlds))} at once: the effect of each can't be told apart"
+    # one tensor of a forward pass; training keeps several of them
+    images = config.recipe.micro_batch or config.recipe.batch_size
+    size = spent.largest_bytes(images, 32 if config.recipe.precision == "float32" else 16) / 2**30
+    if size >= LARGE:
+        yield f"its largest tensor takes {size:.1f} GiB in a pass of {images} images: lower recipe.micro_batch"
+
+
+def _changes(changes: dict[str, object], on: str | None, is_base: bool) -> str:
+    if is_base:
+        return "base"
+    parts = []
+    for key, value in changes.items():
+        short = key.removeprefix("model.stages.*.")
+        if isinstance(value, dict):
+            name, rest = value.get("name"), [f"{k}={v}" for k, v in value.items() if k != "name"]
+            # a mixer is shown by its operations, in the order of the slots
+            value = f"{name}({', '.join(rest)})" if name else " · ".join(str(_name(v)) for v in value.values())
+        parts.append(f"{short.removeprefix('token_mixer.')} → {value}")
+    return (f"on {on}: " if on else "") + "; ".join(parts)
+
+
+def _name(value: object) -> object:
+    return value.get("name") if isinstance(value, dict) else value
