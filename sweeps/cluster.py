@@ -41,11 +41,7 @@ class Launch:
 
 
 def check_budget(parts: Sequence[tuple[Profile, int]], limit: float | None) -> None:
-    """Refuse a launch of so many runs of each profile that may take more than `limit` GPU-hours in all.
-
-    Raises:
-        ConfigError: it may.
-    """
+    """Refuse a launch of so many runs of each profile that may take more than `limit` GPU-hours in all."""
     worst = sum(runs * profile.worst_hours for profile, runs in parts)
     if limit is not None and worst > limit:
         each = " or ".join(dict.fromkeys(f"{profile.worst_hours:g}" for profile, _ in parts))
@@ -67,14 +63,8 @@ def launch(
 ) -> Launch:
     """Submit those of `configs` (by hash) that are in a wanted state, and return.
 
-    The launch lock is held meanwhile, so that launches at the same time submit each run once.
-
-    Args:
-        max_attempts: starts in a row without a checkpoint that a run may have.
-
-    Raises:
-        ConfigError: the folder can't be written, SLURM can't be asked what it already has, or the processes of the
-            profile can't share a run's passes.
+    The launch lock is held meanwhile, so that launches at the same time submit each run once. A ConfigError says that
+    SLURM can't be asked what it already has, or that the profile's processes can't share a run's passes.
     """
     with launch_lock(root):
         now = find_standings(root, configs.keys())
@@ -163,8 +153,7 @@ def retry(
 ) -> bool:
     """Submit failed and interrupted runs again, each with the profile that it had last unless one is given.
 
-    Returns:
-        Whether SLURM took all of them.
+    Returns whether SLURM took all of them.
     """
     console = Console(highlight=False, soft_wrap=True)
     entries = follow.select(root, targets, data)

@@ -236,11 +236,7 @@ def show_logs(root: Path, targets: Sequence[str], data: str | None, lines: int) 
 
 
 def cancel(root: Path, targets: Sequence[str], data: str | None) -> list[str]:
-    """Cancel the jobs of those runs that wait or run, and return lines about it.
-
-    Raises:
-        ConfigError: SLURM can't be asked, or refuses.
-    """
+    """Cancel the jobs of those runs that wait or run, and return lines about it."""
     entries = select(root, targets, data)
     now = standings(root, entries)
     if now.problem:

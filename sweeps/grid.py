@@ -32,13 +32,11 @@ class Variant(Config):
     Attributes:
         changes: new values by dotted key (`metamixer.config.override`).
         on: the variant that it builds on; the base run if None.
-        data: keys of the grid's bases that it belongs to; all if None.
         also: why it changes more than `changes` names. Without a reason, such a variant is refused.
     """
 
     changes: dict[str, Any] = {}
     on: str | None = None
-    data: tuple[str, ...] | None = None
     also: str | None = None
 
 
@@ -135,7 +133,7 @@ class Grid(Config):
         """
         seeds = self._seeds(seeds)
         resolved: dict[str | None, RunConfig] = {None: self.start(data, overrides)}
-        wanted = self._wanted(data or next(iter(self.bases)), only)
+        wanted = self._wanted(only)
         lrs = self.lrs if lrs is None else lrs
         measure = None if match == "none" else match or self.match
         if measure and scale is None:
@@ -176,15 +174,14 @@ class Grid(Config):
             raise ConfigError(f"seed {twice[0]} is given twice: every variant runs once with each seed")
         return seeds
 
-    def _wanted(self, data: str, only: Sequence[str] | None) -> list[str]:
+    def _wanted(self, only: Sequence[str] | None) -> list[str]:
         """The variants to run, in the grid's order."""
         for name in only or ():
             if name in self.left_out:
                 raise ConfigError(f"variant {name!r} is left out: {self.left_out[name]}")
             if name not in self.variants:
                 raise ConfigError(f"no variant {name!r}; there are {', '.join(self.variants)}")
-        here = [name for name, variant in self.variants.items() if variant.data is None or data in variant.data]
-        return [name for name in here if not only or name in only]
+        return [name for name in self.variants if not only or name in only]
 
     def _at_rates(self, name: str, config: RunConfig, lrs: Sequence[float]) -> list[tuple[RunConfig, float | None]]:
         """A variant's run at its recipe's learning rate, then at the others of a set; the rate is None without one."""

@@ -5,7 +5,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, TypeVar
 
 import typer
 
@@ -108,31 +108,25 @@ def listed(text: str | None) -> list[str] | None:
 
 
 def seeds_of(text: str | None) -> list[int] | None:
-    """Seeds of `0,1,2`.
-
-    Raises:
-        ConfigError: a part is no whole number.
-    """
-    from metamixer.config import ConfigError
-
-    try:
-        return [int(seed) for seed in text.split(",")] if text else None
-    except ValueError:
-        raise ConfigError(f"--seeds {text!r}: give whole numbers separated by commas, e.g. 0,1,2") from None
+    """Seeds of `0,1,2`."""
+    return _numbers(int, text, "--seeds", "whole numbers separated by commas, e.g. 0,1,2")
 
 
 def rates_of(text: str | None) -> list[float] | None:
-    """Learning rates of `1e-3,3e-3`; none for `none`.
+    """Learning rates of `1e-3,3e-3`; none for `none`."""
+    return [] if text == "none" else _numbers(float, text, "--lrs", "numbers separated by commas, or none")
 
-    Raises:
-        ConfigError: a part is no number.
-    """
+
+N = TypeVar("N", int, float)
+
+
+def _numbers(kind: Callable[[str], N], text: str | None, option: str, advice: str) -> list[N] | None:
     from metamixer.config import ConfigError
 
     try:
-        return None if text is None else [] if text == "none" else [float(rate) for rate in text.split(",")]
+        return [kind(part) for part in text.split(",")] if text else None
     except ValueError:
-        raise ConfigError(f"--lrs {text!r}: give numbers separated by commas, e.g. 1e-3,3e-3, or none") from None
+        raise ConfigError(f"{option} {text!r}: give {advice}") from None
 
 
 def absolute(modules: list[str] | None) -> list[str]:

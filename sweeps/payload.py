@@ -56,7 +56,6 @@ class Payload:
     root: str
     hashes: tuple[str, ...]
     submission: str
-    snapshot: str
 
     def __call__(self) -> str:
         # all of it before a signal may raise: torch can't be imported twice
@@ -92,10 +91,10 @@ class Payload:
         try:
             # one that stopped before it met the others would leave them waiting for it
             listen(at_once=shared or os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1")
-            verify(root / "snapshots" / self.snapshot)
+            verify(root / "snapshots" / mine.snapshot)
             if rank == 0 and attempts.idle() >= mine.max_attempts:
                 raise RuntimeError(f"{mine.max_attempts} starts in a row wrote no checkpoint")
-            attempts.start(job=job_number(), snapshot=self.snapshot)
+            attempts.start(job=job_number(), snapshot=mine.snapshot)
             state = self._train(folder, mine.profile)
         except BaseException as error:
             ignore_signals()
@@ -135,8 +134,7 @@ class Payload:
 def end_job(attempts: Attempts, mine: Submission, lost: str) -> NoReturn:
     """End a job after a signal or a lost process; after SIGUSR2 it is requeued, within its limits.
 
-    Raises:
-        RuntimeError: it is not queued again; SLURM must not call this COMPLETED.
+    A RuntimeError if it is not queued again: SLURM must not call this COMPLETED.
     """
     from metamixer.training.signals import received
 

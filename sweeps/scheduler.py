@@ -17,22 +17,14 @@ ALIVE = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OU
 
 
 class Job(NamedTuple):
-    """A job as SLURM describes it.
+    """A job as SLURM describes it."""
 
-    Attributes:
-        number: 123, or 123_4 for a task of an array.
-        state: in SLURM's words.
-        elapsed: time so far.
-        exit_code: code and signal that it ended with.
-        reason: why it waits; squeue alone knows it.
-    """
-
-    number: str
+    number: str  # 123, or 123_4 in an array
     state: str
     node: str = ""
     elapsed: str = ""
-    exit_code: str = ""
-    reason: str = ""
+    exit_code: str = ""  # code and signal that it ended with
+    reason: str = ""  # to wait; squeue alone knows it
 
     @property
     def waiting(self) -> bool:
@@ -47,11 +39,7 @@ Jobs = dict[tuple[str, int], Job]  # by name and index in the array
 
 
 def call(*command: str, timeout: float = TIMEOUT) -> str:
-    """Output of a SLURM command.
-
-    Raises:
-        ConfigError: it is not there, takes too long or fails; one line.
-    """
+    """Output of a SLURM command; a ConfigError if it is not there, takes too long or fails."""
     # an array of thousands is written out whole
     environment = {**os.environ, "SLURM_BITSTR_LEN": "0"}
     try:
@@ -93,21 +81,13 @@ def ask(names: Iterable[str], since: float) -> tuple[Jobs, str]:
 
 
 def cancel(numbers: list[str]) -> None:
-    """Cancel jobs.
-
-    Raises:
-        ConfigError: scancel fails.
-    """
+    """Cancel jobs."""
     for start in range(0, len(numbers), 500):  # a command line has a length limit
         call("scancel", *numbers[start : start + 500], timeout=60)
 
 
 def max_array_size() -> int:
-    """Tasks that one array may have.
-
-    Raises:
-        ConfigError: SLURM can't be asked.
-    """
+    """Jobs that one array may have."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE)
     return int(found[1]) if found else 1001
 

@@ -58,12 +58,8 @@ def submit(
 ) -> list[Submission]:
     """Submit runs, whose folders exist, `array_size` jobs to an array at most; the launch lock is held.
 
-    Returns:
-        The records, one for each call of sbatch. If the last one has an error, SLURM refused it and what
-        would have followed was not tried.
-
-    Raises:
-        ConfigError: sbatch failed, and SLURM can't be asked whether it took the jobs all the same.
+    Returns the records, one for each call of sbatch. If the last one has an error, SLURM refused it, and nothing after
+    it was tried. A ConfigError says that sbatch failed and that SLURM can't be asked whether it took the jobs.
     """
     submitted, left = list[Submission](), list(hashes)
     shared = profile.runs_per_gpu
@@ -140,7 +136,7 @@ def _sbatch(root: Path, submission: Submission, parallel: int, after: str | None
         ],
         **optional,
     )
-    payloads = [Payload(str(root.resolve()), runs, submission.id, submission.snapshot) for runs in submission.jobs]
+    payloads = [Payload(str(root.resolve()), runs, submission.id) for runs in submission.jobs]
     # submitit also prints the error that it raises; what is submitted inside `batch` becomes one array
     with _outside_any_job(), redirect_stderr(io.StringIO()), executor.batch():
         jobs = [executor.submit(payload) for payload in payloads]

@@ -51,11 +51,7 @@ def content_hash(folder: Path) -> str:
 
 
 def verify(folder: Path) -> None:
-    """Make sure that this process runs the snapshot in `folder`, and that nobody edited it.
-
-    Raises:
-        ConfigError: the code came from somewhere else, or has changed.
-    """
+    """Refuse to run if this process runs other code than the snapshot in `folder`, or somebody edited it."""
     if folder.resolve() != PROJECT:
         raise ConfigError(f"the job runs the code in {PROJECT}, not its snapshot {folder}")
     if (found := content_hash(folder)) != folder.name:

@@ -59,11 +59,7 @@ def jobs_folder(root: Path) -> Path:
 
 
 def record(root: Path, submission: Submission) -> None:
-    """Write or replace a record.
-
-    Raises:
-        ConfigError: the folder can't be written.
-    """
+    """Write or replace a record."""
     folder = jobs_folder(root) / submission.id
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,11 +85,7 @@ def _say_once(line: str) -> None:
 
 
 def read_submission(root: Path, id: str) -> Submission:
-    """One record by its own path: a listing of the folder may be stale on a node.
-
-    Raises:
-        ConfigError: it is not there, or not whole.
-    """
+    """One record by its own path: a listing of the folder may be stale on a node."""
     path = jobs_folder(root) / id / "submission.json"
     content = RunFolder(path.parent).read(path.name)
     if content is None:
@@ -114,11 +106,7 @@ def newest(submissions: Sequence[Submission]) -> dict[str, tuple[Submission, int
 
 @contextmanager
 def launch_lock(root: Path) -> Iterator[None]:
-    """One launch at a time decides what to submit; the others wait for it. A launch may take it again inside.
-
-    Raises:
-        ConfigError: the folder can't be written.
-    """
+    """One launch at a time decides what to submit; the others wait for it. A launch may take it again inside."""
     if root in _held:
         yield
         return

@@ -133,11 +133,7 @@ def _line(root: Path, outcome: Outcome) -> str:
 
 
 def parallel_runs(device: str, runs_per_gpu: int | None = None, workers: int | None = None) -> int:
-    """Runs at a time: `workers` in all, or so many for each GPU, or without GPUs one for each core of this process.
-
-    Raises:
-        ConfigError: runs for each GPU, where there is none or `workers` is given too.
-    """
+    """Runs at a time: `workers` in all, or so many for each GPU, or without GPUs one for each core of this process."""
     if workers is not None:
         if runs_per_gpu is not None:
             raise ConfigError("--workers and --runs-per-gpu: give one of them")

@@ -396,7 +396,7 @@ def test_a_job_that_can_not_note_its_start_has_not_failed(slurm, root, monkeypat
     monkeypatch.setattr(Attempts, "start", full)
     monkeypatch.setattr("sweeps.payload.log_to", lambda _: None)
     monkeypatch.setattr("sweeps.snapshot.verify", lambda _: None)  # it is this tree that runs
-    job = Payload(str(root), (hash,), submission.id, submission.snapshot)
+    job = Payload(str(root), (hash,), submission.id)
     process = multiprocessing.get_context("fork").Process(target=job)  # it takes over the signals
     process.start()
     process.join(timeout=240)

@@ -46,13 +46,6 @@ def test_overrides_come_before_the_variants():
     assert runs["gelu"].recipe.lr == 1e-4 and runs["relu_fast"].recipe.lr == 5e-3 and runs["gelu"].seed == 3
 
 
-def test_a_variant_belongs_to_the_data_it_names():
-    variants = {**GRID.variants, "long_only": Variant(changes={"recipe.epochs": 9}, data=("long",))}
-    grid = Grid(bases=GRID.bases, base="gelu", variants=variants)
-    assert {run.variant for run in grid.runs("tiny")} == set(GRID.variants)
-    assert {run.variant for run in grid.runs("long")} == set(variants)
-
-
 def test_only_some_variants():
     assert {run.variant for run in GRID.runs(only=["relu_fast"])} == {"relu_fast"}
 
