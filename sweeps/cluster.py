@@ -42,11 +42,11 @@ class Launch:
 
 def check_budget(parts: Sequence[tuple[Profile, int]], limit: float | None) -> None:
     """Refuse a launch of so many runs of each profile that may take more than `limit` GPU-hours in all."""
-    worst = sum(runs * profile.worst_hours for profile, runs in parts)
+    worst = sum(profile.worst_hours(runs) for profile, runs in parts)
     if limit is not None and worst > limit:
-        each = " or ".join(dict.fromkeys(f"{profile.worst_hours:g}" for profile, _ in parts))
+        each = " or ".join(dict.fromkeys(f"{profile.worst_hours():g}" for profile, _ in parts))
         raise ConfigError(
-            f"{sum(runs for _, runs in parts)} runs may take {worst:,.0f} GPU-hours ({each} each), "
+            f"{sum(runs for _, runs in parts)} runs may take {worst:,.0f} GPU-hours ({each} for each job), "
             f"more than --max-gpu-hours {limit:,.0f}"
         )
 
@@ -94,7 +94,7 @@ def show_hours(plan: Plan, profile: Profile) -> None:
         estimate = f"about {hours:,.1f} by the runs done so far"
     sharing = f", {profile.runs_per_gpu} runs on each" if profile.runs_per_gpu > 1 else ""
     Console(highlight=False, soft_wrap=True).print(
-        f"the {todo} missing runs take {todo * profile.worst_hours:,.0f} GPU-hours at worst "
+        f"the {todo} missing runs take {profile.worst_hours(todo):,.0f} GPU-hours at worst "
         f"(GPUs {profile.gpus}{sharing}, {1 + profile.continuations} × {profile.minutes} min each); {estimate}"
     )
 

@@ -82,10 +82,10 @@ class Profile(Config):
     def gpus(self) -> int:
         return self.nodes * self.gpus_per_node
 
-    @property
-    def worst_hours(self) -> float:
-        """GPU-hours that one run can take: every job up to its time limit."""
-        return self.gpus * self.minutes / 60 * (1 + self.continuations) / self.runs_per_gpu
+    def worst_hours(self, runs: int = 1) -> float:
+        """GPU-hours that so many runs can take: every job up to its time limit."""
+        jobs = -(-runs // self.runs_per_gpu)
+        return jobs * self.gpus * self.minutes / 60 * (1 + self.continuations)
 
 
 def load_profile(name: str, file: Path | None = None, changes: dict[str, Any] | None = None) -> Profile:

@@ -64,7 +64,7 @@ def search(
         raise typer.Exit
     asker = Asker(runs, definition, trials or definition.search.trials)
     if cluster == "local":
-        complete = search_here(asker, workers or parallel_runs(device), device)
+        complete = search_here(asker, parallel_runs(device, job.runs_per_gpu, workers), device)
     else:
         complete = search_on_slurm(asker, workers or 4, profile_of(job), max_gpu_hours, max_attempts)
     return Launched(runs, definition.name, definition.setting, complete)
