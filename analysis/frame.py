@@ -133,7 +133,7 @@ def load(
         weights=" and ".join(sorted(set(done["weights"]) - {""})),
         images=int(images[0]) if len(images) == 1 else None,
         left_out=(*problems, *noisy, *_left_out(runs)),
-        mixed=tuple(_mixed(done)),
+        mixed=(*_mixed(done), *_more_than_named(manifest)),
     )
     return runs, meta
 
@@ -156,6 +156,12 @@ def _manifest(root: Path, grid: str, data: str | None) -> tuple[Json, list[str]]
     content, problem = folders.read_json(root / name)
     problem = problem or folders.other_schema(content or {})
     return {**({} if problem else content or {}), "data": found[0]}, [f"{name} {problem}"] if problem else []
+
+
+def _more_than_named(manifest: Json) -> list[str]:
+    """A line for each variant that changes more than its grid names, with the grid's reason."""
+    reasons = {entry["variant"]: entry["also"] for entry in manifest.get("runs", ()) if entry.get("also")}
+    return [f"{variant} changes more than it names: {folders.one_line(why)}" for variant, why in reasons.items()]
 
 
 def _entries(manifest: Json, root: Path, problems: list[str]) -> Iterator[Json]:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from metamixer.backbone import Backbone
 from metamixer.branches import probed, token_range
 from metamixer.cost import Cost, readable
 from metamixer.training.run_config import RunConfig
@@ -77,10 +76,7 @@ def print_plan(plan: Plan) -> None:
 
 def _branch(config: RunConfig) -> str:
     """The token mixers' branches at initialisation over their inputs: the ratio of the spreads, or its range."""
-    model = config.build()
-    if not isinstance(model, Backbone):
-        return ""
-    low, high = (f"{ratio:.2g}" for ratio in token_range(model, config.data.input_size))
+    low, high = (f"{ratio:.2g}" for ratio in token_range(config.build(), config.data.input_size))
     return low if low == high else f"{low}–{high}"
 
 
