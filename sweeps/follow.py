@@ -40,6 +40,7 @@ class Entry:
     seed: int
     grid: str
     data: str
+    decimals: int = 2  # of its score
     is_trial: bool = False
 
     @property
@@ -66,7 +67,9 @@ def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[
     for path in sorted((root / "grids").glob("*.json")):
         manifest = RunFolder(path.parent).read(path.name) or {}
         if data is None or manifest.get("data") == data:
-            head = str(manifest.get("grid")), str(manifest.get("data"))
+            metric = manifest.get("metric")  # its name in older manifests
+            decimals = metric["decimals"] if isinstance(metric, dict) else 2
+            head = str(manifest.get("grid")), str(manifest.get("data")), decimals
             listed = (*manifest.get("runs", ()), *manifest.get("others", ()))
             entries += [Entry(run["hash"], run["variant"], run["seed"], *head) for run in listed]
     for search, key, row in launched(root, data=data):
@@ -168,7 +171,7 @@ def _by_run(root: Path, entries: Sequence[Entry], now: Standings) -> list[Render
                 "seed": str(entry.seed),
                 "state": Text(standing.state, STYLES.get(standing.state, "")),
                 "epoch": f"{progress.get('epoch', 0)}/{progress['epochs']}" if "epochs" in progress else "",
-                "score": _score(standing, progress, entry.is_trial),
+                "score": _score(standing, progress, entry),
                 "node": _node(standing, progress),
                 "time": _time(standing),
                 "hash": entry.hash,
@@ -196,12 +199,12 @@ def _by_variant(entries: Sequence[Entry], now: Standings) -> list[RenderableType
     return [table, Text(f"and {more} more variants; --all shows every run")] if more > 0 else [table]
 
 
-def _score(standing: Standing, progress: dict[str, Any], is_trial: bool) -> str:
+def _score(standing: Standing, progress: dict[str, Any], entry: Entry) -> str:
     """Of the test split once it is done, before that of the held-out samples; of a trial those alone."""
     result = standing.result or {}
-    tested = standing.state == State.DONE and not is_trial
+    tested = standing.state == State.DONE and not entry.is_trial
     score = result.get(result.get("metric", "top1")) if tested else progress.get("score", progress.get("top1"))
-    return f"{score:.2f}" if score is not None else ""
+    return f"{score:.{entry.decimals}f}" if score is not None else ""
 
 
 def _node(standing: Standing, progress: dict[str, Any]) -> str:
