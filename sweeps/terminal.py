@@ -21,7 +21,7 @@ from .plan import Plan
 from .states import State, find_standings, in_words
 from .submissions import launch_lock
 
-BETWEEN_LOOKS = 1.0  # seconds, at runs of another launch
+BETWEEN_LOOKS = 5.0  # seconds, at runs of another launch
 
 
 def run_with_progress(plans: Sequence[Plan], workers: int, device: str, retry: bool, debug: bool = False) -> bool:
