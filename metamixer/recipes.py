@@ -18,8 +18,11 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .architecture import isotropic
-from .config import ConfigError, digest, override
-from .ffnet import CONFIGS
+from .config import ConfigError, digest, override, parse
+from .dense.forecast import ffnet_forecast
+from .dense.segmentation import SegmenterConfig
+from .dense.superresolution import ffnet_sr
+from .ffnet import CONFIGS, ffnet
 from .training.data_config import DataConfig
 from .training.folder import RunFolder
 from .training.recipe import Recipe
@@ -98,6 +101,8 @@ PROBE = Recipe(
     label_smoothing=0.0,
     ema_decay=None,
 )
+
+SMALL_BACKBONE = ffnet((1, 2, 1), (32, 64, 128), (3, 3, 3), (3, 3, 3), stem_width=32, norm="batch")
 
 PAPER = "arXiv 2406.02021"
 BASE = RunConfig(model=CONFIGS["ffnet_1"], data=IMAGENET, recipe=FFNET_1, seed=42)
@@ -243,6 +248,45 @@ RECIPES: dict[str, NamedRun] = {
             "model": isotropic(2, 32, "attention"),
             "data": {"task": "recall", "train_samples": 50 * 64, "val_samples": 500, "test_samples": 1000},
             "recipe": PROBE,
+        },
+    ),
+    "garments": NamedRun(
+        "garments on textured ground, 48 px: the class of each pixel, by a small FFNet under a plain decoder",
+        "this project",
+        "not measured",
+        {
+            "model": parse(SegmenterConfig, {"backbone": SMALL_BACKBONE, "decoder": {"name": "fpn", "width": 32}}),
+            "data": {
+                "task": {"name": "garments", "size": 48},
+                "train_samples": 50 * 32,
+                "val_samples": 250,
+                "test_samples": 1000,
+            },
+            "recipe": override(PROBE, {"epochs": 8, "batch_size": 32}),
+        },
+    ),
+    "photographs": NamedRun(
+        "photographs at twice their size, by a small FFNetSR",
+        "this project",
+        "not measured",
+        {
+            "model": ffnet_sr(depth=4, width=32),
+            "data": {"task": "photographs", "train_samples": 50 * 16, "val_samples": 1},
+            "recipe": override(PROBE, {"epochs": 10, "batch_size": 16, "weight_decay": 0.0}),
+        },
+    ),
+    "series": NamedRun(
+        "four days of Beijing's air and weather from the four before, by FFNet's forecaster",
+        "this project",
+        "not measured",
+        {
+            "model": ffnet_forecast(variables=7),
+            "data": {
+                "task": {"name": "series", "interpolate": True},
+                "train_samples": 50 * 64,
+                "val_samples": 1000,
+            },
+            "recipe": override(PROBE, {"epochs": 6, "lr": 1e-3, "weight_decay": 0.0}),
         },
     ),
     "small": NamedRun(

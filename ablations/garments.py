@@ -1,0 +1,25 @@
+"""Do the rungs of FFNification differ where every pixel is asked? Segmentation of garments on textured ground.
+
+The ladder of `ffnification` in a small FFNet under a plain decoder (docs/tasks.md). Pictures are made up of
+Fashion-MNIST's garments, so nothing is downloaded. One learning rate; `--lrs 1e-3,1e-2` adds two.
+
+    python launch.py run garments                            # five minutes on 2 cores
+"""
+
+from ablations.ffnification import ATTENTION
+from ablations.ffnification import GRID as LADDER
+from metamixer.config import override
+from metamixer.recipes import named_run
+from sweeps import Grid, Variant
+
+
+def _of_backbone(variant: Variant) -> Variant:
+    changes = {key.replace("model.stages", "model.backbone.stages"): value for key, value in variant.changes.items()}
+    return variant.model_copy(update={"changes": changes})
+
+
+GRID = Grid(
+    bases={"garments": override(named_run("garments"), {"model.backbone.stages.*.token_mixer": ATTENTION})},
+    base="attention",
+    variants={name: _of_backbone(variant) for name, variant in LADDER.variants.items()},
+)

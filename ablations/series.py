@@ -1,0 +1,37 @@
+"""How far must a forecaster's token mixer see? FFNet's forecaster with other mixers, and DLinear beside it.
+
+Kernels of 5, 25 and 51 tokens of 48, attention over all of them, and an MLP over tokens; the query mixes the variables
+in the first three. Beijing's air and weather, 96 hours from 96 (docs/tasks.md). One learning rate; `--lrs` adds others.
+
+    python launch.py run series
+"""
+
+from metamixer.recipes import named_run
+from sweeps import Grid, Variant
+
+MIXER = "model.blocks.token_mixer"
+ATTENTION = {
+    "query": "linear",
+    "query_key": {"name": "scaled_dot", "head_dim": 64},
+    "activation": "softmax",
+    "coefficient_value": "matmul",
+}
+
+
+def kernel(size: int) -> Variant:
+    return Variant(changes={f"{MIXER}.query_key.kernel_size": size, f"{MIXER}.coefficient_value.kernel_size": size})
+
+
+GRID = Grid(
+    bases={"beijing": named_run("series")},
+    base="k51",
+    variants={
+        "k51": Variant(),
+        "k25": kernel(25),
+        "k5": kernel(5),
+        "attention": Variant(changes={MIXER: ATTENTION}),
+        "token_mlp": Variant(changes={MIXER: "mlp_mixer"}),
+        "no_mixing": Variant(changes={MIXER: {"name": "identity"}}),
+        "dlinear": Variant(changes={"model": {"network": "dlinear"}}),
+    },
+)
