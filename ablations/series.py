@@ -12,7 +12,7 @@ from sweeps import Grid, Variant
 MIXER = "model.blocks.token_mixer"
 ATTENTION = {
     "query": "linear",
-    "query_key": {"name": "scaled_dot", "head_dim": 64},
+    "query_key": {"name": "scaled_dot", "head_dim": 16},
     "activation": "softmax",
     "coefficient_value": "matmul",
 }
@@ -32,6 +32,6 @@ GRID = Grid(
         "attention": Variant(changes={MIXER: ATTENTION}),
         "token_mlp": Variant(changes={MIXER: "mlp_mixer"}),
         "no_mixing": Variant(changes={MIXER: {"name": "identity"}}),
-        "dlinear": Variant(changes={"model": {"network": "dlinear"}}),
+        "dlinear": Variant(changes={"model": {"network": "dlinear"}}, also="two linear maps, no mixer"),
     },
 )

@@ -75,7 +75,7 @@ def print_costs(network: Network, layers: bool = False, console: Console | None 
     """
     console = console or Console()
     costs = by_layer(network.model, network.input_size)
-    mixer = not hasattr(network.model, "get_classifier")
+    mixer = network.run is None and not hasattr(network.model, "get_classifier")
     if mixer:
         costs = {f"token_mixer.{name}".rstrip("."): cost for name, cost in costs.items()}
     whole = total(costs.values())

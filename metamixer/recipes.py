@@ -272,7 +272,7 @@ RECIPES: dict[str, NamedRun] = {
         {
             "model": ffnet_sr(depth=4, width=32),
             "data": {"task": "photographs", "train_samples": 50 * 16, "val_samples": 1},
-            "recipe": override(PROBE, {"epochs": 10, "batch_size": 16, "weight_decay": 0.0}),
+            "recipe": override(PROBE, {"epochs": 6, "batch_size": 16, "weight_decay": 0.0}),
         },
     ),
     "series": NamedRun(
@@ -280,13 +280,13 @@ RECIPES: dict[str, NamedRun] = {
         "this project",
         "not measured",
         {
-            "model": ffnet_forecast(variables=7),
+            "model": ffnet_forecast(variables=7, dim=16),
             "data": {
                 "task": {"name": "series", "interpolate": True},
-                "train_samples": 50 * 64,
+                "train_samples": 50 * 32,
                 "val_samples": 1000,
             },
-            "recipe": override(PROBE, {"epochs": 6, "lr": 1e-3, "weight_decay": 0.0}),
+            "recipe": override(PROBE, {"epochs": 6, "batch_size": 32, "lr": 2e-3, "weight_decay": 0.0}),
         },
     ),
     "small": NamedRun(

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from metamixer import jsonl
+from metamixer.architecture import BackboneConfig
 from metamixer.config import ConfigError, digest, digest_of, parse
 from metamixer.cost import Cost, count
 from metamixer.latency.runtimes import RUNTIMES
@@ -91,6 +92,8 @@ def matched(
     """
     if _network(config) == _network(base):
         return config
+    if not isinstance(config.model, BackboneConfig):
+        raise ConfigError(f"match {measure!r} is for backbones, not for a {config.model.network}")
     if measure.startswith(LATENCY):
         return scaled(config, *_timed_once(config, base, measure, root, timed))
 
