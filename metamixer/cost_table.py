@@ -17,7 +17,7 @@ from .operation import SLOTS
 BITS = 16
 # what a mixer computes outside its slots
 AT_ONCE = "slots at once"
-_BLOCK = re.compile(r"stages\.\d+\.blocks\.\d+")
+_BLOCK = re.compile(r"(?:[\w.]+\.)?blocks\.\d+")
 _MIXER = re.compile(rf"(?:{_BLOCK.pattern}\.)?(token_mixer|channel_mixer)(?:\.({'|'.join(SLOTS)}))?(?:\.|$)")
 
 
@@ -57,7 +57,7 @@ def _part(name: str) -> str:
         return "residuals, scales, norms"
     if ".downsample." in name:
         return "downsampling"
-    return "stem" if name.startswith("stem.") else "head"
+    return "stem" if re.match(r"(?:backbone\.)?stem(\.|$)", name) else "head"
 
 
 def _grouped(costs: dict[str, Cost], key: Callable[[str], str]) -> dict[str, Cost]:

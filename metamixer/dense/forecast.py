@@ -76,6 +76,7 @@ class Forecaster(nn.Module):
         init: Init = "ffnet",
     ) -> None:
         super().__init__()
+        self.num_classes = num_classes
         dim, stage = config.dim, config.blocks
         if stage.width != in_chans * dim:
             raise ConfigError(f"blocks.width {stage.width}: {in_chans} variables of dim {dim} make {in_chans * dim}")
@@ -116,7 +117,7 @@ class DLinear(nn.Module):
         init: Init = "ffnet",
     ) -> None:
         super().__init__()
-        self.pad = config.kernel_size // 2
+        self.num_classes, self.pad = num_classes, config.kernel_size // 2
         with Construction() as construction:
             self.trend, self.season = (nn.Linear(img_size[1], num_classes) for _ in range(2))
         initialise(self, construction, seed, init)

@@ -46,13 +46,14 @@ class FFNetDecoderConfig(BlockConfig):
     """All maps but the finest, side by side at the resolution of the first of them, then blocks of mixers.
 
     `blocks` work at their own width. `expansion` widens before the classifier. `activation_after_sum` is GELU after
-    each residual sum.
+    each residual sum. Core ML takes `bilinear` alone.
     """
 
     name: Literal["ffnet"] = "ffnet"
     blocks: StageConfig
     expansion: int = Field(default=4, gt=0)
     activation_after_sum: bool = True
+    resize: Literal["bicubic", "bilinear"] = "bicubic"
     drop_path_rate: Dropout = 0.0
     dropout: Dropout = 0.1
 
@@ -136,12 +137,12 @@ class FFNetDecoder(nn.Module):
                 for i in range(config.blocks.depth)
             )
         )
-        self.out_dim = config.expansion * width
+        self.out_dim, self.resize = config.expansion * width, config.resize
         self.widen = nn.Sequential(ConvNorm(width, self.out_dim), nn.GELU())
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         finest = maps[1]
-        x = torch.cat([finest, *(resized(each, finest, "bicubic") for each in maps[2:])], 1)
+        x = torch.cat([finest, *(resized(each, finest, self.resize) for each in maps[2:])], 1)
         return self.widen(self.blocks(self.squeeze(x)))
 
 
@@ -168,6 +169,7 @@ class Segmenter(nn.Module):
         init: Init = "ffnet",
     ) -> None:
         super().__init__()
+        self.num_classes = num_classes
         with Construction() as construction:
             if isinstance(config.backbone, str):
                 with seeded(seed, "backbone"):

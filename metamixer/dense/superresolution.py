@@ -51,7 +51,7 @@ class SuperResolver(nn.Module):
         init: Init = "ffnet",
     ) -> None:
         super().__init__()
-        self.scale = config.scale
+        self.num_classes, self.scale = num_classes, config.scale
         stage, out = config.blocks, in_chans * config.scale**2
         site = Site(stage.width, *img_size, "blocks", seed)
         with Construction() as construction:

@@ -1,0 +1,109 @@
+"""Runs of segmentation, super-resolution and forecasting: killed and resumed, evaluated, exported, refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_commands import launch
+from test_training import Killed, at_steps, same
+
+from metamixer import ConfigError, override
+from metamixer.deploy.export import export
+from metamixer.networks import Network
+from metamixer.recipes import named_run
+from metamixer.training import checkpoint
+from metamixer.training.folder import RunFolder
+from metamixer.training.score import score
+from metamixer.training.train import train
+
+SMALL = {"data.train_samples": 12, "recipe.epochs": 3, "recipe.batch_size": 4, "recipe.micro_batch": 2}
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    """A run of each task on files that are made here."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for part, shape in (("images", (33, 40, 3)), ("masks", (33, 40)), ("pictures", (41, 50, 3))):
+        for split in ("train", "validation"):
+            folder = root / "pictures" / split if part == "pictures" else root / part / split
+            folder.mkdir(parents=True)
+            for n in range(3):
+                pixels = rng.integers(0, 3 if part == "masks" else 256, shape)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{n}.png")
+    values = np.cumsum(rng.standard_normal((300, 2)), 0)
+    (root / "walk.csv").write_text("\n".join(["a,b", *(f"{a},{b}" for a, b in values)]))
+    scenes = {"task": {"name": "scenes", "root": str(root), "num_classes": 3, "size": 32}, "val_samples": 2}
+    photographs = {"task": {"name": "photographs", "root": str(root / "pictures"), "patch": 8}, "val_samples": 1}
+    series = {"name": "series", "csv": str(root / "walk.csv"), "variables": 2, "look_back": 24, "horizon": 6}
+    chosen = {
+        "garments": {"data": {**scenes, "train_samples": 12}},
+        "photographs": {"data": {**photographs, "train_samples": 12}, "model.blocks.depth": 1},
+        "series": {
+            "data": {"task": series, "train_samples": 12, "val_samples": 5},
+            "model": {"network": "dlinear"},
+        },
+    }
+    return {name: override(override(named_run(name), changes), SMALL) for name, changes in chosen.items()}
+
+
+def outcome(path):
+    return RunFolder(path).read("result.json")["raw"], checkpoint.read(path / "last.pt")["model"]
+
+
+@pytest.mark.parametrize("name, metrics", [
+    ("garments", ["miou", "pixel_accuracy"]), ("photographs", ["psnr", "ssim"]), ("series", ["mse", "mae"])
+])  # fmt: skip
+def test_killed_resumed_and_evaluated_it_gives_the_same_bits(configs, name, metrics, tmp_path, monkeypatch):
+    config = configs[name]
+    result = train(config, tmp_path / "whole", "cpu")
+    assert result["metric"] == metrics[0] and all(metric in result for metric in metrics)
+    rows, *_ = score(str(tmp_path / "whole"), config.data, {}, device="cpu")
+    assert rows["raw"] == pytest.approx(result["raw"], rel=1e-5)  # in another order of memory
+    monkeypatch.setattr("metamixer.training.train.CHECKPOINT_SECONDS", -1.0)
+
+    def kill():
+        raise Killed
+
+    at_steps(monkeypatch, [2, 4, 8], kill)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            train(config, tmp_path / "run", "cpu")
+    train(config, tmp_path / "run", "cpu")
+    assert same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("name, shape", [("garments", "3×32×32"), ("photographs", "3×8×8")])
+def test_networks_are_exported_and_checked(configs, name, shape, tmp_path):
+    config = configs[name]
+    zeros, ones = (0.0,) * 3, (1.0,) * 3
+    network = Network(name, config.build().eval(), config.data.input_size, zeros, ones, config)
+    for format, suffix in (("onnx", ".onnx"), ("coreml", ".mlpackage")):
+        pytest.importorskip("onnxruntime" if format == "onnx" else "coremltools")
+        made = export(network, format, tmp_path / f"{name}{suffix}")
+        assert made.size > 1000 and (format == "coreml" or "outputs differ by at most" in made.checks[0])
+
+
+def test_costs_of_the_whole_network_are_shown_by_part():
+    lines = launch("cost", "photographs").stdout
+    assert "blocks.3" in lines and "token: query-key" in lines and "residuals" in lines
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model": {"network": "dlinear"}}, "needs a super_resolver"),
+        ({"model": {"network": "nonsense"}}, "no network 'nonsense'; there are segmenter"),
+        ({"data": {"task": "recall", "train_samples": 8, "test_samples": 8}}, "needs a backbone"),
+        ({"recipe.label_smoothing": 0.1}, "a task's samples are trained on as they are"),
+    ],
+)
+def test_what_does_not_fit_a_task_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        override(named_run("photographs"), changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_more_samples_than_there_are_are_refused(configs, tmp_path):
+    with pytest.raises(ConfigError, match=r"data.val_samples 9: task scenes .* has 3"):
+        train(override(configs["garments"], {"data.val_samples": 9}), tmp_path / "run", "cpu")
+    assert not (tmp_path / "run").exists()
