@@ -49,22 +49,14 @@ def paired(values: np.ndarray, base: np.ndarray) -> Paired:
     return Paired(mean, sd, mean - half, mean + half, p)
 
 
-def holm(p: np.ndarray, declared: int | None = None) -> np.ndarray:
-    """Holm's adjusted p values.
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's adjusted p values, one for each comparison that was declared.
 
-    Args:
-        p: one p value a comparison; NaN (not testable) stays NaN.
-        declared: how many comparisons were declared, tested or not; NaN count, so that a variant whose runs
-            failed doesn't make the others look better.
+    NaN (not testable) stays NaN and counts: a variant whose runs failed doesn't make the others look better.
     """
     p = np.asarray(p, float)
-    counted = np.ones(max(len(p) if declared is None else declared, int((~np.isnan(p)).sum())))
-    tested = np.flatnonzero(~np.isnan(p))
-    counted[: len(tested)] = p[tested]  # what could not be tested stands for a p of 1
-    adjusted = np.full(len(p), np.nan)
-    if len(tested):
-        adjusted[tested] = multipletests(counted, method="holm")[1][: len(tested)]
-    return adjusted
+    adjusted = multipletests(np.where(np.isnan(p), 1, p), method="holm")[1] if len(p) else p
+    return np.where(np.isnan(p), np.nan, adjusted)
 
 
 def verdicts(table: pd.DataFrame, gain: str = "difference", exploratory: bool = False, sign: int = 1) -> np.ndarray:

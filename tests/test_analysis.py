@@ -229,7 +229,6 @@ def test_holm_equals_the_naive_reference():
         for p in (rng.random(m), rng.random(m) ** 6):
             np.testing.assert_allclose(intervals.holm(p), naive_holm(list(p)))
     np.testing.assert_allclose(intervals.holm([0.01, np.nan, 0.04]), [0.03, np.nan, 0.08])
-    assert intervals.holm([0.01], declared=4).item() == pytest.approx(0.04)
 
 
 def test_failed_variants_count_as_declared_comparisons(runs, tmp_path):
@@ -345,7 +344,7 @@ def test_the_picture_labels_every_variant_without_overlap(runs):
     assert {label.get_text() for label in labels} == set(LADDER)
     boxes = [label.get_window_extent() for label in labels]
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
-    assert "(%)" in axes.get_ylabel() and "(M)" in axes.get_xlabel()
+    assert "(%)" in axes.get_ylabel() and "multiply-adds" in axes.get_xlabel()
     png, pdf = runs / "pictures" / "accuracy.png", runs / "accuracy.pdf"
     plots.save(axes, png, pdf)
     assert png.read_bytes().startswith(b"\x89PNG") and pdf.read_bytes().startswith(b"%PDF")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from ..frame import Meta, each, plural
 from ..pareto import LATENCY, backend, backends, front, published_name
@@ -30,22 +28,21 @@ def accuracy_vs(comparison: pd.DataFrame, meta: Meta, cost: str = "macs", axes: 
     """
     meta = meta.of(comparison)
     axes = new()[1] if axes is None else axes
-    every = comparison.dropna(subset=["mean", cost])
+    every = comparison.dropna(subset=["mean", cost]).astype({cost: float})
     shown = extremes(every, meta)
     _head(axes, comparison, meta, every)
     axes.set_ylabel(metric_label(meta, _SPREAD))
-    scale = _cost_axis(axes, cost, every)
+    _cost_axis(axes, cost, every[cost])
     if not len(shown):
         return nothing(axes)
-    x = shown.assign(cost=shown[cost].astype(float) / scale)
     between = every.drop(shown.index)
-    axes.plot(between[cost].astype(float) / scale, between["mean"], ".", color=QUIET, markersize=3, zorder=1)
-    marks(axes, x, "cost", "mean", x["sd"])
+    axes.plot(between[cost], between["mean"], ".", color=QUIET, markersize=3, zorder=1)
+    marks(axes, shown, cost, "mean", shown["sd"])
     for row in each(shown[shown["base"]]):
         axes.axhline(row.mean, color=BASE, linewidth=0.8, linestyle=DASHED, alpha=0.7, zorder=1)
-    _front(axes, x["cost"].to_numpy(), x["mean"].to_numpy(), meta.metric.higher_is_better)
+    _front(axes, shown[cost].to_numpy(), shown["mean"].to_numpy(), meta.metric.higher_is_better)
     legend(axes)
-    names(axes, x["cost"], x["mean"], x["variant"], x["base"], x["sd"])
+    names(axes, shown[cost], shown["mean"], shown["variant"], shown["base"], shown["sd"])
     return axes
 
 
@@ -76,14 +73,13 @@ def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | No
     """
     axes = new(10, 6.4)[1] if axes is None else axes
     shown = published.dropna(subset=["top1", cost]).reset_index(drop=True)
-    scale = _cost_axis(axes, cost, shown)
-    x, top1 = (shown[cost].astype(float) / scale).to_numpy(), shown["top1"].to_numpy()
+    x, top1 = shown[cost].to_numpy(float), shown["top1"].to_numpy()
+    _cost_axis(axes, cost, shown[cost])
     ours = shown["variant"].str.startswith("ffnet").to_numpy()
     _front(axes, x, top1)
     axes.plot(x[~ours], top1[~ours], "s", color=QUIET, markersize=5, label="others")
     axes.plot(x[ours], top1[ours], "o", color=BASE, markersize=8, label="FFNet")
     title(axes, "Published figures on ImageNet; one run each, so their noise is unknown")
-    axes.set_xlabel(axes.get_xlabel().removesuffix(", folded network"))  # not all were counted folded
     axes.set_ylabel("published top-1 on ImageNet (%)")
     legend(axes, 3)
     names(axes, x, top1, [published_name(row) for row in each(shown)], ours)
@@ -136,24 +132,16 @@ def _head(axes: Axes, comparison: pd.DataFrame, meta: Meta, with_result: pd.Data
     title(axes, said + (f" ({'; '.join(notes)})" if notes else ""))
 
 
-def _cost_axis(axes: Axes, cost: str, table: pd.DataFrame) -> float:
-    """Label the axis of a cost, logarithmic if it is wide; gives the scale that its values are divided by."""
-    costs = table[cost].astype(float)
-    scale, letter = (1.0, "") if cost not in _COUNTED else (1e9, " (G)") if costs.max() >= 1e9 else (1e6, " (M)")
-    axes.set_xlabel(
-        f"median latency of one image (ms), {backend(cost)}"
-        if cost.startswith(LATENCY)
-        else f"{_COUNTED.get(cost, cost)}{letter}, folded network"
-    )
+def _cost_axis(axes: Axes, cost: str, costs: pd.Series) -> None:
+    """Label the axis of a cost, logarithmic if its values span more than a factor of three."""
+    latency = cost.startswith(LATENCY)
+    axes.set_xlabel(f"median latency of one image (ms), {backend(cost)}" if latency else _COUNTED.get(cost, cost))
     axes.margins(0.14, 0.12)
     if costs.min() > 0 and costs.max() > 3 * costs.min():
         axes.set_xscale("log")
-        decades = math.log10(costs.max() / costs.min())
-        subs = (1, 2, 3, 5, 7) if decades < 0.8 else (1, 2, 5) if decades < 2.5 else (1,)
-        axes.xaxis.set_major_locator(LogLocator(subs=subs))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if costs.max() < 100 * costs.min() else (1,)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    return scale
+    axes.xaxis.set_major_formatter(EngFormatter())
 
 
 def _front(axes: Axes, costs: np.ndarray, values: np.ndarray, higher_is_better: bool = True) -> None:

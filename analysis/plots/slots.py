@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 from ..factorial import NAMES, SLOTS, Factorial
 from ..frame import Meta
 from ..tables import count
-from .theme import CLEAR, COLOURS, QUIET, head, marks, metric_label, new, nothing, title
+from .theme import CLEAR, QUIET, head, marks, metric_label, new, nothing, title
 
 
 def cell_means(factorial: Factorial, meta: Meta) -> np.ndarray:
@@ -93,35 +94,14 @@ def slot_costs(costs: pd.DataFrame, meta: Meta, column: str = "macs", axes: Axes
     if not variants:
         return nothing(axes, "no run has finished yet")
     table = costs.pivot_table(index="variant", columns="part", values=column, aggfunc="sum", fill_value=0, sort=False)
-    table = table.reindex(variants[::-1])
-    table = table.loc[:, table.sum() > 0]
-    whole = table.sum(axis=1)
-    scale, letter = (1e9, "G") if whole.max() >= 1e9 else (1e6, "M")
-    looks = _looks([str(part) for part in table])
-    left = np.zeros(len(table))
-    for part in [part for part in looks if part in table]:
-        width = table[part].to_numpy() / scale
-        axes.barh(table.index, width, left=left, label=part, height=0.75, edgecolor="white", **looks[part])
-        left += width
-    for place, number in enumerate(whole):
-        at = (number / scale, place)
-        axes.annotate(count(number), at, (4, 0), textcoords="offset points", va="center", fontsize=8)
+    table = table.loc[variants[::-1], table.sum() > 0]
+    colours = sns.color_palette("tab20", table.shape[1])
+    table.plot.barh(stacked=True, ax=axes, width=0.75, edgecolor="white", color=colours)
+    for place, number in enumerate(table.sum(axis=1)):
+        axes.annotate(count(number), (number, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.margins(x=0.1)
     axes.grid(axis="y", visible=False)
-    what = {"macs": "multiply-adds per image", "parameters": "parameters"}[column]
-    axes.set_xlabel(f"{what} ({letter}), folded network")
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.set(xlabel={"macs": "multiply-adds per image"}.get(column, column), ylabel="")
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
     return axes
-
-
-def _looks(parts: list[str]) -> dict[str, dict[str, Any]]:
-    """Each part's colour, in the order of the bars: the token mixer's slots, the channel mixer's the same but hatched,
-    the rest in greys."""
-    slots = ("query", "query-key", "activation", "coefficient-value", "slots at once")
-    looks: dict[str, dict[str, Any]] = {}
-    for mixer, more in (("token", {}), ("channel", {"hatch": "////", "alpha": 0.45})):
-        for slot, colour in zip(slots, COLOURS, strict=False):
-            looks[f"{mixer}: {slot}"] = {"color": colour, **more}
-    rest = [part for part in parts if part not in looks]
-    greys = sns.color_palette("Greys", len(rest) + 2)[2:]
-    return looks | {part: {"color": grey} for part, grey in zip(rest, greys, strict=False)}
