@@ -17,6 +17,7 @@ import typer
 import analysis.commands
 import metamixer.commands
 import sweeps.commands
+import sweeps.probe
 import sweeps.search_commands
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def _benched(report: "Report") -> None:
 
 then(sweeps.commands.plan, _visible)
 then(sweeps.commands.run, _shown(analysis.commands.show_grid))
+then(sweeps.probe.probe, _shown(lambda root, name, _: analysis.commands.show_profile(root, name)))
 then(sweeps.search_commands.search, _shown(analysis.commands.show_search))
 then(sweeps.commands.bench, _benched)
 then(sweeps.commands.import_latency, _benched)

@@ -1,25 +1,31 @@
 """What can each rung of the ladder do? FFNification on probes, in a network that mixes tokens nowhere else.
 
-Each probe asks one ability, and `majority`, the control, asks for no mixing at all (docs/probes.md). Measured on one
-H100, 3 seeds: recall is solved by attention (100 %) and without softmax (100 %), and is lost with static keys (6 %, as
-by chance) and FFNet's mixer (23 %); shift, parity, path and match are the other way round.
+Each probe asks one ability, and `majority`, the control, asks for no mixing at all (docs/probes.md). Of the rungs that
+mix no tokens `pointwise` stands for all, so the step to depthwise keys and values is one here. A token MLP, which mixes
+all tokens by learned weights, is a third baseline.
 
-    python launch.py run profile                       # recall, two minutes on 2 cores
-    python launch.py run profile --data recall,shift
-    python launch.py run profile --data all            # all probes, 297 runs: 4 minutes on one H100, 16 at a time
+    python launch.py run profile --data recall,parity,shift,majority    # 360 runs, about 5 minutes on 2 cores
+    python launch.py run profile --data all                             # all eleven probes
 """
 
-from ablations.ffnification import ATTENTION, GRID, MIXER
+from ablations.ffnification import ATTENTION, BASELINES, DEPTHWISE, KEY, MIXER, RUNGS, VALUE
 from metamixer.config import override
 from metamixer.recipes import named_run
-from sweeps import Grid
+from sweeps import Grid, Variant
 
-recall = override(named_run("recall"), {MIXER: ATTENTION})
-
-PROBES = ("recall", "noisy_recall", "split_recall", "shift", "parity", "needle", "match", "path", "relation", "strips")
+BASE = override(named_run("recall"), {MIXER: ATTENTION})
+PROBES = "recall parity shift majority noisy_recall split_recall needle match path relation strips".split()
 
 GRID = Grid(
-    bases={probe: override(recall, {"data.task": {"name": probe}}) for probe in (*PROBES, "majority")},
+    bases={probe: override(BASE, {"data.task": {"name": probe}}) for probe in PROBES},
     base="attention",
-    variants=GRID.variants,
+    match="macs",
+    lrs=(5e-3, 2e-2),
+    variants={
+        **{name: RUNGS[name] for name in ("attention", "gelu", "pointwise")},
+        "depthwise": Variant(on="pointwise", changes={KEY: DEPTHWISE, VALUE: DEPTHWISE}),
+        **{name: RUNGS[name] for name in ("norm", "large_kernel", "parallel_branch")},
+        **BASELINES,
+        "token_mlp": Variant(changes={MIXER: "mlp_mixer"}),
+    },
 )

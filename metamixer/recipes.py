@@ -83,13 +83,13 @@ SCREENING = {"data.train_samples": 5000, "recipe.epochs": 4, "recipe.ema_decay":
 # statistics forgets its start.
 SMALL_DIGITS = override(SMALL, {"flip_prob": 0.0, "lr": 4e-3, "ema_decay": 0.8})
 
-# Probes: 600 steps of 64 new samples each, learning rates that fall from the second tenth on
+# Probes: 200 steps of 32 new samples each, learning rates that fall from the second tenth on
 PROBE = Recipe(
-    epochs=12,
+    epochs=10,
     warmup_epochs=1,
     cooldown_epochs=0,
-    batch_size=64,
-    lr=3e-3,
+    batch_size=32,
+    lr=1e-2,
     warmup_lr=1e-5,
     init="fan_in",
     crop_scale=(1.0, 1.0),
@@ -241,12 +241,12 @@ RECIPES: dict[str, NamedRun] = {
         needs={"initial.source": ("ffnet_4", "last.pt")},
     ),
     "recall": NamedRun(
-        "attention in an isotropic network, 8×8 cells: each key is asked for its value",
+        "attention in an isotropic network, 6×6 cells: each key is asked for its value",
         "this project",
         "100 % measured",
         {
             "model": isotropic(2, 32, "attention"),
-            "data": {"task": "recall", "train_samples": 50 * 64, "val_samples": 500, "test_samples": 1000},
+            "data": {"task": "recall", "train_samples": 20 * 32, "val_samples": 100, "test_samples": 500},
             "recipe": PROBE,
         },
     ),

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
 
 from metamixer import jsonl
 from metamixer.architecture import BackboneConfig
 from metamixer.config import ConfigError, digest, digest_of, parse
-from metamixer.cost import Cost, count
+from metamixer.cost import Cost, count_built
 from metamixer.latency.runtimes import RUNTIMES
 from metamixer.operation import REGISTRY
 from metamixer.training.run_config import RunConfig
@@ -62,7 +63,7 @@ def cost(config: RunConfig) -> Cost:
     data = config.data
     key = f"{digest(config.model)} {data.input_size} {data.num_classes} {data.head}"
     if key not in _costs:
-        _costs[key] = count(config.build(), data.input_size, inplace=True)
+        _costs[key] = count_built(config.build, data.input_size)
     return _costs[key]
 
 
@@ -201,7 +202,8 @@ def width_step(config: RunConfig) -> int:
 
 def _builds(config: RunConfig) -> bool:
     try:
-        config.build()
+        with torch.device("meta"):
+            config.build()
     except ValueError:
         return False
     return True

@@ -42,7 +42,7 @@ def fork_server(stop: Callable[..., None]) -> Iterator[Any]:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["metamixer.training.train", "sweeps.local"])
+    context.set_forkserver_preload(["metamixer.training.preload", "sweeps.local"])
     # Ctrl-C reaches the server too, which imports for seconds before it ignores the signal
     before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     forkserver.ensure_running()

@@ -59,7 +59,7 @@ def from_file(
     for source in more_modules:
         load_module(source)  # before the file, which may be made from what is registered
     beside, before = str(path.parent.resolve()), set(sys.modules)
-    sys.path.insert(0, beside)
+    sys.path.append(beside)  # behind the standard library, which has a `profile` too
     try:
         found = runpy.run_path(str(path)).get(variable)
         found = found(root) if callable(found) else found

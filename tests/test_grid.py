@@ -10,6 +10,7 @@ from small import RUN
 from analysis.frame import load
 from metamixer import ConfigError, differences, digest, override
 from metamixer.branches import token_range
+from metamixer.mixer import resolve_mixer
 from metamixer.operation import REGISTRY
 from metamixer.plugins import code_digest
 from metamixer.training.folder import RunFolder
@@ -266,11 +267,26 @@ def test_a_plan_says_that_a_variant_changes_model_and_recipe(tmp_path, capsys):
 def test_a_plan_says_when_a_tensor_takes_gigabytes(tmp_path, capsys, images, said):
     """Scores of pairs of the first stage's 64 × 64 tokens, some queries at a time, in float16."""
     loaded, changes = load_grid("ffnification"), {"recipe.micro_batch": images}
-    plan = make_plan(loaded, tmp_path, "imagenet", changes, only=["gelu", "depthwise"], seeds=[0])
+    only = {"only": ["gelu", "depthwise"], "seeds": [0], "match": "none", "lrs": []}
+    plan = make_plan(loaded, tmp_path, "imagenet", changes, **only)
     print_plan(plan)
     shown = " ".join(capsys.readouterr().out.split())
     assert (f"note: gelu: its largest tensor takes 2.0 GiB in a pass of {images} images" in shown) == said
     assert "depthwise: its largest" not in shown and ("largest tensor" in shown) == said
+
+
+def test_each_rung_of_the_ladder_changes_one_slot_or_one_parameter_until_ffnets_mixer_is_there():
+    """All but `pointwise`, which says why."""
+    runs = {run.variant: run for run in load_grid("ffnification").grid.runs(seeds=[0], match="none", lrs=[])}
+    for name, run in runs.items():
+        if (on := run.declared.on) is None or run.declared.also is not None:
+            continue
+        changed = {key.split("token_mixer.")[1] for key in differences(runs[on].config, run.config)}
+        slots, parameters = ({key.split(".")[part] for key in changed if "." in key} for part in (0, -1))
+        assert len(slots) == 1 or len(parameters) == 1, f"{name}: {sorted(changed)}"
+    assert [name for name, run in runs.items() if run.declared.also] == ["pointwise"]
+    last = runs["parallel_branch"].config.model.stages[0].token_mixer
+    assert last == resolve_mixer("ffnified_attention")
 
 
 def test_kernel_size_changes_nothing_but_the_kernel():

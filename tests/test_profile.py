@@ -13,6 +13,9 @@ from test_commands import launch
 from analysis import plots, statistics, tables
 from analysis.frame import load
 from analysis.profile import cells, notes, profile, render
+from metamixer.presets import PRESETS
+from sweeps import load_grid, make_plan
+from sweeps.probe import grid_of
 
 TASKS = {"recall": {"chance": 6.25, "solved": 90.625}, "majority": {"chance": 25.0, "solved": 92.5}}
 SCORES = {
@@ -164,3 +167,49 @@ def test_a_grid_runs_on_all_its_tasks_at_once_and_ends_with_the_profile(tmp_path
     again = launch("run", grid, "--data", "majority, parity", "--runs", tmp_path / "runs").stdout
     assert "nothing to run" in again
     assert "majority" in launch("collect", "tiny", "--runs", tmp_path / "runs").stdout
+
+
+def test_a_probe_of_one_mixer_is_an_ordinary_grid_that_trains_only_what_is_missing(tmp_path):
+    """Attention is the profile's own run. A mixer by name, an operation of the user's own, JSON."""
+    profile = load_grid("profile")
+    loaded = grid_of("pooling", [], tmp_path)
+    for task in ("parity", "majority"):
+        plan = make_plan(loaded, tmp_path, task)
+        assert list(dict.fromkeys(run.variant for run in plan.runs)) == ["attention", "ffnified_attention", "pooling"]
+        assert len(plan.runs) == 27
+        ladder = {run.hash for run in profile.grid.runs(task, only=["attention", "parallel_branch"])}
+        assert ladder < {run.hash for run in plan.runs}
+        for run in plan.runs:
+            plan.folder(run).create(run.config)
+            score = 60.0 + 10 * (run.variant == "pooling") + run.seed + (run.lr == 5e-3)
+            rows = {"accuracy": score, "loss": 1.0, "images": 5}
+            result = {"state": "done", "metric": "accuracy", "epochs": 1, "weights": "raw", "raw": rows, **rows}
+            plan.folder(run).write("result.json", {**result, "seconds": 1.0})
+    shown = launch("probe", "pooling", "--data", "parity, majority", "--runs", tmp_path).stdout
+    assert "nothing to run" in shown and "chance" in shown and "50.00" in shown
+    assert (tmp_path / "grids/probe_pooling_profile.png").is_file()
+
+
+def test_a_probe_takes_a_users_own_operation_and_json(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from metamixer import Activation, register\n\n\n@register\nclass Sine(Activation):\n    name = 'sine'\n\n"
+        "    def forward(self, scores):\n        return scores.sin()\n"
+    )
+    loaded = grid_of("sine", [str(tmp_path / "own.py")], tmp_path)
+    (run,) = loaded.grid.runs("recall", seeds=[0], only=["sine"], lrs=[])
+    assert run.config.model.stages[0].token_mixer.activation.name == "sine" and len(run.config.modules) == 1
+    assert list(grid_of('{"name": "pooling", "kernel_size": 5}', [], tmp_path).grid.variants)[-1] == "mixer"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["poolin"], "no mixer or operation 'poolin'; did you mean 'pooling'?"),
+        (["pooling", "--data", "recal"], "no data 'recal'; the grid has recall, parity"),
+        (['{"name": '], "not JSON"),
+        ([json.dumps(PRESETS["attention"] | {"query_key": {"name": "scaled_dot", "head_dim": 7}})], "heads of 7"),
+    ],
+)
+def test_a_probes_bad_input_is_one_line(words, message, tmp_path):
+    error = launch("probe", *words, "--runs", tmp_path / "runs", code=2).stderr
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "runs").exists()

@@ -172,7 +172,7 @@ def test_permuted_twin_holds_the_same_cells_in_other_places():
         ({"name": "recall", "pair": 4}, "task recall.pair: unknown key .pair.; it takes .*pairs = 8"),
         ({"name": "recall", "pairs": 17}, "17 pairs need as many keys, and there are 16"),
         ({"name": "split_recall", "size": 4}, "8 pairs and their questions need 16 of 8 places"),
-        ({"name": "shift", "distance": 5}, "distance 5: at most half of the 8 cells"),
+        ({"name": "shift", "distance": 5}, "distance 5: at most half of the 6 cells"),
         ({"name": "parity", "radius": 0}, "task parity.radius: input should be greater than or equal to 1, got 0"),
         ({"name": "match", "shapes": 5}, "5 shapes: 8×8 cells have room for 4"),
         ({"name": "path", "size": 8}, "size: .*12"),

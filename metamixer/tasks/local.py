@@ -24,7 +24,7 @@ class Shift(Probe):
     dial = "distance"
 
     class Config(ProbeConfig):
-        distance: int = Field(default=4, ge=1)
+        distance: int = Field(default=3, ge=1)
         symbols: int = Field(default=16, ge=2, le=256)
 
         @model_validator(mode="after")

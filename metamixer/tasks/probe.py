@@ -26,7 +26,7 @@ class ProbeConfig(TaskConfig):
     `picture` paints the cells as a picture of 4 pixels a cell, (B, 3, 4·size, 4·size).
     """
 
-    size: int = Field(default=8, ge=4, le=64)
+    size: int = Field(default=6, ge=4, le=64)
     permuted: bool = False
     picture: bool = False
 

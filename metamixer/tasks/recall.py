@@ -106,7 +106,7 @@ class SplitRecall(Recall):
     name = "split_recall"
 
     class Config(RecallConfig):
-        size: int = Field(default=8, ge=4, le=64, multiple_of=2)
+        size: int = Field(default=6, ge=4, le=64, multiple_of=2)
 
         def places(self) -> int:
             return self.size**2 // 2

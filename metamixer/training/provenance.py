@@ -18,7 +18,9 @@ from .folder import RunFolder
 
 PACKAGE = Path(__file__).parents[1]
 # files that training runs through but that no number depends on
-_WITHOUT_PART = set("checkpoint data_config folder provenance run_config score show signals state surroundings".split())
+_WITHOUT_PART = set(
+    "checkpoint data_config folder preload provenance run_config score show signals state surroundings".split()
+)
 
 
 def code_of(model: Any, *others: Any) -> dict[str, str]:
@@ -36,6 +38,12 @@ def code_of(model: Any, *others: Any) -> dict[str, str]:
 @functools.cache
 def _digest(path: Path) -> str:
     return code_digest(path) if path.is_file() else "gone"
+
+
+def digest_package() -> None:
+    """Work out the digests of all files now: of the code that is loaded, and once for all runs that are forked."""
+    for path in PACKAGE.rglob("*.py"):
+        _digest(path)
 
 
 def changed_code(record: Mapping[str, str]) -> list[str]:

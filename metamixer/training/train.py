@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ..config import ConfigError
-from ..cost import count
+from ..cost import count_built
 from . import checkpoint, provenance
 from .data import Data
 from .distributed import ALONE, ProcessLost, World, joined, lost_another
@@ -289,7 +289,7 @@ class Trainer:
         self._record_broken_images()
         if not self.world.first:
             return self.world.broadcast()
-        cost = count(config.build(), config.data.input_size)
+        cost = count_built(config.build, config.data.input_size)
 
         self._write_predictions(kept)
         metrics = [metric.name for metric in config.metrics]
