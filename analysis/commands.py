@@ -88,7 +88,8 @@ def show_grid(root: Path, grid: str, setting: str | None) -> None:
     Of several tasks that can be solved, the profile is shown in place of their tables.
     """
     from analysis.frame import load, settings
-    from analysis.plots import picture, save
+    from analysis.inside import networks
+    from analysis.plots import examples, picture, save
     from analysis.statistics import declared
     from analysis.tables import render, texts, to_csv, to_latex
 
@@ -105,6 +106,10 @@ def show_grid(root: Path, grid: str, setting: str | None) -> None:
                 to_csv(comparison, meta, path)
             Path(f"{stem}.tex").write_text(to_latex(texts(comparisons[-1], meta)), encoding="utf-8")
             save(picture(comparisons[-1], meta), f"{stem}.png", f"{stem}.pdf")
+        shown = examples(networks(runs)[0])
+        if shown is not None:
+            with _keeping(f"{stem}_examples.png"):
+                save(shown, f"{stem}_examples.png")
     if whole:
         show_profile(root, grid)
 

@@ -108,11 +108,6 @@ class BackboneConfig(BlockConfig):
         return self
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of the stages."""
-        return tuple(stage.width for stage in self.stages)
-
-    @property
     def reduction(self) -> int:
         """What the height of the maps is divided by from stage to stage."""
         return 1 if self.downsample == "none" else 2

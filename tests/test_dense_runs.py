@@ -1,11 +1,15 @@
 """Runs of segmentation, super-resolution and forecasting: killed and resumed, evaluated, exported, refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 from test_commands import launch
 from test_training import Killed, at_steps, same
 
+from analysis.inside import network
+from analysis.plots import examples
 from metamixer import ConfigError, override
 from metamixer.deploy.export import export
 from metamixer.networks import Network
@@ -101,6 +105,27 @@ def test_what_does_not_fit_a_task_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         override(named_run("photographs"), changes)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_does_not_go_on_with_other_files(configs, tmp_path):
+    config = configs["series"]
+    train(override(config, {"recipe.epochs": 2}), tmp_path / "run", "cpu")
+    (tmp_path / "run" / "result.json").unlink()
+    path = Path(config.data.task.csv)
+    kept = path.read_text()
+    path.write_text(kept + "\n1.0,2.0")
+    with pytest.raises(ConfigError, match="has changed: series has other files; put it back"):
+        train(override(config, {"recipe.epochs": 2}), tmp_path / "run", "cpu")
+    path.write_text(kept)
+
+
+def test_answers_that_are_pictures_are_drawn_beside_the_truth(configs, tmp_path):
+    for name, shown in (("garments", True), ("photographs", True), ("series", False)):
+        train(override(configs[name], {"recipe.epochs": 2}), tmp_path / name, "cpu")
+        figure = examples([network(tmp_path / name, "mixer")])
+        assert (figure is not None) == shown
+        if figure is not None:  # three test samples: input, truth, answer
+            assert len(figure.axes) == 3 * 3
 
 
 def test_more_samples_than_there_are_are_refused(configs, tmp_path):

@@ -2,14 +2,15 @@
 
 `accuracy`: accuracy against what it costs. `ladder`: what each step changed. `slots`: main
 effects and interactions of a factorial, and what slots cost. `profile`: what each variant can do, and how far.
-`curves`: how training went. `inside`: what a network looks at. The only modules of the package that load matplotlib,
-which `plt` is.
+`curves`: how training went. `examples`: answers that are pictures. `inside`: what a network looks at. The only modules
+of the package that load matplotlib, which `plt` is.
 """
 
 from matplotlib import pyplot as plt
 
 from .accuracy import accuracy_by_variant, accuracy_vs, accuracy_vs_latency, picture, published_front
 from .curves import learning_curves
+from .examples import examples
 from .inside import coefficient_maps, receptive_fields
 from .ladder import waterfall
 from .profile import dial_curves, profile_map
@@ -23,6 +24,7 @@ __all__ = [
     "cell_means",
     "coefficient_maps",
     "dial_curves",
+    "examples",
     "interactions",
     "learning_curves",
     "main_effects",

@@ -34,20 +34,12 @@ class ForecasterConfig(BlockConfig):
     stride: int = Field(default=2, gt=0)
     head_dropout: float = Field(default=0.0, ge=0, lt=1)
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return (self.blocks.width,)
-
 
 class DLinearConfig(Config):
     """One linear map of a moving average over `kernel_size` steps, another of what is left, shared by all variables."""
 
     network: Literal["dlinear"] = "dlinear"
     kernel_size: Kernel = 25
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return ()
 
 
 class Forecaster(nn.Module):

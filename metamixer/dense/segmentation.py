@@ -73,10 +73,6 @@ class SegmenterConfig(Config):
     decoder: SerializeAsAny[Decoder]
     feature_norm: bool = False
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return () if isinstance(self.backbone, str) else self.backbone.widths
-
 
 class FPN(nn.Module):
     """Maps of several scales, finest first → one map (B, width, H, W) of the finest scale."""

@@ -25,10 +25,6 @@ class SuperResolverConfig(BlockConfig):
     blocks: StageConfig
     scale: int = Field(default=2, ge=2, le=4)
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return (self.blocks.width,)
-
 
 class SuperResolver(nn.Module):
     """Images (B, in_chans, H, W) → (B, in_chans, scale·H, scale·W): what is added to each pixel, repeated.

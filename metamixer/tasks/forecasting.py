@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..config import ConfigError
 from ..rng import derive
+from .files import part_of
 from .streams import Streams
 from .task import Metric, Task, TaskConfig, register, sums
 
@@ -97,6 +98,9 @@ class Series(Task):
         if split == "train":
             return None
         return self._windows(split)[1]
+
+    def parts(self) -> dict[str, dict[str, list[Any]]]:
+        return {"series": part_of([Path(self.config.csv).expanduser()])} if self.config.csv else {}
 
     def _windows(self, split: str) -> tuple[int, int]:
         """Where the first window of a part begins, and how many there are."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import ConfigError
 from ..rng import derive
+from .files import part_of
 from .segmentation import Segmentation
 from .streams import Streams
 from .task import NOT_ASKED, TaskConfig, register
@@ -62,6 +63,9 @@ class Scenes(Segmentation):
 
     def count(self, split: str) -> int | None:
         return None if split == "train" else len(self._files(split))
+
+    def parts(self) -> dict[str, dict[str, list[Any]]]:
+        return {split: part_of(file for pair in self._files(split) for file in pair) for split in ("train", "test")}
 
     def samples(self, seed: int, split: str, indices: Tensor) -> tuple[Tensor, Tensor]:
         files, device = self._files(split), indices.device

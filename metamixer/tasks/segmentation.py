@@ -15,7 +15,7 @@ from ..config import ConfigError
 from ..rng import derive
 from .fashion import fashion_mnist
 from .streams import Streams
-from .task import Metric, Task, TaskConfig, asked, register
+from .task import NOT_ASKED, Metric, Task, TaskConfig, asked, register
 
 _VISIBLE = 25  # grey levels of a garment's pixels from here on hide what is behind them
 _HELD_OUT = 5000  # of the training garments, for the validation pictures
@@ -51,6 +51,18 @@ class Segmentation(Task):
             "pixel_accuracy": float(100 * right.sum() / all_pixels),
             "loss": float(tally[0] / all_pixels),
         }
+
+    def pictures(self, inputs: Tensor, answers: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = F.interpolate(outputs, size=answers.shape[1:], mode="bilinear").argmax(1)
+        low, high = inputs.amin(), inputs.amax()
+        return (inputs[0] - low) / (high - low), self._coloured(answers[0]), self._coloured(found[0])
+
+    def _coloured(self, classes: Tensor) -> Tensor:
+        """One colour for each class, black for 0, grey for what is not asked."""
+        hues = torch.arange(1, self.num_classes) / (self.num_classes - 1) * 2 * torch.pi
+        turns = torch.tensor([0.0, 2.1, 4.2])
+        colours = torch.cat([torch.zeros(1, 3), 0.5 + 0.5 * torch.cos(hues[:, None] - turns), torch.full((1, 3), 0.5)])
+        return colours[torch.where(classes == NOT_ASKED, self.num_classes, classes)].permute(2, 0, 1)
 
     def predictions(self, outputs: Tensor, answers: Tensor) -> None:
         """None are kept: one for each pixel is too many."""

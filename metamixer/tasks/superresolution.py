@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..config import ConfigError
 from ..rng import derive
+from .files import part_of
 from .streams import Streams
 from .task import Metric, Task, TaskConfig, register, sums
 
@@ -80,6 +81,12 @@ class Photographs(Task):
     def count(self, split: str) -> int | None:
         return None if split == "train" else len(self._pairs(split))
 
+    def parts(self) -> dict[str, dict[str, list[Any]]]:
+        if self.config.root is None:
+            return {}
+        root = Path(self.config.root).expanduser()
+        return {split: part_of(_of_folder(root, split)) for split in ("train", "test")}
+
     def samples(self, seed: int, split: str, indices: Tensor) -> tuple[Tensor, Tensor]:
         pairs, device = self._pairs(split), indices.device
         if split == "train":
@@ -124,6 +131,15 @@ class Photographs(Task):
     def measure(self, tally: Tensor) -> dict[str, float]:
         loss, psnr, ssim, count = tally.tolist()
         return {"psnr": psnr / count, "ssim": ssim / count, "loss": loss / count}
+
+    def pictures(self, inputs: Tensor, answers: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The middle of the photograph alone, where single pixels can be seen."""
+        scale, size = self.config.scale, 32
+        top, left = ((side - size) // 2 for side in inputs.shape[2:])
+        small = inputs[0, :, top : top + size, left : left + size]
+        places = slice(top * scale, (top + size) * scale), slice(left * scale, (left + size) * scale)
+        large = small.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+        return large, answers[0][:, *places], outputs[0][:, *places]
 
     def predictions(self, outputs: Tensor, answers: Tensor) -> None:
         """None are kept."""

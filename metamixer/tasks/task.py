@@ -148,6 +148,13 @@ class Task:
         logits, classes = asked(outputs, answers)
         return logits.argmax(1), classes
 
+    def pictures(self, inputs: Tensor, answers: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Input, answer and output of one sample as RGB pictures (3, H, W) in 0 … 1; None where they are no pictures.
+
+        All three are batches of one.
+        """
+        return None
+
 
 def asked(outputs: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs (B, K, …) and classes (B, …) as (N, K) and (N,): one row for each answer that is asked."""
