@@ -273,10 +273,8 @@ def search_on_slurm(
     todo = {State.NEW, State.INTERRUPTED}
     while True:
         configs = {run.hash: run.config for run in asker.open_runs(workers)}
-        launched = cluster.launch(asker.root, configs, todo, name, setting, profile, max_attempts, size)
-        if launched.submissions or launched.exhausted:
-            cluster.print_launch(launched)
+        taken = cluster.launch(asker.root, configs, todo, name, setting, profile, max_attempts, size)
         states = find_states(asker.root, configs)
-        if launched.error or set(states.values()) <= todo:
+        if not taken or set(states.values()) <= todo:
             return asker.print_counts()  # all have ended, or the rest can't be submitted
         time.sleep(BETWEEN_LOOKS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from . import follow, scheduler, slurm, snapshot
 from .attempts import Attempts
 from .profiles import Profile
 from .states import State, find_standings
-from .submissions import Submission, launch_lock
+from .submissions import launch_lock
 
 if TYPE_CHECKING:
     from metamixer.training.run_config import RunConfig
@@ -26,18 +25,6 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 RETRIED = {State.FAILED, State.INTERRUPTED}
-
-
-@dataclass
-class Launch:
-    """What a launch did: its calls of sbatch, and the runs that it left alone after starts without progress."""
-
-    submissions: list[Submission] = field(default_factory=list)
-    exhausted: list[str] = field(default_factory=list)
-
-    @property
-    def error(self) -> str | None:
-        return next((each.error for each in self.submissions if each.error), None)
 
 
 def check_budget(parts: Sequence[tuple[Profile, int]], limit: float | None) -> None:
@@ -60,27 +47,42 @@ def launch(
     profile: Profile,
     max_attempts: int,
     array_size: int,
-) -> Launch:
-    """Submit those of `configs` (by hash) that are in a wanted state, and return.
+) -> bool:
+    """Submit those of `configs` (by hash) that are in a wanted state, and return whether SLURM took all of them.
 
     The launch lock is held meanwhile, so that launches at the same time submit each run once. A ConfigError says that
     SLURM can't be asked what it already has, or that the profile's processes can't share a run's passes.
     """
+    console = Console(highlight=False, soft_wrap=True)
     with launch_lock(root):
         now = find_standings(root, configs.keys())
         if now.problem:
             raise ConfigError(f"{now.problem}; what is queued can't be told, so nothing was submitted")
         todo = [hash for hash in configs if now.runs[hash].state in wanted]
-        idle = [hash for hash in todo if Attempts(RunFolder(root / hash)).idle() >= max_attempts]
-        todo = [hash for hash in todo if hash not in set(idle)]
+        idle = {hash for hash in todo if Attempts(RunFolder(root / hash)).idle() >= max_attempts}
+        todo = [hash for hash in todo if hash not in idle]
+        if idle:
+            console.print(
+                f"{len(idle)} runs started again and again without progress and are left alone; "
+                "`launch.py logs` shows why, --max-attempts allows more starts",
+                style="yellow",
+            )
+        if not todo:
+            return True
         for hash in todo:
             configs[hash].recipe.share(profile.processes)  # refused here, not on the node
         for hash in todo:
             RunFolder(root / hash).create(configs[hash])
-        if not todo:
-            return Launch(exhausted=idle)
-        code = snapshot.take(root)
-        return Launch(slurm.submit(root, todo, grid, data, profile, code, array_size, max_attempts), idle)
+        submitted = slurm.submit(root, todo, grid, data, profile, snapshot.take(root), array_size, max_attempts)
+    for submission in submitted:
+        if submission.error:
+            problem = f"sbatch: {submission.error}; the same command submits the rest"
+            console.print(problem, style="red", markup=False)
+        else:
+            console.print(f"job {submission.job}: {len(submission.hashes)} runs of {grid}")
+    if dropped := sorted(key for key in os.environ if key.startswith("SBATCH_")):
+        console.print(f"{', '.join(dropped)}: not used; a profile's `options` take any option of sbatch")
+    return not any(submission.error for submission in submitted)
 
 
 def show_hours(plan: Plan, profile: Profile) -> None:
@@ -110,35 +112,15 @@ def launch_plans(
     wanted = {State.NEW, State.INTERRUPTED} | ({State.FAILED} if retry else set())
     complete = True
     for plan in plans:
+        if not plan.missing(retry):
+            Console().print("nothing to submit")
         configs = {run.hash: run.config for run in plan.runs}
         with launch_lock(plan.root):  # the manifest of one launch may not drop what another is about to submit
             plan.write_manifest()
             plan.put_aside()
-            launched = launch(plan.root, configs, wanted, plan.loaded.name, plan.data, profile, max_attempts, size)
+            complete &= launch(plan.root, configs, wanted, plan.loaded.name, plan.data, profile, max_attempts, size)
         say_left_alone(plan.count(), retry)
-        complete &= print_launch(launched)
     return complete
-
-
-def print_launch(launched: Launch) -> bool:
-    """Print what a launch did; returns whether SLURM took all of it."""
-    console = Console(highlight=False, soft_wrap=True)
-    for submission in launched.submissions:
-        if submission.job:
-            console.print(f"job {submission.job}: {len(submission.hashes)} runs of {submission.grid}")
-    if not launched.submissions and not launched.exhausted:
-        console.print("nothing to submit")
-    if launched.submissions and (dropped := sorted(key for key in os.environ if key.startswith("SBATCH_"))):
-        console.print(f"{', '.join(dropped)}: not used; a profile's `options` take any option of sbatch")
-    if launched.exhausted:
-        console.print(
-            f"{len(launched.exhausted)} runs started again and again without progress and are left alone; "
-            "`launch.py logs` shows why, --max-attempts allows more starts",
-            style="yellow",
-        )
-    if launched.error:
-        console.print(f"sbatch: {launched.error}; the same command submits the rest", style="red", markup=False)
-    return launched.error is None
 
 
 def retry(
@@ -184,6 +166,5 @@ def retry(
     size, complete = scheduler.max_array_size(), True
     for key, hashes in groups.items():
         configs = {hash: RunFolder(root / hash).config() for hash in hashes}
-        launched = launch(root, configs, RETRIED, key[0], key[1], profiles[key], max_attempts, size)
-        complete &= print_launch(launched)
+        complete &= launch(root, configs, RETRIED, key[0], key[1], profiles[key], max_attempts, size)
     return complete

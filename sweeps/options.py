@@ -10,36 +10,26 @@ from typing import Annotated, Any, Optional, TypeVar
 import typer
 
 GridName = Annotated[str, typer.Argument(help="A grid in ablations/, or the path of a grid's file.")]
-DataName = Annotated[
-    Optional[str], typer.Option("--data", help="Keys of the grid's bases (a,b), or all; the first if not given.")
-]
-Overrides = Annotated[
-    Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the base of the grid, e.g. recipe.epochs=3.")
-]
+DataName = Annotated[Optional[str], typer.Option("--data", help="Keys of the bases (a,b), or all; else the first.")]
+Overrides = Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the base.")]
 Seeds = Annotated[Optional[str], typer.Option(help="Seeds, separated by commas; the grid's own if not given.")]
 Only = Annotated[Optional[str], typer.Option(help="These variants alone, separated by commas.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
 Match = Annotated[
     Optional[str],
-    typer.Option(
-        help="Scale the variants' widths until they have the base's macs or params, or its latency: latency:RUNTIME; "
-        "none: leave them alone."
-    ),
+    typer.Option(help="Scale widths to the base's macs, params or latency:RUNTIME; none: leave them alone."),
 ]
 LearningRates = Annotated[
-    Optional[str],
-    typer.Option("--lrs", help="More learning rates for every variant, separated by commas; none: only its own."),
+    Optional[str], typer.Option("--lrs", help="More learning rates for every variant (a,b); none: only its own.")
 ]
 Twice = Annotated[bool, typer.Option("--aa", help="Run an A/A test: the base as two variants with different seeds.")]
 Modules = Annotated[Optional[list[str]], typer.Option("--module", help="File that registers operations of your own.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
 ProfileName = Annotated[Optional[str], typer.Option("--profile", help="Profile of the jobs; `default` if not given.")]
 ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of profiles; slurm.toml if not given.")]
-Resources = Annotated[
-    Optional[list[str]], typer.Option("--resource", help="KEY=VALUE changed in the profile, e.g. minutes=600.")
-]
+Resources = Annotated[Optional[list[str]], typer.Option("--resource", help="KEY=VALUE changed in the profile.")]
 RunsPerGpu = Annotated[
-    Optional[int], typer.Option("--runs-per-gpu", min=1, help="Small runs that share one GPU, here or in a SLURM job.")
+    Optional[int], typer.Option(min=1, help="Small runs that share one GPU, here or in a SLURM job.")
 ]
 MaxAttempts = Annotated[int, typer.Option(min=1, help="Starts in a row that one run may make without progress.")]
 MaxHours = Annotated[Optional[float], typer.Option(help="Refuse a launch that may take more GPU-hours.")]

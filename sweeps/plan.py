@@ -29,7 +29,9 @@ class Plan:
     states: dict[str, State]  # by hash
     aa: bool = False  # whether its variants are one and the same
     changed: dict[str, list[str]] = field(default_factory=dict)  # of finished runs of other code, the files that differ
-    others: dict[str, str] = field(default_factory=dict)  # origins of the grid's variants that are not planned
+    kept: dict[str, str] = field(
+        default_factory=dict
+    )  # origins of variants that stay in the table without being planned
     retrain: bool = False  # whether a launch trains runs of other code again
 
     def count(self) -> Counter[State]:
@@ -71,7 +73,7 @@ class Plan:
         runs += [
             row
             for row in before.get("runs", ())
-            if self.others.get(row["variant"], "") == row.get("origin") and ("lr" in row) == has_rates
+            if self.kept.get(row["variant"], "") == row.get("origin") and ("lr" in row) == has_rates
         ]
         order = {name: number for number, name in enumerate(self.loaded.grid.variants)}
         runs.sort(key=lambda row: order.get(row["variant"], len(order)))
@@ -139,7 +141,7 @@ def make_plan(
         check_measure(match)
     changed = {**(overrides or {}), **({"match": match} if match and match != (grid.match or "none") else {})}
     label = data_label(data or next(iter(grid.bases)), changed)
-    others = {}
+    kept = {}
     if aa:
         runs = _aa_runs(grid, data, overrides, **chosen)
         loaded = LoadedGrid(f"{loaded.name}_aa", f"A/A: is {grid.base} called different from itself?", grid)
@@ -148,8 +150,9 @@ def make_plan(
         before = RunFolder(root / "grids").read(f"{loaded.name}@{label}.json") or {}
         listed = {row["variant"] for row in before.get("runs", ())} - {run.variant for run in runs}
         if names := [name for name in grid.variants if name in listed]:
-            all_of = chosen | {"only": names, "seeds": [0], "lrs": []}
-            others = {run.variant: run.origin for run in grid.runs(data, overrides, scale=_as_it_is, **all_of)}
+            again = chosen | {"only": names, "seeds": [0], "lrs": []}
+            now = grid.runs(data, overrides, scale=lambda config, *_: config, **again)
+            kept = {run.variant: run.origin for run in now}
     standings = find_standings(root, {run.hash for run in runs}).runs
     other_code = {
         hash: files
@@ -157,11 +160,7 @@ def make_plan(
         if each.state == State.DONE and each.result and (files := changed_code(each.result.get("code") or {}))
     }
     states = {hash: each.state for hash, each in standings.items()}
-    return Plan(loaded, label, root, runs, states, aa, other_code, others)
-
-
-def _as_it_is(config: Any, *_: Any) -> Any:
-    return config
+    return Plan(loaded, label, root, runs, states, aa, other_code, kept)
 
 
 def _aa_runs(
