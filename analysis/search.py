@@ -37,7 +37,7 @@ def load_study(
     Args:
         root: the folder of the runs.
         name: the search; the only one there is if None.
-        data: its setting; the only one it has if None.
+        data: the key of its bases; the only one it has if None.
         missing: "empty" gives a study without trials where there is no such search.
 
     Raises:

@@ -68,7 +68,7 @@ def print_search(definition: Definition) -> None:
     if not asked:
         raise ConfigError("propose asks its trial for nothing: there is nothing to search")
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{definition.name}[/bold] on {definition.setting}: {definition.question}")
+    console.print(f"[bold]{definition.name}[/bold] on {definition.data}: {definition.question}")
     for name, each in asked.items():
         choices = [escape(str(choice)) for choice in getattr(each, "choices", ())]
         console.print(f"  {escape(name)}: {' · '.join(choices) or f'{each.low:g} to {each.high:g}'}")
@@ -95,7 +95,7 @@ class Asker:
             ConfigError: the folder can't be written, or holds a search that differs in more than its question.
         """
         self.root, self.definition, self.wanted = root, definition, wanted
-        self.folder, self.about = root / "searches" / f"{definition.name}@{definition.setting}", definition.about()
+        self.folder, self.about = root / "searches" / f"{definition.name}@{definition.data}", definition.about()
         there = RunFolder(self.folder)
         with launch_lock(root):
             if (begun := there.read("search.json")) is None:
@@ -269,11 +269,11 @@ def search_on_slurm(
     """
     cluster.check_budget([(profile, asker.left())], max_gpu_hours)
     size = scheduler.max_array_size()
-    name, setting = asker.definition.name, asker.definition.setting
+    name, data = asker.definition.name, asker.definition.data
     todo = {State.NEW, State.INTERRUPTED}
     while True:
         configs = {run.hash: run.config for run in asker.open_runs(workers)}
-        taken = cluster.launch(asker.root, configs, todo, name, setting, profile, max_attempts, size)
+        taken = cluster.launch(asker.root, configs, todo, name, data, profile, max_attempts, size)
         states = find_states(asker.root, configs)
         if not taken or set(states.values()) <= todo:
             return asker.print_counts()  # all have ended, or the rest can't be submitted

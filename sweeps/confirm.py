@@ -11,7 +11,7 @@ from metamixer.config import ConfigError, digest
 from .search import Definition
 from .trials import best_trials, find_search, make_study, read_about, read_trials
 
-GRID = '''"""Does what the search {name} found on {setting} hold, over seeds and on the test samples?
+GRID = '''"""Does what the search {name} found on {data} hold, over seeds and on the test samples?
 
 The best trials by their validation score against {base}. Written by `launch.py confirm`; seeds are not those of the
 search, as its own score is the best of many.
@@ -25,7 +25,7 @@ BASE = {config}
 CHANGES = {changes}
 
 GRID = Grid(
-    bases={{{setting!r}: parse(RunConfig, BASE)}},
+    bases={{{data!r}: parse(RunConfig, BASE)}},
     base={base!r},
     variants={{name: Variant(changes=changes) for name, changes in CHANGES.items()}},
     seeds={seeds},
@@ -45,7 +45,7 @@ def confirm(root: Path, definition: Definition, top: int, seeds: Sequence[int] |
         ConfigError: nothing was searched, no trial is done, or another file stands there.
         OSError: the file can't be written.
     """
-    folder = find_search(root, definition.name, definition.setting)
+    folder = find_search(root, definition.name, definition.data)
     rows = read_trials(root, folder)
     found = [rows[trial.number] for trial in best_trials(make_study(read_about(folder), rows), top + 1)]
     if not found:
@@ -59,7 +59,7 @@ def confirm(root: Path, definition: Definition, top: int, seeds: Sequence[int] |
     own = definition.base.seed
     text = GRID.format(
         name=definition.name,
-        setting=definition.setting,
+        data=definition.data,
         base=base,
         config=pprint.pformat({**definition.base.to_dict(), "modules": []}, width=100, sort_dicts=False),
         changes=pprint.pformat(changes, width=100, sort_dicts=False),
@@ -67,7 +67,7 @@ def confirm(root: Path, definition: Definition, top: int, seeds: Sequence[int] |
         modules=definition.search.modules,
     )
     path = out or Path(f"confirm_{definition.name}.py")
-    if path.exists() and path.read_text(encoding="utf-8") != text:  # of another setting, or edited since
+    if path.exists() and path.read_text(encoding="utf-8") != text:  # on other data, or edited since
         raise ConfigError(f"{path}: another file stands there: name one with --out, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

@@ -32,7 +32,7 @@ class Search(Config):
     """A search as the author of its file writes it.
 
     Attributes:
-        bases: the base run for each setting (usually a data set); the first is the default.
+        bases: the base run for each data set or task; the first is the default.
         propose: takes a trial of Optuna, asks it for parameters (`trial.suggest_categorical` and so on), and returns
             changes of the base by dotted key. A ValueError means that these parameters make no run.
         minimize: costs that are sought as low as possible, beside the best value of the task's first metric.
@@ -53,18 +53,18 @@ class Search(Config):
     modules: tuple[str, ...] = ()
 
     def model_post_init(self, _: Any) -> None:
-        for setting, base in self.bases.items():
+        for data, base in self.bases.items():
             if not isinstance(base, RunConfig):
-                raise ConfigError(f"base {setting!r} must be a RunConfig, got {type(base).__name__}")
+                raise ConfigError(f"base {data!r} must be a RunConfig, got {type(base).__name__}")
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A search in one setting."""
+    """A search on one data set or task."""
 
     name: str
     question: str
-    setting: str
+    data: str
     search: Search
     base: RunConfig
 
@@ -74,7 +74,7 @@ class Definition:
         return {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
-            "setting": self.setting,
+            "setting": self.data,
             "question": self.question,
             "metric": metric,
             "objectives": [metric["name"], *self.search.minimize],
@@ -127,7 +127,7 @@ def search_questions() -> dict[str, str]:
 def load_search(
     name: str, data: str | None = None, overrides: dict[str, Any] | None = None, more_modules: tuple[str, ...] = ()
 ) -> Definition:
-    """A search in one setting, by the name of its file in `ablations/searches` or by the path of a file anywhere.
+    """A search on one data set or task, by the name of its file in `ablations/searches` or by a path.
 
     Args:
         data: which of the bases; the first if None.
@@ -135,19 +135,19 @@ def load_search(
         more_modules: absolute paths of files that register operations, besides the search's own.
 
     Raises:
-        ConfigError: no such search or setting, no validation samples, or a file that makes no search.
+        ConfigError: no such search or data, no validation samples, or a file that makes no search.
     """
     path = Path(name) if name.endswith(".py") else SEARCHES / f"{name}.py"
     if not path.is_file() or path.stem == "__init__":
         raise ConfigError(f"no search {name!r}; there are {', '.join(search_questions())}, or give a file's path")
     search = from_file(path, "SEARCH", Search, more_modules)
-    setting = data or next(iter(search.bases))
-    if setting not in search.bases:
-        raise ConfigError(f"no setting {setting!r}; the search has {', '.join(search.bases)}")
+    data = data or next(iter(search.bases))
+    if data not in search.bases:
+        raise ConfigError(f"no data {data!r}; the search has {', '.join(search.bases)}")
     for source in search.modules:
         load_module(source)
-    base = override(search.bases[setting], overrides or {})
+    base = override(search.bases[data], overrides or {})
     if not base.data.val_samples:
         raise ConfigError("a search chooses on validation samples: give the base some, e.g. data.val_samples=1000")
-    label = data_label(setting, overrides or {})
+    label = data_label(data, overrides or {})
     return Definition(path.stem, question_of(path), label, search, base)

@@ -67,7 +67,7 @@ def search(
         complete = search_here(asker, parallel_runs(device, job.runs_per_gpu, workers), device)
     else:
         complete = search_on_slurm(asker, workers or 4, profile_of(job), max_gpu_hours, max_attempts)
-    return Launched(runs, definition.name, definition.setting, complete)
+    return Launched(runs, definition.name, definition.data, complete)
 
 
 @app.command()
@@ -92,7 +92,7 @@ def confirm(
 
 
 def definition_of(search: str, data: str | None, set: list[str] | None, modules: list[str] | None) -> Any:
-    """A search in one setting."""
+    """A search on one data set or task."""
     from sweeps.search import load_search
 
     return load_search(search, data, changes_of(set), tuple(absolute(modules)))

@@ -63,11 +63,11 @@ def read_trials(root: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def launched(root: Path, name: str = "*", data: str | None = None) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Name, setting and row of every trial that was launched, of the searches of a name or of all."""
+    """Name, data and row of every trial that was launched, of the searches of a name or of all."""
     for path in sorted((root / "searches").glob(f"{name}@{data or '*'}/{FILE}")):
-        search, _, setting = path.parent.name.partition("@")
+        search, _, key = path.parent.name.partition("@")
         rows = [row for row in proposals(path.parent) if "ended" not in row and not too_costly(row)]
-        yield from ((search, setting, row) for row in rows)
+        yield from ((search, key, row) for row in rows)
 
 
 def too_costly(row: dict[str, Any]) -> list[str]:

@@ -65,8 +65,8 @@ def study_of(asker):
 
 
 def test_every_proposal_of_the_shipped_search_makes_a_run_and_what_is_known_is_what_it_says(capsys):
-    for setting in ("digits", "fashion-mnist"):
-        print_search(load_search("mixer", setting))
+    for data in ("digits", "fashion-mnist"):
+        print_search(load_search("mixer", data))
     assert "make no run" not in capsys.readouterr().out
     loaded = load_search("mixer")
     mixers = {

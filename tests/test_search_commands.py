@@ -121,7 +121,7 @@ def test_mistakes_are_one_line(tmp_path):
     for arguments, line in (
         (("search", "nothing"), "no search 'nothing'; there are mixer"),
         (("search", file, "--cluster", "cloud"), "--cluster 'cloud': local or slurm"),
-        (("search", file, "--data", "other"), "no setting 'other'; the search has tiny"),
+        (("search", file, "--data", "other"), "no data 'other'; the search has tiny"),
         (("confirm", file), "no search tiny on tiny in"),
         (("search", file, "--set", "recipe.epoch=3"), "no key 'epoch'"),
     ):
