@@ -270,9 +270,8 @@ def plans_of(options: GridOptions, measure: bool = True) -> "list[Plan]":
     from sweeps import load_grid, make_plan
 
     loaded = load_grid(options.grid, absolute(options.module), options.runs)
-    keys: list[str | None] = [*(listed(options.data) or [None])]
-    if options.data == "all":
-        keys = [*loaded.grid.bases]
+    named = list(loaded.grid.bases) if options.data == "all" else listed(options.data)
+    keys: list[str | None] = [*named] if named else [None]
     chosen: dict[str, Any] = {
         "seeds": seeds_of(options.seeds),
         "only": listed(options.only),
