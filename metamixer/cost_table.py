@@ -75,15 +75,14 @@ def print_costs(network: Network, layers: bool = False, console: Console | None 
     """
     console = console or Console()
     costs = by_layer(network.model, network.input_size)
-    mixer = network.run is None and not hasattr(network.model, "get_classifier")
-    if mixer:
+    if network.is_mixer:
         costs = {f"token_mixer.{name}".rstrip("."): cost for name, cost in costs.items()}
     whole = total(costs.values())
     size = "×".join(map(str, network.input_size))
     console.print(f"{network.name} at {size}, folded", highlight=False)
-    if not mixer:
+    if not network.is_mixer:
         console.print(_table("stage", by_stage(costs, network.model), whole))
-    if mixer or any(isinstance(module, MetaMixer) for module in network.model.modules()):
+    if network.is_mixer or any(isinstance(module, MetaMixer) for module in network.model.modules()):
         console.print(_table("part", by_slot(costs), whole))
     if layers:
         console.print(_table("layer", costs, whole))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .checks import find
 from .config import ConfigError, from_text
 from .ffnet import default_cfgs
-from .mixer import build_mixer
-from .operation import REGISTRY, Site
+from .mixer import MetaMixer, build_mixer
+from .operation import REGISTRY, Baseline, Site
 from .presets import BASELINES, PRESETS
 from .recipes import RECIPES, named_run
 from .training import checkpoint, weights
@@ -46,6 +46,10 @@ class Network:
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     run: RunConfig | None = None
     classes: list[str] | None = None
+
+    @property
+    def is_mixer(self) -> bool:
+        return isinstance(self.model, MetaMixer | Baseline)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from metamixer.latency.runtimes import RUNTIMES, Loaded, Runtime, find_runtime
 from metamixer.latency.session import difference
 from metamixer.latency.session import run as run_session
 from metamixer.networks import Network, find_network, of_run
+from metamixer.recipes import named_run
 
 ROW = {"network": "ffnet_1", "name": "ffnet_1", "resolution": 256, "batch": 1, "device": "a CPU", "os": "Linux",
        "runtime": "onnxruntime", "version": "1", "precision": "fp32", "threads": 1, "compute_units": "CPU",
@@ -295,6 +296,8 @@ def test_keys_tell_folded_from_unfolded_and_runs_by_their_configuration():
     network = of_run("a", RUN)
     key = network_key(RUN.to_dict())
     assert Subject(network).key == key and Subject(network, False).key == f"{key} unfolded"
+    probe = named_run("recall")
+    assert Subject(of_run("a", probe)).key == network_key(probe.to_dict()) != Subject(of_run("a", probe, (16, 16))).key
     assert Subject(find_network("xca")).key == "xca"
     assert Subject(find_network("xca", (8, 12)), False).key == "xca 8×12 unfolded"
     assert Subject(of_run("a", RUN, (16, 24))).key == network_key(RUN.to_dict(), (16, 24)) != key

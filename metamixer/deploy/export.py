@@ -46,7 +46,7 @@ def export(network: Network, format: str, out: Path | None = None) -> Export:
     """
     if format not in SUFFIXES:
         raise ConfigError(f"format {format!r}: one of {', '.join(SUFFIXES)}")
-    if not hasattr(network.model, "num_classes"):
+    if network.is_mixer:
         raise ConfigError(f"{network.name!r} is a mixer: export a network, or see docs/deployment.md")
     path = out or Path(Path(network.name).name + SUFFIXES[format])
     if path.suffix != SUFFIXES[format]:
@@ -116,11 +116,11 @@ def _compared(network: Network, deployed: Deployed, images: Tensor, run: Callabl
         eager = torch.cat([network.model((image[None] - mean) / std) for image in images])  # not folded
         eager = deployed.ending(eager)
         other = torch.cat([run(image[None]) for image in images])
-    agree = (eager.argmax(1) == other.argmax(1)).float().mean()
+    agree = f"top-1 agrees on {int((eager.argmax(1) == other.argmax(1)).sum())}, " if eager.ndim == 2 else ""
     largest = float((eager - other).abs().max())
     return (
-        f"against eager, not folded, on {len(images)} images: the largest class agrees on {float(agree):.1%}, outputs "
-        f"differ by at most {largest:.1e} (the largest is {float(eager.abs().max()):.2g})"
+        f"against eager, not folded, on {len(images)} images: {agree}outputs differ by at most {largest:.1e} (the "
+        f"largest is {float(eager.abs().max()):.2g})"
     )
 
 

@@ -46,10 +46,11 @@ class Subject:
 
     @property
     def key(self) -> str:
-        if self.network.run is None:
+        run, (_, height, width) = self.network.run, self.network.input_size
+        if run is None:
             return self.network.name + self._form
-        _, height, width = self.network.input_size
-        key = network_key(self.network.run.to_dict(), width if height == width else (height, width))
+        own = run.data.input_size == self.network.input_size
+        key = network_key(run.to_dict(), None if own else width if height == width else (height, width))
         return key if self.folded else f"{key} unfolded"
 
     @property

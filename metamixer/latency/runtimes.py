@@ -22,12 +22,9 @@ from ..config import ConfigError
 
 
 class Loaded(NamedTuple):
-    """A network in a runtime, with its image.
+    """A network in a runtime, with its image: `call` runs it once, `scores` makes an array of what that returns.
 
-    Attributes:
-        call: runs it once.
-        scores: makes an array of what `call` returns.
-        nanoseconds: what the runtime's own clock says of the last call; else the time around it counts.
+    `nanoseconds` is what the runtime's own clock says of the last call; else the time around it counts.
     """
 
     call: Callable[[], Any]
@@ -47,12 +44,9 @@ class Loaded(NamedTuple):
 
 
 class Runtime(ABC):
-    """A runtime.
+    """A runtime that needs `packages`, of which the first one's version is its own, and which `extra` installs.
 
-    Attributes:
-        packages: what it needs; the first one's version is the runtime's.
-        extra: what installs them.
-        tolerance: how far its scores may be from eager's, as a share of the largest.
+    `tolerance` is how far its scores may be from eager's, as a share of the largest.
     """
 
     name: ClassVar[str]
