@@ -52,11 +52,13 @@ def scores(network, images):
         return network.model((images - mean) / std)
 
 
+@needs("coremltools", "deploy")
 @needs("onnxruntime", "onnx")
 def test_pictures_and_series_go_out_as_numbers(tmp_path):
     sr = Network("sr", SuperResolver(ffnet_sr(2, 16), img_size=(12, 16)).eval(), (3, 12, 16), MEAN, STD)
     written = export(sr, "onnx", tmp_path / "sr.onnx")
     assert onnx.run(written.path, torch.rand(1, 3, 12, 16)).shape == (1, 3, 24, 32)
+    assert "numbers" in export(sr, "coreml", tmp_path / "sr.mlpackage").checks[0]
     config = parse(ForecasterConfig, {"blocks": {**BLOCK, "width": 2 * 8}, "dim": 8})
     forecaster = Network("f", Forecaster(config, 24, 2, (1, 48)).eval(), (2, 1, 48), MEAN[:2], STD[:2])
     written = export(forecaster, "onnx", tmp_path / "f.onnx")

@@ -60,7 +60,7 @@ def export(network: Network, format: str, out: Path | None = None) -> Export:
         classifies = network.model(images[:1]).ndim == 2 and images.shape[1] in (1, 3)
     model = Deployed(network.model, network.mean, network.std, softmax=format == "coreml" and classifies).eval()
     if format == "coreml":
-        names = class_labels(network)
+        names = class_labels(network) if classifies else []
         program = (
             coreml.convert_classifier(model, images[:1], names) if classifies else coreml.convert(model, images[:1])
         )
