@@ -127,5 +127,7 @@ def notes(table: pd.DataFrame, metas: dict[str, Meta]) -> list[str]:
         steps = sorted(set(table.loc[table["solved"] == 0, "steps"].dropna().astype(int)))
         lines += [f"Below solved: no seed solved the task within {' or '.join(map(str, steps))} steps."]
         lines += [f"{task}: {line}" for task, group in by_task for line in too_few(group)]
+    levels = [(task, *level) for task, _ in by_task for level in metas[task].metric.levels.items()]
+    lines += [f"{task}: a network that {name} gets {metas[task].metric.value(value)}." for task, name, value in levels]
     lines += [f"{task}: left out, {line}." for task, _ in by_task for line in metas[task].left_out]
     return [*lines, *dict.fromkeys(line for _, group in by_task for line in unequal(group))]

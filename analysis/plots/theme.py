@@ -109,7 +109,8 @@ def names(axes: Axes, x: Any, y: Any, texts: Any, base: Any, bar: Any = 0.0) -> 
     ]
     arrows = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.7}
     ends = np.r_[x, x], np.r_[y - bar, y + bar]
-    adjust_text(placed, *ends, objects=points, ax=axes, arrowprops=arrows, force_text=(0.3, 0.5), iter_lim=300)
+    tries = 6000 // max(len(x), 20)  # the cost of one rises with the square of the names
+    adjust_text(placed, *ends, objects=points, ax=axes, arrowprops=arrows, force_text=(0.3, 0.5), iter_lim=tries)
 
 
 def legend(axes: Axes, columns: int = 2, handles: Sequence[Artist] = ()) -> None:
