@@ -135,7 +135,7 @@ def of_timm(tmp_path, name, state, **changes):
 @pytest.mark.parametrize(
     "name, of, changes, message",
     [
-        ("test_resnet", "test_resnet", {"num_classes": 12}, "are for 10 classes, data.num_classes is 12: set "),
+        ("test_resnet", "test_resnet", {"num_classes": 12}, "knows 10 classes, data.num_classes is 12: use another"),
         ("test_resnet", "test_convnext", {}, "timm model 'test_resnet': cannot load its weights"),
         ("test_resnet", "test_resnet", {"channels": 1, "mean": (0.5,), "std": (0.2,)},
          "takes 3 channels, data.channels is 1"),

@@ -5,14 +5,13 @@ import math
 import pytest
 import torch
 from small import RUN
-from timm.utils import ModelEmaV3
 from torch._inductor import config as inductor_config
 
 from metamixer import ConfigError, override
 from metamixer.training.data import Data
 from metamixer.training.folder import RunFolder
 from metamixer.training.learner import Learner
-from metamixer.training.optimize import Average, Schedule, build_optimizer
+from metamixer.training.optimize import Schedule, build_optimizer
 from metamixer.training.recipe import Recipe
 from metamixer.training.train import train
 
@@ -107,21 +106,6 @@ def test_weight_decay_on_layer_scale_is_a_choice(decayed):
     )
     assert all(d == (0.05 if n.endswith("weight") and learner.model.get_parameter(n).ndim > 1 else 0)
                for n, d in decays.items() if not n.endswith("scale"))  # fmt: skip
-
-
-def test_the_average_is_timms():
-    model = RUN.build()
-    ours, theirs = Average(model, 0.9), ModelEmaV3(model, decay=0.9)
-    for _ in range(3):
-        model.train()(torch.randn(4, 1, 12, 12)).sum().backward()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += torch.randn_like(parameter)
-        ours.update(model)
-        theirs.update(model)
-    for (name, a), b in zip(ours.module.state_dict().items(), theirs.module.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-    assert ours.module.stem[0].norm.num_batches_tracked == 3
 
 
 def test_a_step_of_four_passes_against_four_plain_backward_passes():

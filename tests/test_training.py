@@ -20,6 +20,7 @@ from small import RUN, STEPS
 from metamixer import ConfigError, digest, override
 from metamixer.training import checkpoint
 from metamixer.training import train as train_module
+from metamixer.training.data import Data
 from metamixer.training.evaluate import evaluate
 from metamixer.training.folder import RunBusy, RunFolder
 from metamixer.training.learner import Learner
@@ -253,13 +254,12 @@ def test_what_a_run_leaves_behind(undisturbed, tmp_path):
     assert train(RUN, path) == result and (path / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_fewer_images_than_asked_for_are_pointed_out(tmp_path, caplog):
+def test_fewer_images_than_asked_for_are_refused(tmp_path):
     # 1297 digits to train on, 64 of them held out
-    short = override(RUN, {"recipe.epochs": 1, "recipe.warmup_epochs": 0})
-    for wanted in (1233, 1234):
-        train(override(short, {"data.train_samples": wanted}), tmp_path / str(wanted))
-    line = "data.train_samples 1234: there are 1233, all of them are used"
-    assert [record.getMessage() for record in caplog.records] == [line]
+    assert Data(override(RUN.data, {"train_samples": 1233}), RUN.recipe).counts["train"] == 1233
+    with pytest.raises(ConfigError, match=r"data\.train_samples 1234: digits .* has 1233; set it to null"):
+        train(override(RUN, {"data.train_samples": 1234}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_processes_do_not_train_the_same_run(tmp_path):

@@ -53,8 +53,7 @@ class Data:
         self.counts: dict[str, int] = {}
         self.steps = 0
         if recipe is not None:
-            there = self.task.count("train")
-            self.counts["train"] = there if there is not None else config.train_samples or 0
+            self.counts["train"] = self._count("train", config.train_samples)
             self.counts["val"] = self._count("val", config.val_samples)
         self.counts["test"] = self._count("test", config.test_samples)
         if recipe is not None:
@@ -71,7 +70,7 @@ class Data:
         if wanted is None and there is None:
             raise ConfigError(f"data.{split}_samples: {self.config.about} has no end of them; say how many")
         if wanted is not None and there is not None and wanted > there:
-            raise ConfigError(f"data.{split}_samples {wanted}: {self.config.about} has {there}")
+            raise ConfigError(f"data.{split}_samples {wanted}: {self.config.about} has {there}; set it to null for all")
         return wanted if wanted is not None else there  # type: ignore[return-value]
 
     def record(self, folder: RunFolder, write: bool = True) -> None:

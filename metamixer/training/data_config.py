@@ -15,21 +15,20 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 def _data_name(name: str) -> str:
-    prefix, slash, _ = name.lower().partition("/")
+    prefix, slash, rest = name.lower().partition("/")
     if slash and prefix in ("wds", "tfds", "hfids"):  # timm's readers that give images in their own order only
         raise ValueError(
-            f"data {name!r} can only be read from front to back, but a run's batches are chosen by seed, epoch "
-            "and index: use data.name=folder with folders or tar files of one folder a class, or hfds/NAME"
+            f"data {name!r} can only be read from front to back, but a run picks its images by seed, epoch and index: "
+            "use data.name=folder with folders or tar files of one folder a class, or hfds/NAME"
         )
-    if name.lower() in ("torch/folder", "torch/image_folder"):
-        raise ValueError(f"data {name!r}: use data.name=folder")
     # of any other name timm would look at `root` alone, and open that as a folder of images
-    if name not in ("digits", "fashion-mnist", "folder") and (not slash or prefix not in ("torch", "hfds")):
-        raise ValueError(
-            f"no data set {name!r}; there are digits, fashion-mnist, folder, and what timm opens as torch/NAME or "
-            "hfds/NAME, most of it with data.root"
-        )
-    return name
+    of_timm = prefix in ("torch", "hfds") and rest not in ("", "folder", "image_folder")
+    if name in ("digits", "fashion-mnist", "folder") or of_timm:
+        return name
+    raise ValueError(
+        f"no data set {name!r}; there are digits, fashion-mnist, folder, and what timm opens as torch/NAME or "
+        "hfds/NAME, most of it with data.root"
+    )
 
 
 def _manifest(values: dict[str, Any]) -> str | None:

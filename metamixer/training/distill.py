@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import ConfigError
+from ..networks import timm_model
 from . import checkpoint, weights
 from .data_config import AnyData
 from .folder import RunFolder
@@ -67,13 +67,7 @@ _Normalised = tuple[Any, tuple[float, ...], tuple[float, ...]]  # a network, and
 
 def _of_timm(distillation: Distillation, data: AnyData, classes: list[str] | None) -> _Normalised:
     name, file = distillation.teacher, distillation.weights
-    overlay: dict[str, Any] = {}
-    if file is not None:
-        state, classifier = weights.read(file), timm.get_pretrained_cfg(name).classifier
-        weights.check_classes(state, f"{classifier}.bias", data.num_classes, file.source)
-        settings = {"state_dict": state, "num_classes": data.num_classes}
-        overlay = {"num_classes": data.num_classes, "pretrained_cfg_overlay": settings}
-    model: Any = weights.pretrained(name, **overlay)
+    model: Any = weights.pretrained(name) if file is None else timm_model(name, weights.read(file), file.source)
     settings = model.pretrained_cfg
     if model.num_classes != data.num_classes:
         raise ConfigError(

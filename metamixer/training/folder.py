@@ -98,8 +98,7 @@ class RunFolder:
     def replace(self, name: str, writer: Any, sync: bool = True, keep: str | None = None) -> None:
         """Write a file aside, with `sync` make sure that it is on the disk, then rename it into place.
 
-        With `keep` the file that was there stays under that name; `name` itself is there at every moment where the file
-        system has hard links.
+        With `keep` the file that was there stays under that name.
         """
         aside = self.path / f".{name}.{socket.gethostname()}.{os.getpid()}"
         try:
@@ -108,7 +107,7 @@ class RunFolder:
                 with aside.open("rb") as file:
                     os.fsync(file.fileno())
             if keep is not None and (self.path / name).exists():
-                _link(self.path / name, self.path / keep)
+                os.replace(self.path / name, self.path / keep)
             os.replace(aside, self.path / name)
         finally:
             aside.unlink(missing_ok=True)
@@ -180,15 +179,3 @@ def _let_go() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go)
-
-
-def _link(file: Path, name: Path) -> None:
-    """Give a file a second name, in place of what had it; where there are no hard links, move it there."""
-    aside = name.with_name(f".{name.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        aside.unlink(missing_ok=True)
-        os.link(file, aside)
-    except OSError:
-        os.replace(file, name)
-    else:
-        os.replace(aside, name)

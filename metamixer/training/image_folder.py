@@ -123,13 +123,10 @@ def what_changed(before: Mapping[str, Parts], now: Mapping[str, Parts]) -> str:
     for split in sorted({*before, *now}):
         old, new = before.get(split, {}), now.get(split, {})
         for name in sorted({*old, *new}, key=class_order):
-            place = f"{split}/{name}" if name else split
-            if name not in old or name not in new:
-                found.append(f"{place} is {'new' if name in new else 'gone'}")
-            elif old[name][0] != new[name][0]:
-                found.append(f"{place} has {new[name][0]} files where it had {old[name][0]}")
-            elif list(old[name]) != list(new[name]):
-                found.append(f"{place} has other files")
+            (had, was), (has, is_now) = (part.get(name, (0, "")) for part in (old, new))
+            if (had, was) != (has, is_now):
+                count = "other files" if had == has else f"{has} files where it had {had}"
+                found.append(f"{split}/{name}".rstrip("/") + f" has {count}")
     return few(found)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,8 +22,7 @@ from .depthwise import split_depthwise
 from .distill import Teacher, distillation_loss
 from .distributed import ALONE, World
 from .loader import Batch
-from .optimize import Average, Schedule, batch_norm_statistics, build_optimizer
-from .recipe import Recipe
+from .optimize import Schedule, batch_norm_statistics, build_optimizer
 from .run_config import RunConfig
 
 log = logging.getLogger(__name__)
@@ -57,14 +57,13 @@ class Learner:
     ) -> None:
         self.config, self.device, self.steps, self.world = config, device, steps, world
         recipe = config.recipe
-        self.share = _share(recipe, world, device)
+        self.share = recipe.share(world.size)
+        if recipe.batch_norm == "synchronized" and world.size > 1 and device.type != "cuda":
+            raise ConfigError("recipe.batch_norm 'synchronized' needs GPUs with several processes; use 'average'")
         if recipe.precision == "float16" and device.type == "cpu":
             raise ConfigError("recipe.precision 'float16' is for GPUs; on a CPU take float32 or bfloat16")
         if recipe.compile and device.type == "cpu" and not has_cpp_compiler():
-            raise ConfigError(
-                "recipe.compile: no working C++ compiler; install one, e.g. Debian's package g++, or set "
-                "recipe.compile=false"
-            )
+            raise ConfigError("recipe.compile: no working C++ compiler; install one (g++) or set recipe.compile=false")
         model: Any = config.build()
         if state is None and config.initial is not None:
             weights.start_from(model, config, classes)
@@ -72,12 +71,15 @@ class Learner:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         split_depthwise(model)
         self.model = model.to(device, memory_format=torch.channels_last).train()
-        self.ema = Average(self.model, recipe.ema_decay) if recipe.ema_decay else None
+        self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = build_optimizer(self.model, recipe)
         self.schedule = Schedule(self.optimizer, recipe, steps)
+        self.mixup: Mixup | None = None
+        self.loss: Callable[[Tensor, Tensor], Tensor] = config.data.built.loss
         mixup, cutmix = recipe.mix_shares
-        self.mixup = (
-            Mixup(
+        if mixup or cutmix:
+            self.loss = SoftTargetCrossEntropy()
+            self.mixup = Mixup(
                 mixup_alpha=recipe.mixup_alpha if mixup else 0.0,
                 cutmix_alpha=recipe.cutmix_alpha if cutmix else 0.0,
                 prob=mixup + cutmix,
@@ -85,12 +87,6 @@ class Learner:
                 label_smoothing=recipe.label_smoothing,
                 num_classes=config.data.num_classes,
             )
-            if mixup or cutmix
-            else None
-        )
-        self.loss: Callable[[Tensor, Tensor], Tensor] = config.data.built.loss
-        if self.mixup:
-            self.loss = SoftTargetCrossEntropy()
         elif recipe.label_smoothing:
             self.loss = LabelSmoothingCrossEntropy(recipe.label_smoothing)
         self.teacher = Teacher(recipe.distillation, config.data, device, classes) if recipe.distillation else None
@@ -239,16 +235,3 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         for tensor in ahead:
             tensor.record_stream(current)  # so that no other copy gets its memory while a step reads it
         ready = ahead
-
-
-def _share(recipe: Recipe, world: World, device: torch.device) -> int:
-    """Forward passes of a step in each process.
-
-    Raises:
-        ConfigError: they can't be shared out evenly, or BatchNorm can't be synchronized there.
-    """
-    if recipe.batch_norm == "synchronized" and world.size > 1 and device.type != "cuda":
-        raise ConfigError(
-            "recipe.batch_norm 'synchronized' needs GPUs where a run has several processes; use 'average'"
-        )
-    return recipe.share(world.size)

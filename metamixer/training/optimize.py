@@ -1,14 +1,12 @@
-"""What moves the weights: AdamW, its learning rate and weight decay as functions of the step, the moving average."""
+"""What moves the weights: AdamW, its learning rate and weight decay as functions of the step."""
 
 from __future__ import annotations
 
 import math
-from itertools import compress
 
 import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from .recipe import Recipe
@@ -70,23 +68,6 @@ class Schedule:
             return start
         done = min(step / (self.recipe.epochs * self.steps), 1.0)
         return end + 0.5 * (start - end) * (1 + math.cos(math.pi * done))
-
-
-class Average(ModelEmaV3):
-    """timm's moving average of weights and statistics; its lists of tensors are made once, not at every step."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(model, decay=decay)
-        own, theirs = (list(network.state_dict().values()) for network in (self.module, model))
-        averaged = [tensor.is_floating_point() for tensor in own]  # all but BatchNorm's counters
-        self._own, self._theirs = list(compress(own, averaged)), list(compress(theirs, averaged))
-        counters = [not flag for flag in averaged]
-        self._own_counters, self._counters = list(compress(own, counters)), list(compress(theirs, counters))
-
-    def apply_update_(self, model: nn.Module, decay: float) -> None:
-        torch._foreach_lerp_(self._own, self._theirs, weight=1.0 - decay)
-        if self._counters:
-            torch._foreach_copy_(self._own_counters, self._counters)
 
 
 def batch_norm_statistics(*models: nn.Module | None) -> list[torch.Tensor]:

@@ -22,10 +22,9 @@ Range = tuple[Positive, Positive]
 class Weights(Config):
     """Weights to start from or to learn from.
 
-    `source` is a file (a checkpoint with the weights themselves or under `model`, `state_dict` or
-    `state_dict_ema`, such as a released one or a run's `last.pt`) or the name of a timm model with pretrained
-    weights. `digest` is filled in from a file's content and is, in the file's place, part of a run's identity.
-    `average` takes the moving average of the weights that the file holds beside them.
+    `source` is a checkpoint's file, a released one or a run's, or the name of a timm model with pretrained weights.
+    `digest` is filled in from a file's content and is, in the file's place, part of a run's identity. `average` takes
+    the moving average that the file holds beside the weights.
     """
 
     source: str
@@ -142,29 +141,26 @@ class Recipe(Config):
     """How a network is trained; the defaults are FFNet's common recipe (arXiv 2406.02021, released scripts).
 
     `batch_size` is the global one. A step averages the gradients of batch_size / `micro_batch` forward passes
-    (one if null); all that is random or depends on a batch (mixup, BatchNorm's statistics, stochastic depth)
-    belongs to a pass, so that the numbers do not depend on how many processes share a step's passes; only
-    BatchNorm's running statistics do, see below. The published runs had 128 images in a pass.
+    (one if null). All that is random or depends on a batch (mixup, BatchNorm's statistics, stochastic depth)
+    belongs to a pass, not to a process.
 
     `epochs` is the length of the cosine, after `warmup_epochs` that count among them; `cooldown_epochs` at
     `min_lr` come on top. The schedule `constant` keeps `lr` after the warm-up and has no cool-down.
     `weight_decay_end` lets the weight decay follow a cosine too, from `weight_decay` to it. With `lr_batch` the
     three learning rates are meant for that batch and are scaled by batch_size / lr_batch.
 
-    `ema_decay` is the decay of the weights' moving average, which is then what a run reports; null turns it off. The
-    released code reports the better of averaged and raw weights on the test images; here nothing is chosen on them.
+    `ema_decay` is the decay of the weights' moving average, which is then what a run reports; null turns it off.
     `layer_scale_decay` says whether weight decay acts on layer scale, as it does in the released code.
     `init` is the spread of initial weights: FFNet's, or by the number of a layer's inputs (`initialise`).
     `branch_ratio` scales them so that every token mixer's branch starts with this share of its input's standard
     deviation (`branches.equalize`); without it each mixer starts as its weights make it.
 
     Each pass is mixed by mixup with `mixup_prob`, by cutmix with `cutmix_prob`, or not at all. An alpha of 0 turns one
-    of them off and leaves the other at its share. `color_jitter` acts whether or not there is `rand_augment`; the
-    released scripts give 0.4, which timm passes over beside RandAugment, so that it is 0 here.
+    of them off and leaves the other at its share. `color_jitter` acts beside `rand_augment` too.
 
     `batch_norm` says what several processes do with BatchNorm's running statistics: `average` them after each
     epoch, as published, or keep those of the first process (`local`). `synchronized` also computes each pass's
-    own statistics over all processes, so that the numbers depend on how many there are.
+    own statistics over all processes.
     """
 
     epochs: int = Field(default=300, gt=0)

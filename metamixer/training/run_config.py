@@ -1,6 +1,7 @@
 """What a run is: a network, data, a recipe and a seed, all resolved before anything starts."""
 
 import json
+import re
 from contextlib import AbstractContextManager
 from typing import Annotated, Any
 
@@ -156,26 +157,12 @@ class RunConfig(Config):
                     f"after {steps} steps an EMA of {decay} still holds {decay**steps:.0e} of its start, which "
                     "spoils BatchNorm's small variances: lower recipe.ema_decay or set it to null"
                 )
-        if not isinstance(self.model, BackboneConfig):
-            return found
-        for i, (stage, size) in enumerate(
-            zip(self.model.stages, self.model.map_sizes(self.data.image_size), strict=True)
-        ):
-            kernels = {k for mixer in _mixers(stage) for k in _kernels(mixer.to_dict())}
-            if kernels and min(max(kernels), 2 * size - 1) < max(kernels):
-                found.append(
-                    f"stage {i + 1}: a {max(kernels)}×{max(kernels)} kernel on a map {size} wide acts as "
-                    f"{2 * size - 1}×{2 * size - 1}"
-                )
+        if isinstance(self.model, BackboneConfig):
+            sizes = self.model.map_sizes(self.data.image_size)
+            for number, (stage, size) in enumerate(zip(self.model.stages, sizes, strict=True), 1):
+                # of each mixer, wherever a kernel stands in it
+                largest = max(map(int, re.findall(r'"kernel_size":(\d+)', stage.model_dump_json())), default=0)
+                if (whole := 2 * size - 1) < largest:
+                    kernel, acts = (f"{side}×{side}" for side in (largest, whole))
+                    found.append(f"stage {number}: a {kernel} kernel on a map {size} wide acts as {acts}")
         return found
-
-
-def _mixers(stage: Any) -> list[Any]:
-    return [mixer for block in range(stage.depth) for mixer in stage.mixers(block)]
-
-
-def _kernels(node: Any) -> list[int]:
-    if isinstance(node, dict):
-        own = [node["kernel_size"]] if isinstance(node.get("kernel_size"), int) else []
-        return own + [k for value in node.values() for k in _kernels(value)]
-    return []

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -79,11 +80,12 @@ def train(
     with joined(device, config.threads) as (world, own_device), ExitStack() as stack:
         try:
             # data that can't be used must not leave a folder behind
-            data = None if (folder.path / "config.json").exists() else _open_data(config, own_device, workers)
+            opened = partial(Data, config.data, config.recipe, config.seed, workers, own_device)
+            data = None if (folder.path / "config.json").exists() else opened()
             done = _take(folder, config, world, stack)
             if done is not None:
                 return done
-            data = data or _open_data(config, own_device, workers)
+            data = data or opened()
             data.record(folder, world.first)
             return Trainer(config, folder, own_device, data, world, after_epoch, watch).run()
         except (Interrupted, ConfigError):
@@ -101,10 +103,6 @@ def train(
                 # any process writes it: the others only see that this one is gone
                 folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", at)
             raise
-
-
-def _open_data(config: RunConfig, device: torch.device, workers: int) -> Data:
-    return Data(config.data, config.recipe, config.seed, workers, device)
 
 
 def _take(folder: RunFolder, config: RunConfig, world: World, stack: ExitStack) -> dict[str, Any] | None:
@@ -138,10 +136,6 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.device, self.data, self.world = config, folder, device, data, world
         self.after_epoch, self.watch = after_epoch, watch
-        if world.first:
-            wanted, used = config.data.train_samples, data.counts["train"]
-            if wanted is not None and used < wanted:
-                log.warning("data.train_samples %d: there are %d, all of them are used", wanted, used)
         state = checkpoint.load_newest(folder)
         positions = world.gather(state["step"] if state else None)
         if len(set(positions)) > 1:
@@ -157,14 +151,10 @@ class Trainer:
         """Versions and code of this start; `code_changed` names files that changed while the run was under way."""
         before = self.folder.read("environment.json") or {} if resumed else {}
         code = provenance.code_of(self.learner.model, self.data.task)
-        changed = set(provenance.mixed_code([before.get("code", {}), code]))
-        self.code = {"code": code, "code_changed": sorted(changed | set(before.get("code_changed", ())))}
-        now = provenance.environment(self.device)
-        self.folder.write("environment.json", {**now, "processes": self.world.size, **self.code})
-
-    @property
-    def step(self) -> int:
-        return self.learner.step
+        changed = set(provenance.mixed_code([before.get("code", {}), code])) | set(before.get("code_changed", ()))
+        self.code = {"code": code, "code_changed": sorted(changed)}
+        now = provenance.environment(self.device) | {"processes": self.world.size}
+        self.folder.write("environment.json", now | self.code)
 
     def run(self) -> dict[str, Any]:
         if self.world.first:
@@ -192,7 +182,7 @@ class Trainer:
                 self._save(self.seconds + now - started)
                 saved = now
                 if stopping:
-                    self._leave(f"in epoch {epoch + 1} after step {self.step}")
+                    self._leave(f"in epoch {epoch + 1} after step {self.learner.step}")
             if reporting:
                 self._check_finite(epoch)
                 self._report_progress()
@@ -204,9 +194,9 @@ class Trainer:
         scheduled = self.config.recipe.weight_decay_end is not None
         self.row = {
             "epoch": epoch + 1,
-            "step": self.step,
+            "step": self.learner.step,
             "lr": learner.optimizer.param_groups[0]["lr"],
-            **({"weight_decay": learner.schedule.weight_decay(self.step - 1)} if scheduled else {}),
+            **({"weight_decay": learner.schedule.weight_decay(self.learner.step - 1)} if scheduled else {}),
             "train_loss": learner.mean_loss(),
             **self._validate(),
             "seconds": spent,
@@ -256,22 +246,26 @@ class Trainer:
         if metrics[0].better(score, self.best.get(key)):
             self.best = {"epoch": learner.epoch, "weights": kind, key: score}
             if self.world.first:
-                checkpoint.save_best(
-                    self.folder, {"model": model.state_dict(), "classes": self.data.task.classes, **self.best}
-                )
+                weights = {"model": model.state_dict(), "classes": self.data.task.classes}
+                checkpoint.save_best(self.folder, weights | self.best)
         return row
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate the final weights, raw and averaged, and those of the best epoch on the test split.
 
-        The recipe says which are reported: the average where there is one. The best epoch is a row beside it, left out
-        if its file is lost.
+        The average is reported where there is one. The row of the best epoch is left out if its file is lost.
         """
         config, learner = self.config, self.learner
-        rows, kept = dict[str, dict[str, Any]](), dict[str, Predictions]()
-        rows["raw"], kept["raw"] = self._evaluate(learner.model, "test")
+        rows, arrays = dict[str, dict[str, Any]](), dict[str, np.ndarray]()
+
+        def test(kind: str, model: nn.Module) -> None:
+            rows[kind], kept = self._evaluate(model, "test")
+            if kept is not None:
+                arrays[kind], arrays["label"] = kept
+
+        test("raw", learner.model)
         if learner.ema is not None:
-            rows["ema"], kept["ema"] = self._evaluate(learner.ema.module, "test")
+            test("ema", learner.ema.module)
         reported = "ema" if learner.ema is not None else "raw"
         lost = None
         if self.best:
@@ -284,22 +278,25 @@ class Trainer:
                 lost = str(error)
                 log.warning("%s; the row `best` is left out", lost)
             if not any(self.world.any(lost is not None)):
-                scores, kept["best"] = self._evaluate(learner.model, "test")
-                rows["best"] = {**scores, **best}
+                test("best", learner.model)
+                rows["best"] |= best
         self._record_broken_images()
         if not self.world.first:
             return self.world.broadcast()
-        cost = count_built(config.build, config.data.input_size)
 
-        self._write_predictions(kept)
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+        if arrays:
+            self.folder.replace("predictions.npz", write)
+        cost = count_built(config.build, config.data.input_size)
         metrics = [metric.name for metric in config.metrics]
-        images = self.step * config.recipe.batch_size
         self.folder.write(
             "result.json",
             {
                 "state": "done",
                 "epochs": learner.epoch,
-                "evaluated": "test",
                 "weights": reported,
                 "metric": metrics[0],
                 **{name: rows[reported][name] for name in (*metrics, "loss")},
@@ -309,7 +306,6 @@ class Trainer:
                 "macs": cost.macs,
                 "state_size": cost.state_size,
                 "seconds": self.seconds,
-                "images_per_second": images / self.seconds if self.seconds else None,
                 "threads": config.threads,
                 **self.code,
                 "time": time.time(),
@@ -318,21 +314,9 @@ class Trainer:
         self._report_progress(state="done")
         return self.world.broadcast(self.folder.result())
 
-    def _write_predictions(self, kept: dict[str, Predictions]) -> None:
-        found = {kind: pair for kind, pair in kept.items() if pair is not None}
-        if not found:
-            return
-        arrays = {"label": found["raw"][1], **{kind: predicted for kind, (predicted, _) in found.items()}}
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-        self.folder.replace("predictions.npz", write)
-
     def _report_progress(self, state: str = "running") -> None:
         """Write the progress that `status` shows."""
-        loss = self.learner.mean_loss() if self.step % self.data.steps else self.row.get("train_loss")
+        loss = self.learner.mean_loss() if self.learner.step % self.data.steps else self.row.get("train_loss")
         metric = self.config.metrics[0].name
         if not self.world.first:
             return
@@ -340,7 +324,7 @@ class Trainer:
             "state": state,
             "epoch": self.learner.epoch,
             "epochs": self.config.recipe.total_epochs,
-            "step": self.step,
+            "step": self.learner.step,
             "steps": self.config.recipe.total_epochs * self.data.steps,
             "loss": loss,
             "metric": metric,
