@@ -31,7 +31,7 @@ def code_of(model: Any, *others: Any) -> dict[str, str]:
     modules = {cls.__module__ for part in (*model.modules(), *others) for cls in type(part).__mro__}
     files = {Path(sys.modules[name].__file__ or "") for name in modules if name.startswith("metamixer.")}
     files |= {path for path in (PACKAGE / "training").glob("*.py") if path.stem not in _WITHOUT_PART}
-    files |= {PACKAGE / "rng.py", PACKAGE / "ops" / "_common.py"}
+    files |= {PACKAGE / "rng.py", PACKAGE / "ops" / "_common.py", PACKAGE / "tasks" / "streams.py"}
     return {str(path.relative_to(PACKAGE)): _digest(path) for path in sorted(files)}
 
 

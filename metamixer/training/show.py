@@ -26,11 +26,11 @@ def show_training(config: RunConfig, runs: Path, device: str, workers: int | Non
 
     Started by torchrun or srun, the first process alone shows anything.
     """
-    console = Console(quiet=not world_of_environment().first)
+    console = _console()
     folder = RunFolder(runs / digest(config))
-    console.print(f"run {folder.path}, {config.recipe.total_epochs} epochs", highlight=False, soft_wrap=True)
+    console.print(f"run {folder.path}, {config.recipe.total_epochs} epochs")
     for warning in config.warnings():
-        console.print(f"note: {warning}", style="yellow", highlight=False)
+        console.print(f"note: {warning}", style="yellow")
     columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
     with Progress(*columns, console=console, disable=console.quiet, transient=True) as bar:
         task = bar.add_task("starting", total=None)
@@ -41,17 +41,16 @@ def show_training(config: RunConfig, runs: Path, device: str, workers: int | Non
             bar.update(task, completed=now["step"], total=now["steps"], description=text)
 
         def ended(row: dict[str, Any]) -> None:
-            bar.console.print(_line(row, config.metrics[0]), highlight=False, soft_wrap=True)
+            bar.console.print(_line(row, config.metrics[0]))
 
         try:
             count = _workers(config.data, device, workers)
             result = train(config, folder.path, device, count, after_epoch=ended, watch=moved)
         except Interrupted as error:
-            line = f"{error}; the same command goes on from here"
-            console.print(line, style="yellow", highlight=False, soft_wrap=True)
+            console.print(f"{error}; the same command goes on from here", style="yellow")
             return False
     if result["state"] != "done":
-        console.print(f"failed in epoch {result['epoch']}: {result['error']}", style="red", highlight=False)
+        console.print(f"failed in epoch {result['epoch']}: {result['error']}", style="red")
         return False
     rows = {str(kind): result[kind] for kind in ("raw", "ema", "best") if kind in result}
     _print_scores(console, rows, config.data, folder.read("broken.json") or {}, result["weights"])
@@ -63,7 +62,11 @@ def show_scores(
 ) -> None:
     """Evaluate a checkpoint (`score`) and show its rows."""
     rows, used, broken = score(source, data, changes, network, device, _workers(data, device, workers))
-    _print_scores(Console(quiet=not world_of_environment().first), rows, used, broken)
+    _print_scores(_console(), rows, used, broken)
+
+
+def _console() -> Console:
+    return Console(quiet=not world_of_environment().first, highlight=False, soft_wrap=True)
 
 
 def _workers(data: AnyData, device: str, asked: int | None) -> int:
@@ -82,7 +85,7 @@ def _line(row: dict[str, Any], metric: Metric) -> str:
 def _print_scores(
     console: Console, rows: dict[str, Any], data: AnyData, broken: dict[str, str], reported: str | None = None
 ) -> None:
-    console.print(f"test samples of {data.about}", highlight=False, soft_wrap=True)
+    console.print(f"test samples of {data.about}")
     table = Table("weights", box=None, pad_edge=False)
     metrics = data.built.metrics
     for heading in (*(f"{metric.label} {metric.unit}".rstrip() for metric in metrics), "loss", "samples"):
@@ -94,6 +97,6 @@ def _print_scores(
         table.add_row(label, *values, f"{row['loss']:.4f}", str(row["images"]))
     console.print(table)
     for name, reason in list(broken.items())[:10]:
-        console.print(f"left out: {name} ({reason})", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"left out: {name} ({reason})", style="yellow")
     if len(broken) > 10:
-        console.print(f"and {len(broken) - 10} more broken images", style="yellow", highlight=False)
+        console.print(f"and {len(broken) - 10} more broken images", style="yellow")

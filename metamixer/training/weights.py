@@ -48,19 +48,14 @@ def read(weights: Weights, classes: list[str] | None = None) -> dict[str, Tensor
             f"weights {source!r} have changed since the run was planned (digest {found}, planned {weights.digest}): "
             "plan it again"
         )
-    content: Any
-    if source.endswith(".safetensors"):
-        content = _safetensors(source)
-    else:
-        # released checkpoints hold their training arguments beside the weights
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = checkpoint.read(source)
-    keys = _AVERAGE if weights.average else _RAW
+    # released checkpoints hold their training arguments beside the weights
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = _safetensors(source) if source.endswith(".safetensors") else checkpoint.read(source)
     held = content if isinstance(content, dict) else {}
-    state = next((held[key] for key in keys if held.get(key) is not None), None)
-    if state is None and weights.average:
+    keys = _AVERAGE if weights.average else _RAW
+    state = next((held[key] for key in keys if held.get(key) is not None), None if weights.average else held)
+    if state is None:
         raise ConfigError(f"weights {source!r}: no average in it (none of {', '.join(_AVERAGE)}); set average to false")
-    state = held if state is None else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"weights {source!r}: no weights in it, neither on top nor under {' or '.join(_RAW)}")
     state = clean_state_dict(state)
