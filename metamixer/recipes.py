@@ -35,15 +35,10 @@ DIGITS = DataConfig(
 
 # Fashion-MNIST (arXiv 1708.07747): 10,000 of its training images, so that a run takes minutes, and 1,000
 # held out for choices; the test split is its own 10,000
-FASHION_MNIST = DataConfig(
-    name="fashion-mnist",
-    num_classes=10,
-    channels=1,
-    image_size=28,
-    mean=(0.286,),
-    std=(0.353,),
-    train_samples=10_000,
-    val_samples=1000,
+FASHION_MNIST = override(
+    DIGITS,
+    {"name": "fashion-mnist", "image_size": 28, "mean": (0.286,), "std": (0.353,)}
+    | {"train_samples": 10_000, "val_samples": 1000},
 )
 
 # ImageNet-1K as a folder of train/CLASS/*.jpeg and validation/CLASS/*.jpeg, or as tar files. The published runs
@@ -84,22 +79,10 @@ SCREENING = {"data.train_samples": 5000, "recipe.epochs": 4, "recipe.ema_decay":
 SMALL_DIGITS = override(SMALL, {"flip_prob": 0.0, "lr": 4e-3, "ema_decay": 0.8})
 
 # Probes: 200 steps of 32 new samples each, learning rates that fall from the second tenth on
-PROBE = Recipe(
-    epochs=10,
-    warmup_epochs=1,
-    cooldown_epochs=0,
-    batch_size=32,
-    lr=1e-2,
-    warmup_lr=1e-5,
-    init="fan_in",
-    crop_scale=(1.0, 1.0),
-    flip_prob=0.0,
-    rand_augment=None,
-    erase_prob=0.0,
-    mixup_alpha=0.0,
-    cutmix_alpha=0.0,
-    label_smoothing=0.0,
-    ema_decay=None,
+PROBE = override(
+    SMALL,
+    {"epochs": 10, "batch_size": 32, "lr": 1e-2, "init": "fan_in", "ema_decay": None}
+    | {"crop_scale": (1.0, 1.0), "flip_prob": 0.0, "label_smoothing": 0.0},
 )
 
 SMALL_BACKBONE = ffnet((1, 2, 1), (32, 64, 128), (3, 3, 3), (3, 3, 3), stem_width=32, norm="batch")
@@ -114,17 +97,17 @@ class NamedRun:
 
     Attributes:
         about: what it trains.
-        source: where the recipe and the expected figure come from.
-        expected: top-1 on the data's evaluation images, as published.
+        expected: top-1 on the data's test images, as published or measured.
         changes: what differs from `BASE`, by dotted key.
+        source: where the recipe and the expected figure come from.
         needs: keys that point to another named run unless a user sets them: the run's name, and the file of its
             folder, or "" for the folder.
     """
 
     about: str
-    source: str
     expected: str
     changes: Mapping[str, Any]
+    source: str = "this project"
     needs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
@@ -145,8 +128,7 @@ def named_run(name: str, overrides: Mapping[str, Any] | None = None, runs: Path 
     recipe, overrides = RECIPES[name], overrides or {}
     changes = dict(recipe.changes)
     for key, (needed, file) in recipe.needs.items():
-        given = [k for k in overrides if k == key or key.startswith(f"{k}.")]
-        if given:
+        if any(key == given or key.startswith(f"{given}.") for given in overrides):
             continue
         folder = runs / digest(named_run(needed, runs=runs))
         if (RunFolder(folder).result() or {}).get("state") != "done":
@@ -208,41 +190,38 @@ SCALED = {
     "recipe.precision": "float32",
 }
 
+
+def _published(
+    name: str, expected: str, drop_path: float, mixup: float, about: str = "at 256 px", needs: Any = None, **more: Any
+) -> NamedRun:
+    changes = _network(name, drop_path, mixup, **more)
+    return NamedRun(f"{name.replace('ffnet_', 'FFNet-')} {about}", expected, changes, PAPER, needs or {})
+
+
+def _small(about: str, expected: str, drop_path: float, mixup: float, needs: Any = None, **more: Any) -> NamedRun:
+    return NamedRun(about, expected, {**_network("ffnet_1", drop_path, mixup), **SCALED, **more}, needs=needs or {})
+
+
+FROM_REGNET = "at 256 px, distilled from RegNetY-16GF"
+UNPUBLISHED = "at 256 px: this recipe was not published; the common one with the network's default drop path"
+FROM_256 = "fine-tuned at 384 px; its weights at 256 px were not published: train ffnet_4 or set initial.source"
+RELEASED = {"initial": {"source": "ffnet_3.in1k"}}
 RECIPES: dict[str, NamedRun] = {
-    "ffnet_1": NamedRun("FFNet-1 at 256 px", PAPER, "81.3 %", _network("ffnet_1", 0.1, 0.2)),
-    "ffnet_2": NamedRun("FFNet-2 at 256 px", PAPER, "82.9 %", _network("ffnet_2", 0.15, 0.2)),
-    "ffnet_3": NamedRun("FFNet-3 at 256 px", PAPER, "83.9 %", _network("ffnet_3", 0.35, 0.8)),
-    "ffnet_4": NamedRun(
-        "FFNet-4 at 256 px: this recipe was not published; the common one with the network's default drop path",
-        f"{PAPER}, in part",
-        "not published",
-        _network("ffnet_4", 0.4, 0.8),
+    "ffnet_1": _published("ffnet_1", "81.3 %", 0.1, 0.2),
+    "ffnet_2": _published("ffnet_2", "82.9 %", 0.15, 0.2),
+    "ffnet_3": _published("ffnet_3", "83.9 %", 0.35, 0.8),
+    "ffnet_4": _published("ffnet_4", "not published", 0.4, 0.8, UNPUBLISHED),
+    "ffnet_1_distilled": _published("ffnet_1", "82.1 %", 0.02, 0.8, FROM_REGNET, **TEACHER),
+    "ffnet_2_distilled": _published("ffnet_2", "83.7 %", 0.08, 0.8, FROM_REGNET, **TEACHER),
+    "ffnet_3_distilled": _published("ffnet_3", "84.5 %", 0.2, 0.8, FROM_REGNET, **TEACHER),
+    "ffnet_3_384": _published(
+        "ffnet_3", "84.5 %", 0.4, 0.8, "fine-tuned at 384 px from the released weights", **FINE_TUNE, **RELEASED
     ),
-    "ffnet_1_distilled": NamedRun(
-        "FFNet-1 at 256 px, distilled from RegNetY-16GF", PAPER, "82.1 %", _network("ffnet_1", 0.02, 0.8, **TEACHER)
-    ),
-    "ffnet_2_distilled": NamedRun(
-        "FFNet-2 at 256 px, distilled from RegNetY-16GF", PAPER, "83.7 %", _network("ffnet_2", 0.08, 0.8, **TEACHER)
-    ),
-    "ffnet_3_distilled": NamedRun(
-        "FFNet-3 at 256 px, distilled from RegNetY-16GF", PAPER, "84.5 %", _network("ffnet_3", 0.2, 0.8, **TEACHER)
-    ),
-    "ffnet_3_384": NamedRun(
-        "FFNet-3 fine-tuned at 384 px from the released weights",
-        PAPER,
-        "84.5 %",
-        _network("ffnet_3", 0.4, 0.8, **FINE_TUNE, initial={"source": "ffnet_3.in1k"}),
-    ),
-    "ffnet_4_384": NamedRun(
-        "FFNet-4 fine-tuned at 384 px; its weights at 256 px were not published: train ffnet_4 or set initial.source",
-        PAPER,
-        "85.3 %",
-        _network("ffnet_4", 0.5, 0.8, **FINE_TUNE),
-        needs={"initial.source": ("ffnet_4", "last.pt")},
+    "ffnet_4_384": _published(
+        "ffnet_4", "85.3 %", 0.5, 0.8, FROM_256, {"initial.source": ("ffnet_4", "last.pt")}, **FINE_TUNE
     ),
     "recall": NamedRun(
         "attention in an isotropic network, 6×6 cells: each key is asked for its value",
-        "this project",
         "100 % measured",
         {
             "model": isotropic(2, 32, "attention"),
@@ -252,7 +231,6 @@ RECIPES: dict[str, NamedRun] = {
     ),
     "garments": NamedRun(
         "garments on textured ground, 48 px: the class of each pixel, by a small FFNet under a plain decoder",
-        "this project",
         "not measured",
         {
             "model": parse(SegmenterConfig, {"backbone": SMALL_BACKBONE, "decoder": {"name": "fpn", "width": 32}}),
@@ -267,7 +245,6 @@ RECIPES: dict[str, NamedRun] = {
     ),
     "photographs": NamedRun(
         "photographs at twice their size, by a small FFNetSR",
-        "this project",
         "not measured",
         {
             "model": ffnet_sr(depth=4, width=32),
@@ -277,7 +254,6 @@ RECIPES: dict[str, NamedRun] = {
     ),
     "series": NamedRun(
         "four days of Beijing's air and weather from the four before, by FFNet's forecaster",
-        "this project",
         "not measured",
         {
             "model": ffnet_forecast(variables=7, dim=16),
@@ -289,46 +265,29 @@ RECIPES: dict[str, NamedRun] = {
             "recipe": override(PROBE, {"epochs": 6, "batch_size": 32, "lr": 2e-3, "weight_decay": 0.0}),
         },
     ),
-    "small": NamedRun(
-        "ffnet_1's recipe scaled down to Fashion-MNIST",
-        "this project",
-        "83.2 % measured",
-        {**_network("ffnet_1", 0.1, 0.2), **SCALED},
-    ),
-    "small_teacher": NamedRun(
+    "small": _small("ffnet_1's recipe scaled down to Fashion-MNIST", "83.2 % measured", 0.1, 0.2),
+    "small_teacher": _small(
         "a wider network on all training images, by the same recipe with fewer epochs",
-        "this project",
         "85.9 % measured",
-        {
-            **_network("ffnet_1", 0.1, 0.2),
-            **SCALED,
-            **{f"model.stages.{i}.width": width for i, width in enumerate((48, 96, 192, 384))},
-            "data.train_samples": None,
-            "recipe.epochs": 8,
-            "recipe.cooldown_epochs": 1,
-        },
+        0.1,
+        0.2,
+        **{f"model.stages.{i}.width": width for i, width in enumerate((48, 96, 192, 384))},
+        **{"data.train_samples": None, "recipe.epochs": 8, "recipe.cooldown_epochs": 1},
     ),
-    "small_distilled": NamedRun(
+    "small_distilled": _small(
         "ffnet_1_distilled's recipe scaled down to Fashion-MNIST; the teacher is small_teacher",
-        "this project",
         "84.2 % measured",
-        {**_network("ffnet_1", 0.02, 0.8), **SCALED},
-        needs={"recipe.distillation.teacher": ("small_teacher", "")},
+        0.02,
+        0.8,
+        {"recipe.distillation.teacher": ("small_teacher", "")},
     ),
     # a tenth of the epochs, so ten times the published learning rate
-    "small_finetuned": NamedRun(
+    "small_finetuned": _small(
         "small fine-tuned at 1.5 times its resolution",
-        "this project",
         "79.9 % measured",
-        {
-            **_network("ffnet_1", 0.1, 0.2),
-            **SCALED,
-            **FINE_TUNE,
-            "data.image_size": 42,
-            "recipe.batch_size": 64,
-            "recipe.lr": 5e-5,
-            "recipe.epochs": 3,
-        },
-        needs={"initial.source": ("small", "last.pt")},
+        0.1,
+        0.2,
+        {"initial.source": ("small", "last.pt")},
+        **FINE_TUNE | {"data.image_size": 42, "recipe.batch_size": 64, "recipe.lr": 5e-5, "recipe.epochs": 3},
     ),
 }

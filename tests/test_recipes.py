@@ -1,6 +1,8 @@
 """Named runs against the published table, written out here, and their schedules against closed forms."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -231,3 +233,9 @@ def test_mistakes_are_one_line(name, overrides, message):
 def test_no_two_names_stand_for_the_same_run(weights):
     alone = [name for name in RECIPES if not RECIPES[name].needs]
     assert len({digest(named_run(name)) for name in alone}) == len(alone) > 8
+
+
+def test_runs_keep_their_hashes():
+    """Finished runs are found by them: a change here makes every such run a new one."""
+    hashes = json.loads((Path(__file__).parent / "golden" / "recipes.json").read_text())
+    assert {name: digest(named_run(name)) for name in hashes} == hashes
