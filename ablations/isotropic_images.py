@@ -1,0 +1,32 @@
+"""What is mixing worth on real images, where nothing else mixes? Garments in patches of 4×4 pixels, 7×7 tokens.
+
+All training images and an isotropic network. Each variant runs at three learning rates, and held-out images choose. The
+last variant is the second without the position encoding: a bag of patches.
+
+    python launch.py run isotropic_images       # 72 runs, about 40 minutes of one core each
+"""
+
+from ablations.ffnification import ATTENTION, MIXER
+from metamixer.architecture import isotropic
+from metamixer.config import override
+from metamixer.recipes import FASHION_MNIST, SMALL
+from metamixer.training.run_config import RunConfig
+from sweeps import Grid, Variant
+
+base = RunConfig(model=isotropic(4, 64, ATTENTION, patch=4), data=FASHION_MNIST, recipe=SMALL)
+RECIPE = {"recipe.init": "fan_in", "recipe.epochs": 20, "recipe.ema_decay": 0.999}
+
+GRID = Grid(
+    bases={"fashion-mnist": override(base, RECIPE | {"data.train_samples": None, "data.val_samples": 5000})},
+    base="attention",
+    match="macs",
+    lrs=(1e-3, 3e-3, 1e-2),
+    variants={
+        "attention": Variant(),
+        "no_mixing": Variant(changes={MIXER: "identity"}),
+        **{name: Variant(changes={MIXER: name}) for name in ("pooling", "random_mixing", "depthwise")},
+        "ffnified_attention": Variant(changes={MIXER: "ffnified_attention"}),
+        "token_mlp": Variant(changes={MIXER: "mlp_mixer"}),
+        "no_mixing_no_places": Variant(on="no_mixing", changes={"model.position": "none"}),
+    },
+)
