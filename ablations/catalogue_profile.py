@@ -1,6 +1,6 @@
 """What can every published mixer do? The catalogue on all probes, at the same multiply-adds.
 
-Three seeds and three learning rates for each. Start with the probes that tell most, and go on later: finished runs stay.
+Three seeds and three learning rates for each. Finished runs stay, so begin with the probes that tell most.
 
     python launch.py run catalogue_profile --data recall,shift,parity
     python launch.py run catalogue_profile --data all

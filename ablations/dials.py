@@ -8,21 +8,29 @@
 from ablations.ffnification import MIXER
 from ablations.profile import GRID as PROFILE
 from metamixer.config import override
-from metamixer.presets import PRESETS
+from metamixer.presets import preset
+from metamixer.training.run_config import RunConfig
 from sweeps import Grid, Variant
 
-RECALL, SHIFT = PROFILE.bases["recall"], {"data.task": {"name": "shift", "size": 8}}
+CONV = {"name": "depthwise", "kernel_size": 3, "norm": True}
+
+
+def on(task: dict) -> RunConfig:
+    return override(PROFILE.bases["recall"], {"data.task": task})
+
 
 GRID = Grid(
     bases={
-        **{f"shift_{far}": override(RECALL, SHIFT | {"data.task.distance": far}) for far in (1, 2, 3, 4)},
-        **{f"recall_{pairs}": override(RECALL, {"data.task.pairs": pairs}) for pairs in (2, 4, 8, 16)},
+        **{f"shift_{far}": on({"name": "shift", "size": 8, "distance": far}) for far in (1, 2, 3, 4)},
+        **{f"recall_{pairs}": on({"name": "recall", "pairs": pairs}) for pairs in (2, 4, 8, 16)},
     },
     base="attention",
     match="macs",
     lrs=PROFILE.lrs,
     variants={
-        **{name: PROFILE.variants[name] for name in ("attention", "depthwise", "parallel_branch")},
-        "linear_attention": Variant(changes={MIXER: PRESETS["linear_attention"]}),
+        "attention": Variant(),
+        "linear_attention": Variant(changes={MIXER: "linear_attention"}),
+        "kernel_3": Variant(changes={MIXER: preset("ffnified_attention", query_key=CONV, coefficient_value=CONV)}),
+        "kernel_7": Variant(changes={MIXER: "ffnified_attention"}),
     },
 )
