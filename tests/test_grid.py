@@ -142,8 +142,8 @@ def test_every_shipped_grid_plans_on_all_its_data(name, tmp_path, monkeypatch):
     tmp_path.mkdir()
     loaded = load_grid(name)
     assert loaded.question.endswith("?") or "." in loaded.question
-    for data in loaded.grid.bases:
-        plan = make_plan(loaded, tmp_path, data)
+    for number, data in enumerate(loaded.grid.bases):
+        plan = make_plan(loaded, tmp_path, data, **({"match": "none"} if number else {}))  # matching takes seconds
         assert plan.count() == {State.NEW: len(plan.runs)}
         assert len({run.hash for run in plan.runs}) == len(plan.runs), "two variants are the same run"
     assert not any(tmp_path.iterdir())
