@@ -73,6 +73,12 @@ def test_digits_are_scikit_learns_and_the_splits_do_not_meet():
     assert sorted(image.tobytes() for image in ours) == sorted(image.tobytes() for image in original)
 
 
+def test_grey_images_for_a_network_that_takes_colour():
+    colour = {"data.channels": 3, "data.mean": [0.3] * 3, "data.std": [0.3] * 3}
+    images, _ = next(data(colour).evaluation("test"))
+    assert images.shape == (500, 3, 12, 12) and torch.equal(images[:, 0], images[:, 2])
+
+
 def test_splits_do_not_depend_on_the_seed():
     one, two = data(seed=1), data(seed=2)
     assert np.array_equal(one.task.held_out, two.task.held_out)

@@ -1,6 +1,7 @@
 """A task in the place of a data set: trained, killed and resumed, evaluated, planned like any run."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,6 +152,28 @@ def test_a_users_own_task_is_trained_and_evaluated_from_the_command_line(tmp_pat
     assert shown.stdout.count("task odd (size 8") == again.stdout.count("task odd (size 8") == 1
     raw = [line.split()[-3:] for line in (shown.stdout + again.stdout).splitlines() if line.startswith("raw")]
     assert raw[0] == raw[1] and raw[0][-1] == str(1000)
+
+
+def test_the_pages_own_data_set_is_trained_from_files_with_any_number_of_workers(tmp_path, undisturbed):
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    (tmp_path / "arrays.py").write_text(page.split("```python\n")[1].split("```")[0])
+    load_module(str(tmp_path / "arrays.py"))
+    draws = np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 6), ("test", 9)):
+        np.save(tmp_path / f"{split}_inputs.npy", draws.normal(size=(count, 4, 2, 3)).astype("f4"))
+        np.save(tmp_path / f"{split}_answers.npy", draws.integers(0, 3, count))
+    task = {"name": "arrays", "root": str(tmp_path), "num_classes": 3}
+    data = {"task": task, "train_samples": 24, "val_samples": 6}
+    config = override(CONFIG, {"data": data, "recipe.epochs": 2})
+    inputs, _ = (torch.cat(part) for part in zip(*Data(config.data, config.recipe).batches(0), strict=True))
+    assert inputs.shape == (24, 4, 2, 3) and len({x.numpy().tobytes() for x in inputs[:20]}) == 20
+    found = []
+    for workers in (0, 2):
+        train(config, tmp_path / f"run{workers}", "cpu", workers)
+        found.append(outcome(tmp_path / f"run{workers}"))
+    assert same(*found) and found[0]["result"]["raw"]["images"] == 9
+    with pytest.raises(ConfigError, match=r"data\.val_samples 7: task arrays .* has 6"):
+        Data(override(config, {"data.val_samples": 7}).data, config.recipe)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from . import broadcast, forecasting, local, recall, relation, scenes, segmentation, shapes, strips, superresolution
 from .probe import Probe, ProbeConfig
-from .streams import Streams
+from .streams import Streams, shuffled
 from .task import (
     NOT_ASKED,
     TASKS,
@@ -41,6 +41,7 @@ __all__ = [
     "scenes",
     "segmentation",
     "shapes",
+    "shuffled",
     "strips",
     "sums",
     "superresolution",

@@ -6,10 +6,13 @@ Each sample has a stream of its own, started at a hash of (seed, index). The gen
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 
 import torch
 from torch import Tensor
+
+from ..rng import permutation
 
 
 def _signed(word: int) -> int:
@@ -55,3 +58,18 @@ class Streams:
     def permutations(self, n: int) -> Tensor:
         """An order of 0 … n - 1 for each sample, int64 of shape (B, n)."""
         return self.words(n).argsort(stable=True)
+
+
+def shuffled(seed: int, indices: Tensor, count: int, used: int | None = None) -> tuple[Tensor, Tensor]:
+    """Epochs and numbers of training samples from a finite set, both int64 (B,).
+
+    Each epoch takes `used` (all if None) of the numbers 0 … count - 1, in another order.
+    """
+    epochs, places = indices // (used or count), indices % (used or count)
+    pairs = zip(epochs.tolist(), places.tolist(), strict=True)
+    return epochs, torch.stack([_order(seed, epoch, count)[place] for epoch, place in pairs])
+
+
+@lru_cache(2)
+def _order(seed: int, epoch: int, count: int) -> Tensor:
+    return torch.from_numpy(permutation(seed, epoch, count))

@@ -105,7 +105,8 @@ class Task:
 
         Answers are (B,), or (B, H, W) with one for each cell; `NOT_ASKED` where nothing is asked. A sample depends
         on the seed, the split (`train`, `val`, `test`) and its index alone. Training counts on through all epochs, so
-        that each sample may be augmented or drawn by its index. `val` and `test` have seed 0 and are not augmented.
+        that each sample may be augmented or drawn by its index (`shuffled` picks from a finite set). `val` and `test`
+        have seed 0 and are not augmented.
         """
         raise NotImplementedError
 

@@ -56,7 +56,7 @@ def open_split(config: DataConfig, split: str) -> Source:
     """The images of the split `train` or `test`, to be read by `read_image`.
 
     Raises:
-        ConfigError: missing or empty data, or classes or channels that do not fit the configuration.
+        ConfigError: missing or empty data, or classes that do not fit the configuration.
     """
     if config.name == "digits":
         found = _digits(split)
@@ -70,8 +70,6 @@ def open_split(config: DataConfig, split: str) -> Source:
             f"data {config.name!r} has {classes} classes, num_classes is {config.num_classes}: "
             f"set data.num_classes={classes}"
         )
-    if config.channels != 1:
-        raise ConfigError(f"data {config.name!r} has 1 channel, not {config.channels}")
     return found
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..config import ConfigError
 from ..rng import derive, permutation
-from ..tasks import Metric, Task, sums
+from ..tasks import Metric, Task, shuffled, sums
 from .datasets import SPLIT_SEED, BrokenImage, class_names, open_split, read_image
 from .image_folder import Parts, Source, number_classes
 from .recipe import Recipe
@@ -66,7 +66,6 @@ class ImageClasses(Task):
         self.evaluation = transform or eval_transform(config)
         self._sources: dict[str, Source] = {}
         self._kept: dict[tuple[str, int], tuple[Image.Image, int]] = {}
-        self._epoch: tuple[int, int, np.ndarray] | None = None  # its seed, its number and the order of its images
 
     def source(self, split: str) -> Source:
         """The images of `train` or `test`, their classes numbered as in training.
@@ -114,7 +113,7 @@ class ImageClasses(Task):
         images: list[Tensor] = []
         classes: list[int] = []
         transform = self.augmentation if split == "train" else self.evaluation
-        for image, label in self._images(seed, split, indices.tolist()):
+        for image, label in self._images(seed, split, indices):
             images.append(transform(image))
             classes.append(label)
         batch = torch.stack(images).contiguous(memory_format=torch.channels_last) if images else torch.empty(0)
@@ -125,17 +124,14 @@ class ImageClasses(Task):
         assert self.recipe is not None
         return train_transform(self.config, self.recipe)
 
-    def _images(self, seed: int, split: str, numbers: list[int]) -> Iterator[tuple[Image.Image, int]]:
+    def _images(self, seed: int, split: str, indices: Tensor) -> Iterator[tuple[Image.Image, int]]:
         """Images with their classes; for one in training, everything random is seeded by (seed, epoch, image)."""
         if split == "train":
             assert self.recipe is not None
             seed, train, batch = derive(seed, "data"), self.trained_on, self.recipe.batch_size
-            for number in numbers:
-                # images beyond the last whole batch wait for another epoch
-                epoch, place = divmod(number, len(train) // batch * batch)
-                if self._epoch is None or self._epoch[:2] != (seed, epoch):
-                    self._epoch = seed, epoch, train[permutation(seed, epoch, len(train))]
-                index = int(self._epoch[2][place])
+            # images beyond the last whole batch wait for another epoch
+            epochs, places = shuffled(seed, indices, len(train), len(train) // batch * batch)
+            for epoch, index in zip(epochs.tolist(), train[places.numpy()].tolist(), strict=True):
                 found = self.training_image(index)
                 drawn = derive(seed, epoch, index)
                 random.seed(drawn)
@@ -143,7 +139,7 @@ class ImageClasses(Task):
                 torch.default_generator.manual_seed(drawn)
                 yield found
             return
-        for number in numbers:
+        for number in indices.tolist():
             try:
                 yield self._read("train", int(self.held_out[number])) if split == "val" else self._read("test", number)
             except BrokenImage as error:
