@@ -240,10 +240,11 @@ def _left_out(runs: pd.DataFrame, shown: int = 6) -> Iterator[str]:
     for state in ("failed", "running", "interrupted", "new"):
         chosen = runs[runs["state"] == state]
         if len(chosen):
-            named = [_name(row) for row in each(chosen.head(shown))]
-            more = [f"{len(chosen) - shown} more"] if len(chosen) > shown else []
+            named = [_name(row) for row in each(chosen) if state in ("failed", "interrupted") or row.note]
+            more = [f"{len(named) - shown} more"] if len(named) > shown else []
             word = {"new": "not started", "running": "still running"}.get(state, state)
-            yield f"{word}: {len(chosen)} of {len(runs)} runs ({', '.join(named + more)})"
+            which = f" ({', '.join(named[:shown] + more)})" if named else ""
+            yield f"{word}: {len(chosen)} of {len(runs)} runs{which}"
     for row in each(runs[(runs["state"] == "done") & (runs["note"] != "")]):
         yield f"of a finished run: {_name(row)}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.table import Table
+from rich.console import Group
 
 from . import rates
 from .folders import Json, read_json
@@ -15,7 +15,7 @@ from .frame import Meta, each, load, plural, settings
 from .metrics import Metric
 from .solving import too_few
 from .statistics import compare, judged
-from .tables import share, terminal, unequal
+from .tables import share, terminal, unequal, with_words
 
 SIGNS = {"better": " ▲", "worse": " ▼", "hint": " ?"}
 
@@ -88,7 +88,7 @@ def _score(row: Any, metric: Metric) -> str:
     return f"{share(row)} solve" if row.mixed else metric.value(row.mean)
 
 
-def render(table: pd.DataFrame, metas: dict[str, Meta]) -> Table:
+def render(table: pd.DataFrame, metas: dict[str, Meta]) -> Group:
     """The profile for the terminal."""
     shown = cells(table, metas)
     levels = [
@@ -96,13 +96,13 @@ def render(table: pd.DataFrame, metas: dict[str, Meta]) -> Table:
         for word in ("chance", "solved")
     ]
     texts = pd.DataFrame([*levels, *shown.reset_index().to_numpy().tolist()], columns=["variant", *shown])
-    found = terminal(texts, heading(table, metas), notes(table, metas))
+    found = terminal(texts)
     for column in found.columns[1:]:
         column.justify = "right"
     base = table.loc[table["base"], "variant"].iloc[0]
     for row, variant in zip(found.rows, texts["variant"], strict=True):
         row.style = {"chance": "dim", "solved": "dim", base: "bold"}.get(variant, "")
-    return found
+    return with_words(found, heading(table, metas), notes(table, metas))
 
 
 def heading(table: pd.DataFrame, metas: dict[str, Meta]) -> str:

@@ -61,8 +61,8 @@ def shares(runs: pd.DataFrame, variants: Sequence[str], base: str) -> pd.DataFra
     for name in variants:
         ours = at.get(name, none)
         solved, seeds = int((~np.isnan(ours)).sum()), len(ours)
-        low, high = share_interval(solved, seeds) if seeds else (math.nan, math.nan)
-        row = [seeds, solved, low, high, median_steps(ours), steps.get(name, math.nan), 0 < solved < seeds]
+        share = (solved, *share_interval(solved, seeds)) if seeds else [math.nan] * 3
+        row = [seeds, *share, median_steps(ours), steps.get(name, math.nan), 0 < solved < seeds]
         tests = [math.nan] * 3
         if name != base and seeds and len(theirs):
             of_base = int((~np.isnan(theirs)).sum())

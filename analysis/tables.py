@@ -7,12 +7,12 @@ mean, and that a variant inside the noise names no winner.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -203,31 +203,27 @@ def summary(meta: Meta) -> str:
     return "\n".join([*question, head, *(_left_out(meta) or ["Nothing is left out."])])
 
 
-def render(comparison: pd.DataFrame, meta: Meta) -> Table:
+def render(comparison: pd.DataFrame, meta: Meta) -> Group:
     """The comparison for a terminal of 100 columns."""
     shown = extremes(comparison, meta)
-    table = terminal(texts(shown, meta), title(comparison, meta), footnotes(comparison, meta))
+    table = terminal(texts(shown, meta))
     for column in table.columns[1:]:
         column.justify = "left" if column.header in ("verdict", "runs") else "right"
         column.no_wrap = column.header != "runs"  # with the names the only column that may break
         column.max_width = None if column.no_wrap else 9
     for row, verdict in zip(table.rows, shown["verdict"], strict=True):
         row.style = _STYLES.get(verdict, "")
-    return table
+    return with_words(table, title(comparison, meta), footnotes(comparison, meta))
 
 
-def terminal(texts: pd.DataFrame, title: str = "", notes: Sequence[str] = ()) -> Table:
-    """A table of texts for the terminal, with lines below it."""
-    table = Table(
-        title=Text(title, style="bold"),
-        caption=Text("\n".join(notes), style="dim"),
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
+def with_words(table: Table, title: str, notes: list[str]) -> Group:
+    """A table for the terminal with a line above and lines below."""
+    return Group(Text(title, style="bold"), table, Text("\n".join(notes), style="dim"))
+
+
+def terminal(texts: pd.DataFrame) -> Table:
+    """A table of texts for the terminal."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in texts:
         table.add_column(str(name), overflow="fold")
     for row in texts.to_numpy():

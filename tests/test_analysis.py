@@ -101,7 +101,7 @@ def test_what_cannot_be_read_keeps_its_row_and_says_so(tmp_path):
         assert note in row["note"] if note else row["note"] == ""
     assert fine["top1"] == 90
     left_out = "\n".join(meta.left_out)
-    assert "not started: 1 of 11 runs (attention seed 5)" in left_out
+    assert "not started: 1 of 11 runs\n" in left_out
     assert "attention seed 9: config.json has schema 9" in left_out
     table = statistics.compare(loaded, meta)
     assert (table["n"].item(), table["missing"].item()) == (1, 10)

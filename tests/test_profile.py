@@ -77,7 +77,7 @@ def test_levels_and_one_correction_over_all_tasks(root):
 
 def test_table_and_picture_show_the_same(root):
     table, metas = profile(root, "probes")
-    shown = render(table, metas)
+    _, shown, _ = render(table, metas).renderables
     assert [column.header for column in shown.columns] == ["variant", "majority", "recall"]
     axes = plots.profile_map(table, metas)
     said = {text.get_text() for text in axes.texts}

@@ -63,11 +63,11 @@ def runs_of(**solved_at):
 def test_a_failed_run_has_not_solved_the_task():
     runs = runs_of(attention=[200, 300, 250], pooling=[NAN, NAN, NAN], other=[100, "failed", NAN])
     table = solving.shares(runs, ["attention", "pooling", "other", "absent"], "attention")
-    assert list(table["solved"]) == [3, 0, 1, 0] and list(table["ended"]) == [3, 3, 3, 0]
+    assert list(table["solved"])[:3] == [3, 0, 1] and list(table["ended"]) == [3, 3, 3, 0]
     assert list(table["mixed"]) == [False, False, True, False]
     assert table.loc["other", "gain"] == pytest.approx(1 / 3 - 1)
     assert table.loc["pooling", "p_share"] == pytest.approx(2 / 64) and math.isnan(table.loc["attention", "p_share"])
-    assert table.loc["absent"].drop(["ended", "solved", "mixed"]).isna().all()
+    assert table.loc["absent"].drop(["ended", "mixed"]).isna().all()
 
 
 @pytest.mark.parametrize("needed, few", [(250, False), (300, False), (400, True)])
