@@ -34,13 +34,17 @@ def cosine(start, end, done):
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * done))
 
 
-def test_learning_rate_against_the_closed_form():
-    recipe = Recipe(epochs=6, warmup_epochs=2, cooldown_epochs=2, lr=1e-3, min_lr=1e-4, warmup_lr=1e-5)
+@pytest.mark.parametrize("schedule", ["cosine", "poly"])
+def test_learning_rate_against_the_closed_form(schedule):
+    recipe = Recipe(
+        epochs=6, warmup_epochs=2, cooldown_epochs=2, lr=1e-3, min_lr=1e-4, warmup_lr=1e-5, schedule=schedule
+    )
+    curve = cosine if schedule == "cosine" else lambda start, end, done: end + (start - end) * (1 - done)
     for step, lr, weight_decay in rates(recipe):
         if step < 20:
             expected = 1e-5 + (1e-3 - 1e-5) * step / 20
         else:
-            expected = cosine(1e-3, 1e-4, step / 60) if step < 60 else 1e-4
+            expected = curve(1e-3, 1e-4, step / 60) if step < 60 else 1e-4
         assert lr == pytest.approx(expected, rel=1e-9), step
         assert weight_decay == 0.05
 
@@ -84,7 +88,7 @@ def test_learning_rates_are_scaled_only_when_asked():
         ({"micro_batch": 12}, "batch_size 32 must be a multiple of micro_batch 12"),
         ({"micro_batch": 1}, "greater than 1"),
         ({"schedule": "constant", "cooldown_epochs": 3}, "'constant' takes cooldown_epochs 0, got 3"),
-        ({"schedule": "linear"}, "'cosine' or 'constant'"),
+        ({"schedule": "linear"}, "'cosine', 'poly' or 'constant'"),
         ({"min_lr": 1.0}, "min_lr 1.0 must not exceed lr"),
         ({"distillation": {"teacher": "resnet10t", "temperature": 2.0}}, "hard distillation has no temperature"),
     ],

@@ -40,11 +40,11 @@ class Schedule:
 
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> None:
         self.optimizer, self.recipe, self.steps = optimizer, recipe, steps
-        constant = recipe.schedule == "constant"
         self.lr, _ = create_scheduler_v2(
             optimizer,
-            # timm has no constant schedule: steps of decay rate 1
-            **({"sched": "step", "decay_rate": 1.0} if constant else {"sched": "cosine"}),
+            # timm has no constant schedule: steps of decay rate 1; that of `poly` is its power
+            sched="step" if recipe.schedule == "constant" else recipe.schedule,
+            decay_rate=1.0,
             num_epochs=recipe.epochs,
             warmup_epochs=recipe.warmup_epochs,
             cooldown_epochs=recipe.cooldown_epochs,

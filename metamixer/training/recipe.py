@@ -145,7 +145,8 @@ class Recipe(Config):
     belongs to a pass, not to a process.
 
     `epochs` is the length of the cosine, after `warmup_epochs` that count among them; `cooldown_epochs` at
-    `min_lr` come on top. The schedule `constant` keeps `lr` after the warm-up and has no cool-down.
+    `min_lr` come on top. The schedule `poly` falls along a line, as segmenters are trained. `constant` keeps `lr`
+    after the warm-up and has no cool-down.
     `weight_decay_end` lets the weight decay follow a cosine too, from `weight_decay` to it. With `lr_batch` the
     three learning rates are meant for that batch and are scaled by batch_size / lr_batch.
 
@@ -166,7 +167,7 @@ class Recipe(Config):
     epochs: int = Field(default=300, gt=0)
     warmup_epochs: int = Field(default=5, ge=0)
     cooldown_epochs: int = Field(default=20, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
     batch_size: Annotated[int, Field(gt=1), AfterValidator(_even)] = 1024
     micro_batch: Annotated[int, Field(gt=1), AfterValidator(_even)] | None = None
     lr: Positive = 1e-3
@@ -200,7 +201,7 @@ class Recipe(Config):
     def _schedule_fits(self) -> "Recipe":
         if self.warmup_epochs >= self.epochs:
             raise ConfigError(f"warmup_epochs {self.warmup_epochs} must be fewer than epochs {self.epochs}")
-        if self.schedule == "cosine" and self.min_lr > self.lr:
+        if self.schedule != "constant" and self.min_lr > self.lr:
             raise ConfigError(f"min_lr {self.min_lr} must not exceed lr {self.lr}")
         if self.schedule == "constant" and self.cooldown_epochs:
             raise ConfigError(f"schedule 'constant' takes cooldown_epochs 0, got {self.cooldown_epochs}")
