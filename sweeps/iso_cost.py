@@ -175,13 +175,13 @@ def nearest_width(config: RunConfig, points: Mapping[int, float], widest: int) -
     """
     parabola = np.polynomial.Polynomial.fit(list(points), list(points.values()), 2)
     step = width_step(config)
-    widths = range(step, widest * config.model.stages[0].width, step)
+    widths = range(step, widest * _first_width(config), step)
     return min(widths, key=lambda width: abs(parabola(width) - 1))
 
 
 def fitting(config: RunConfig) -> list[int]:
     """The widths nearest to 60, 100 and 140 % of the first stage's with which the network can be built."""
-    start = config.model.stages[0].width
+    start = _first_width(config)
     found: list[int] = []
     step = width_step(config)
     for wanted in (start, 0.6 * start, 1.4 * start):
@@ -193,9 +193,14 @@ def fitting(config: RunConfig) -> list[int]:
     return found
 
 
+def _first_width(config: RunConfig) -> int:
+    assert isinstance(config.model, BackboneConfig)
+    return config.model.stages[0].width
+
+
 def width_step(config: RunConfig) -> int:
     """Widths of the first stage are multiples of this, for as many heads as before, all of whole channels."""
-    first = config.model.stages[0].width
+    first = _first_width(config)
     sizes = [values[name] for values, name in _in_channels(config.to_dict()["model"])]
     return lcm(1, *(first // gcd(first, size) for size in sizes))
 

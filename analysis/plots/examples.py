@@ -25,10 +25,11 @@ def examples(networks: Sequence[Inside], count: int = 4) -> Figure | None:
     for index in range(count if there is None else min(count, there)):
         inputs, answers = task.samples(0, "test", torch.tensor([index]))
         with torch.inference_mode():
-            drawn = [task.pictures(inputs, answers, each.model(inputs)) for each in trained]
-        if drawn[0] is None:
+            found = [task.pictures(inputs, answers, each.model(inputs)) for each in trained]
+        drawn = [pictures for pictures in found if pictures is not None]
+        if not drawn:
             return None
-        rows.append([*drawn[0][:2], *(each[2] for each in drawn)])
+        rows.append([*drawn[0][:2], *(pictures[2] for pictures in drawn)])
     headings = ["input", "truth", *(each.name for each in trained)]
     size = (1.5 * len(headings), 1.6 * len(rows))
     figure, axes = theme.new(*size, len(rows), len(headings), squeeze=False)

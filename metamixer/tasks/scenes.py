@@ -104,8 +104,8 @@ class Scenes(Segmentation):
 
     def _read(self, file: Path, mask_file: Path) -> tuple[Image.Image, Image.Image]:
         try:
-            with Image.open(file) as image, Image.open(mask_file) as mask:
-                image, mask = image.convert("RGB"), mask.copy()
+            with Image.open(file) as opened, Image.open(mask_file) as labels:
+                image, mask = opened.convert("RGB"), labels.copy()
         except OSError as error:
             raise ConfigError(f"{file}: it or its mask {mask_file.name} cannot be read ({error})") from None
         if image.size != mask.size:

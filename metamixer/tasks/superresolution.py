@@ -118,8 +118,8 @@ class Photographs(Task):
 
     def loss(self, outputs: Tensor, answers: Tensor) -> Tensor:
         """L1, and L1 of the real and imaginary parts of the spectra."""
-        spectra = (torch.view_as_real(torch.fft.rfft2(each)) for each in (outputs, answers))
-        return F.l1_loss(outputs, answers) + self.config.fourier * F.l1_loss(*spectra)
+        found, right = (torch.view_as_real(torch.fft.rfft2(each)) for each in (outputs, answers))
+        return F.l1_loss(outputs, answers) + self.config.fourier * F.l1_loss(found, right)
 
     def tally(self, outputs: Tensor, answers: Tensor) -> Tensor:
         """Sums over images of the loss, PSNR and SSIM, and their number."""
