@@ -22,7 +22,7 @@ import torch
 from metamixer import jsonl
 from metamixer.architecture import BackboneConfig
 from metamixer.config import ConfigError, digest, digest_of, parse
-from metamixer.cost import Cost, count_built
+from metamixer.cost import Cost, count, sizes
 from metamixer.latency.runtimes import RUNTIMES
 from metamixer.operation import REGISTRY
 from metamixer.training.run_config import RunConfig
@@ -58,12 +58,13 @@ TIMED = Precision(tolerance=0.05, enough=0.025, widest=3, probe=1.3)  # noise is
 _costs: dict[str, Cost] = {}
 
 
-def cost(config: RunConfig) -> Cost:
-    """Parameters and multiply-adds of a run's network at its resolution, counted once."""
+def cost(config: RunConfig, whole: bool = True) -> Cost:
+    """Cost of a run's network at its resolution, counted once; only parameters and multiply-adds if not `whole`."""
     data = config.data
-    key = f"{digest(config.model)} {data.input_size} {data.num_classes} {data.head}"
+    key = f"{digest(config.model)} {data.input_size} {data.num_classes} {data.head} {whole}"
     if key not in _costs:
-        _costs[key] = count_built(config.build, data.input_size)
+        found = count(config.build(), data.input_size, inplace=True) if whole else sizes(config.build, data.input_size)
+        _costs[key] = found
     return _costs[key]
 
 
@@ -99,7 +100,8 @@ def matched(
         return scaled(config, *_timed_once(config, base, measure, root, timed))
 
     def cost_of(run: RunConfig) -> int:
-        return cost(run).macs if measure == "macs" else cost(run).parameters
+        found = cost(run, whole=False)
+        return found.macs if measure == "macs" else found.parameters
 
     def ratios(*runs: RunConfig) -> list[float]:
         return [cost_of(run) / cost_of(base) for run in runs]
@@ -236,7 +238,7 @@ def _in_channels(node: Any, slot: str = "baseline") -> Iterator[tuple[dict[str, 
     if isinstance(node, dict):
         operation = REGISTRY.get(slot, {}).get(node.get("name", ""))  # type: ignore[call-overload]
         for name in operation.channel_counts if operation else ():
-            if node[name] > 1:
+            if (node[name] or 0) > 1:
                 yield node, name
         for key, child in node.items():
             yield from _in_channels(child, key if key in REGISTRY else "baseline")

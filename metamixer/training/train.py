@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from ..config import ConfigError
-from ..cost import count_built
+from ..cost import sizes
 from . import checkpoint, provenance
 from .data import Data
 from .distributed import ALONE, ProcessLost, World, joined, lost_another
@@ -290,7 +290,7 @@ class Trainer:
 
         if arrays:
             self.folder.replace("predictions.npz", write)
-        cost = count_built(config.build, config.data.input_size)
+        cost = sizes(config.build, config.data.input_size)
         metrics = [metric.name for metric in config.metrics]
         self.folder.write(
             "result.json",
