@@ -35,7 +35,7 @@ def recipes() -> None:
 
     from metamixer.recipes import RECIPES
 
-    table = Table("recipe", "what it trains", "expected top-1", "source", box=None, pad_edge=False)
+    table = Table("recipe", "what it trains", "expected", "source", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for name, recipe in RECIPES.items():
         table.add_row(name, recipe.about, recipe.expected, recipe.source)

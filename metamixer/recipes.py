@@ -97,7 +97,7 @@ class NamedRun:
 
     Attributes:
         about: what it trains.
-        expected: top-1 on the data's test images, as published or measured.
+        expected: the first metric on test samples (top-1), as published or measured.
         changes: what differs from `BASE`, by dotted key.
         source: where the recipe and the expected figure come from.
         needs: keys that point to another named run unless a user sets them: the run's name, and the file of its

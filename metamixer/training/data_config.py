@@ -103,14 +103,21 @@ class DataConfig(Config):
 class TaskData(Config):
     """Samples of a task, e.g. of a probe, in the place of a data set.
 
-    `train_samples` are those of an epoch; no sample comes twice. `val_samples` and `test_samples` are the same for
-    every seed; without `test_samples` they are all that the task has.
+    `train_samples` are those of an epoch. `val_samples` and `test_samples` are the same for every seed. Without
+    `train_samples` or `test_samples` they are all that the task has, if it reads files.
     """
 
     task: Annotated[SerializeAsAny[TaskConfig], BeforeValidator(resolve_task)]
-    train_samples: int = Field(gt=0)
+    train_samples: int | None = Field(default=None, gt=0)
     val_samples: int = Field(default=0, ge=0)
     test_samples: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _have_an_end(self) -> "TaskData":
+        for split in ("train", "test"):
+            if not self.built.on_disk and getattr(self, f"{split}_samples") is None:
+                raise ConfigError(f"{split}_samples: task {self.task.name!r} makes them without end; say how many")
+        return self
 
     @cached_property
     def built(self) -> Task:

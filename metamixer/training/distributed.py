@@ -83,7 +83,7 @@ def world_of_environment(environment: dict[str, str] | os._Environ[str] = os.env
     """The processes that torchrun or srun started; one alone if neither did.
 
     Raises:
-        ConfigError: variables that contradict each other.
+        ConfigError: a number of processes without this one's rank.
     """
     # SLURM_NTASKS will not do: in a batch script, which runs once, it counts the tasks that srun would start
     for size, rank, local_rank in (
@@ -91,13 +91,9 @@ def world_of_environment(environment: dict[str, str] | os._Environ[str] = os.env
         ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
     ):
         if size in environment:
-            try:
-                world = World(int(environment[rank]), int(environment[size]), int(environment.get(local_rank, 0)))
-            except (KeyError, ValueError) as error:
-                raise ConfigError(f"{size} is set in the environment, but {rank} or {local_rank}: {error}") from None
-            if not 0 <= world.rank < world.size:
-                raise ConfigError(f"{rank} {world.rank} in the environment is not below {size} {world.size}")
-            return world
+            if rank not in environment:
+                raise ConfigError(f"{size} is set in the environment, but {rank} is not")
+            return World(int(environment[rank]), int(environment[size]), int(environment.get(local_rank, 0)))
     return ALONE
 
 

@@ -78,7 +78,7 @@ def _line(row: dict[str, Any], metric: Metric) -> str:
     kinds = ((f"val_{metric.name}", "raw"), (f"val_{metric.name}_ema", "ema"))
     scores = [f"{kind} {row[key]:.{metric.decimals}f} {metric.unit}".rstrip() for key, kind in kinds if key in row]
     validation = f", validation {metric.label} {', '.join(scores)}" if scores else ""
-    speed = f"{row['images_per_second']:.0f} images/s"
+    speed = f"{row['images_per_second']:.0f} samples/s"
     return f"epoch {row['epoch']}: loss {row['train_loss']:.4f}{validation}, lr {row['lr']:.3g}, {speed}"
 
 
