@@ -21,7 +21,7 @@ from metamixer.training.run_config import RunConfig
 from metamixer.training.score import score
 from metamixer.training.train import train
 
-DATA = {"task": {"name": "recall", "pairs": 4}, "train_samples": 35, "val_samples": 12, "test_samples": 13}
+DATA = {"task": {"name": "recall", "pairs": 4, "size": 8}, "train_samples": 35, "val_samples": 12, "test_samples": 13}
 CONFIG = override(
     RunConfig(model=isotropic(2, 8, "depthwise"), data=parse(TaskData, DATA), recipe=PROBE),
     {
@@ -149,9 +149,9 @@ def test_a_users_own_task_is_trained_and_evaluated_from_the_command_line(tmp_pat
     (tmp_path / "own.py").unlink()  # the run has its copy
     (folder,) = runs.glob("*/config.json")
     again = launch("evaluate", folder.parent, "--device", "cpu")
-    assert shown.stdout.count("task odd (size 8") == again.stdout.count("task odd (size 8") == 1
+    assert shown.stdout.count("task odd (size 6") == again.stdout.count("task odd (size 6") == 1
     raw = [line.split()[-3:] for line in (shown.stdout + again.stdout).splitlines() if line.startswith("raw")]
-    assert raw[0] == raw[1] and raw[0][-1] == str(1000)
+    assert raw[0] == raw[1] and raw[0][-1] == "500"
 
 
 def test_the_pages_own_data_set_is_trained_from_files_with_any_number_of_workers(tmp_path, undisturbed):
