@@ -114,8 +114,8 @@ def test_what_a_decoder_can_not_read_is_refused():
     )
     with pytest.raises(ConfigError, match="needs two at least"):
         Segmenter(one, 5, img_size=(8, 8))
-    with pytest.raises(ConfigError, match="no_such_net"):
-        Segmenter(parse(SegmenterConfig, {"backbone": "no_such_net", "decoder": {"name": "fpn"}}), 5)
+    with pytest.raises(ConfigError, match="no timm model 'no_such_net'"):
+        parse(SegmenterConfig, {"backbone": "no_such_net", "decoder": {"name": "fpn"}})
 
 
 @pytest.mark.parametrize("mixer", [None, "identity", "attention", "pooling"])

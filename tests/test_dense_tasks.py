@@ -80,6 +80,23 @@ def test_crops_and_whole_pictures_keep_masks_on_their_pixels(scenes):
     assert 0.1 < float((masks == NOT_ASKED).float().mean()) < 0.4
 
 
+def test_windows_cover_a_picture_and_are_averaged_where_they_overlap(scenes):
+    """Against a loop over pixels; the network tells where in its window a pixel stands."""
+
+    def model(x):
+        places = torch.arange(x.shape[2] * x.shape[3], dtype=torch.float).view(1, 1, *x.shape[2:])
+        return places.expand(len(x), 3, -1, -1)
+
+    task = build_task({**scenes, "window": 32, "window_stride": 20})
+    found = task.answer(model, torch.zeros(1, 3, 40, 75))
+    tops, lefts = [0, 8], [0, 20, 40, 43]
+    for row, column in ((0, 0), (9, 21), (39, 74), (20, 42)):
+        inside = [(row - t, column - c) for t in tops for c in lefts]
+        scores = [32 * down + across for down, across in inside if 0 <= down < 32 and 0 <= across < 32]
+        assert float(found[0, 0, row, column]) == pytest.approx(np.mean(scores))
+    assert torch.equal(task.answer(model, torch.zeros(1, 3, 30, 31)), model(torch.zeros(1, 3, 30, 31)))
+
+
 def test_published_layouts_are_read(tmp_path):
     mask = np.array([[0, 1], [2, 150]])
     for part, values in (("images", mask), ("annotations", mask)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import timm
-from pydantic import SerializeAsAny
+from pydantic import SerializeAsAny, field_validator
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
@@ -31,6 +31,13 @@ class SegmenterConfig(Config):
     backbone: SerializeAsAny[BackboneConfig] | str
     decoder: SerializeAsAny[Decoder]
     feature_norm: bool = False
+
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, backbone: BackboneConfig | str) -> BackboneConfig | str:
+        if isinstance(backbone, str) and not timm.is_model(backbone):
+            raise ConfigError(f"no timm model {backbone!r}")
+        return backbone
 
 
 class Segmenter(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import ConfigError
 from ..rng import derive
@@ -46,7 +47,8 @@ class Scenes(Segmentation):
         `ade20k`: `images` and `annotations`, each with `training` and `validation`; value 0 of a mask is not asked.
         `cityscapes`: `leftImg8bit` and `gtFine`, each with `train/CITY` and `val/CITY`, masks `*_labelTrainIds.png`;
         value 255 is not asked. `plain`: `images` and `masks`, each with `train` and `validation`; the same.
-        `scales` are the smallest and the largest factor of a training picture.
+        `scales` are the smallest and the largest factor of a training picture. With `window`, pictures are evaluated by
+        windows of so many pixels a side, `window_stride` apart, whose scores are averaged where they overlap.
         """
 
         root: str
@@ -55,6 +57,8 @@ class Scenes(Segmentation):
         size: int = Field(default=512, ge=32)
         scales: tuple[float, float] = (0.5, 2.0)
         flip_prob: float = Field(default=0.5, ge=0, le=1)
+        window: int | None = Field(default=None, ge=32)
+        window_stride: int = Field(default=256, gt=0)
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -63,6 +67,19 @@ class Scenes(Segmentation):
 
     def count(self, split: str) -> int | None:
         return None if split == "train" else len(self._files(split))
+
+    def answer(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        window, step = self.config.window, self.config.window_stride
+        if window is None:
+            return model(inputs)
+        high, wide = inputs.shape[2:]
+        total = inputs.new_zeros(len(inputs), self.num_classes, high, wide)
+        seen = inputs.new_zeros(high, wide)
+        for top, left in product(_starts(high, window, step), _starts(wide, window, step)):
+            place = (..., slice(top, top + window), slice(left, left + window))
+            total[place] += model(inputs[place])
+            seen[place] += 1
+        return total / seen
 
     def parts(self) -> dict[str, dict[str, list[Any]]]:
         return {split: part_of(file for pair in self._files(split) for file in pair) for split in ("train", "test")}
@@ -126,6 +143,12 @@ class Scenes(Segmentation):
 
     def _files(self, split: str) -> list[tuple[Path, Path]]:
         return _pairs(self.config.root, self.config.layout, _SPLITS[self.config.layout][split])
+
+
+def _starts(side: int, window: int, step: int) -> list[int]:
+    """Where windows begin on a side; the last one ends with it."""
+    last = max(0, side - window)
+    return [*range(0, last, step), last]
 
 
 def _scaled(image: Image.Image, factor: float, how: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import Config, ConfigError, parse
@@ -125,6 +125,10 @@ class Task:
     def oracle(self, inputs: Tensor) -> Tensor:
         """The right answers, found in the inputs by the task's definition; any value where nothing is asked."""
         raise NotImplementedError
+
+    def answer(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """What a network answers in evaluation, e.g. to parts of an input, joined."""
+        return model(inputs)
 
     def loss(self, outputs: Tensor, answers: Tensor) -> Tensor:
         """What training minimises, a scalar."""

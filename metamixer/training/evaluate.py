@@ -42,7 +42,7 @@ def evaluate(
     count, kept = 0, list[np.ndarray]()
     for inputs, answers in batches:
         inputs, answers = inputs.to(device, non_blocking=True), answers.to(device, non_blocking=True)
-        outputs = model(inputs).float()
+        outputs = task.answer(model, inputs).float()
         tally = task.tally(outputs, answers) + tally
         predictions = task.predictions(outputs, answers)
         if predictions is not None:
