@@ -7,6 +7,7 @@ a row for each promise (`promises.py`); what fails is a row too, with its reason
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,28 +86,34 @@ def check(value: Any, dim: int = 64, coreml: bool = True) -> list[Check]:
         value: what `find` takes.
         coreml: whether to convert it, which takes seconds.
     """
+    promises = {name: promise for name, promise in PROMISES.items() if coreml or name != "Core ML"}
     with torch.random.fork_rng(devices=[]), quiet():
         try:
             candidate = find(value, dim)
             candidate.build()
         except Exception as error:
-            return [Check("builds", False, _reason(error))]
-        rows = [Check("builds", True, candidate.label)]
-        for name, promise in PROMISES.items():
-            if name == "Core ML" and not coreml:
-                continue
-            torch.manual_seed(0)
-            try:
-                rows.append(Check(name, True, promise(candidate)))
-            except NotApplicable as reason:
-                rows.append(Check(name, None, str(reason)))
-            except Exception as error:
-                rows.append(Check(name, False, _reason(error)))
+            return [Check("builds", False, reason(error))]
+        return [Check("builds", True, candidate.label), *rows_of(promises, candidate)]
+
+
+def rows_of(promises: Mapping[str, Callable[..., str]], *subject: Any) -> list[Check]:
+    """A row for each promise about the subject."""
+    rows = []
+    for name, promise in promises.items():
+        torch.manual_seed(0)
+        try:
+            rows.append(Check(name, True, promise(*subject)))
+        except NotApplicable as why:
+            rows.append(Check(name, None, str(why)))
+        except Exception as error:
+            rows.append(Check(name, False, reason(error)))
     return rows
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """In one line; an error that was made for the reader speaks for itself."""
+    if isinstance(error, NotImplementedError):
+        return "it is not defined"
     if type(error) in (Broken, ConfigError, ValueError, AssertionError) and str(error):
         return " ".join(str(error).split())
     return in_one_line(error)

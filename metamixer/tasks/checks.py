@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import Check
-from ..plugins import place
+from ..checks import Check, reason, rows_of
 from .task import NOT_ASKED, Task, build_task, fingerprint
 
 COUNT = 500
@@ -23,19 +22,13 @@ COUNT = 500
 
 def check_task(value: Any) -> list[Check]:
     """A row for each promise of a task, which `resolve_task` understands by `value`; nothing raises."""
-    try:
-        task = build_task(value)
-        inputs, answers = task.samples(0, "train", torch.arange(COUNT))
-    except Exception as error:
-        return [Check("builds", False, _line(error))]
-    rows = [Check("builds", True, f"task {task.name!r}")]
     with torch.random.fork_rng(devices=[]):
-        for name, promise in _PROMISES.items():
-            try:
-                rows.append(Check(name, True, promise(task, inputs, answers)))
-            except Exception as error:
-                rows.append(Check(name, False, _line(error)))
-    return rows
+        try:
+            task = build_task(value)
+            inputs, answers = task.samples(0, "train", torch.arange(COUNT))
+        except Exception as error:
+            return [Check("builds", False, reason(error))]
+        return [Check("builds", True, f"task {task.name!r}"), *rows_of(_PROMISES, task, inputs, answers)]
 
 
 def _shapes(task: Task, inputs: Tensor, answers: Tensor) -> str:
@@ -137,13 +130,6 @@ def _loss(task: Task, inputs: Tensor, answers: Tensor) -> str:
 def _as_outputs(task: Task, classes: Tensor) -> Tensor:
     """What a network that is sure of these classes gives."""
     return F.one_hot(classes, task.num_classes).movedim(-1, 1).float()
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, NotImplementedError):
-        text = "it is not defined"
-    return text if isinstance(error, AssertionError | ValueError) else f"{place(error)}{text}"
 
 
 _PROMISES: dict[str, Callable[[Task, Tensor, Tensor], str]] = {
