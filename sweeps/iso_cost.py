@@ -11,10 +11,10 @@ A timing differs each time and a run's hash must not. So the widths of equal lat
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from math import gcd, lcm
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,33 +27,11 @@ from metamixer.latency.runtimes import RUNTIMES
 from metamixer.operation import REGISTRY
 from metamixer.training.run_config import RunConfig
 
-Counted = Literal["macs", "params"]
+COUNTED = {"macs": "macs", "params": "parameters"}  # by the attribute of a network's cost
 LATENCY = "latency:"  # and the name of a runtime
 FILE = "matches.jsonl"
+TOLERANCE, TIMED_TOLERANCE = 0.02, 0.05  # of the ratio to the base's cost
 WIDEST_STEP = 1.5  # how far a channel mixer's hidden width may be changed to make up for the steps of the widths
-
-# runs → what each costs, with the base's cost as unit
-Ratios = Callable[..., list[float]]
-
-
-class Precision(NamedTuple):
-    """How near to the base's cost a match must be, and how to search for it.
-
-    Attributes:
-        tolerance: of the ratio to the base's cost.
-        enough: nearer than this the hidden widths are left alone.
-        widest: times the present width; a parabola means little far from its points.
-        probe: a factor for the hidden width that shows its effect on the cost.
-    """
-
-    tolerance: float
-    enough: float
-    widest: int
-    probe: float
-
-
-COUNTED = Precision(tolerance=0.02, enough=0.0, widest=8, probe=1.1)
-TIMED = Precision(tolerance=0.05, enough=0.025, widest=3, probe=1.3)  # noise is a few per cent
 
 _costs: dict[str, Cost] = {}
 
@@ -74,13 +52,13 @@ def check_measure(measure: str) -> str:
     Raises:
         ConfigError: no such measure.
     """
-    if measure in get_args(Counted) or (measure.removeprefix(LATENCY) in RUNTIMES and measure.startswith(LATENCY)):
+    if measure in COUNTED or (measure.startswith(LATENCY) and measure.removeprefix(LATENCY) in RUNTIMES):
         return measure
-    raise ConfigError(f"match {measure!r}: macs, params, or latency:RUNTIME, of the runtimes {', '.join(RUNTIMES)}")
+    raise ConfigError(f"no cost {measure!r}: macs, params, or latency:RUNTIME, of the runtimes {', '.join(RUNTIMES)}")
 
 
 def matched(
-    config: RunConfig, base: RunConfig, measure: str, root: Path | None = None, timed: bool = False
+    config: RunConfig, base: RunConfig, measure: str, root: Path = Path("runs"), timed: bool = False
 ) -> RunConfig:
     """`config` with its widths scaled so that it costs what `base` costs, within 2 %, or takes as long, within 5 %.
 
@@ -92,55 +70,42 @@ def matched(
         ConfigError: no width comes near enough, and the line says how near the nearest came; or its latency would have
             to be timed.
     """
+
+    def ratios(*runs: RunConfig) -> list[float]:
+        """What runs cost, with the base's cost as unit."""
+        if measure in COUNTED:
+            costs: list[float] = [getattr(cost(run, whole=False), COUNTED[measure]) for run in (*runs, base)]
+        else:
+            from metamixer.latency.bench import time_runs
+
+            costs = time_runs(measure.removeprefix(LATENCY), [*runs, base])  # together: the pace drops out
+        return [each / costs[-1] for each in costs[:-1]]
+
     if _network(config) == _network(base):
         return config
     if not isinstance(config.model, BackboneConfig):
-        raise ConfigError(f"match {measure!r} is for backbones, not for a {config.model.network}")
-    if measure.startswith(LATENCY):
-        return scaled(config, *_timed_once(config, base, measure, root, timed))
-
-    def cost_of(run: RunConfig) -> int:
-        found = cost(run, whole=False)
-        return found.macs if measure == "macs" else found.parameters
-
-    def ratios(*runs: RunConfig) -> list[float]:
-        return [cost_of(run) / cost_of(base) for run in runs]
-
-    if abs(ratios(config)[0] - 1) <= COUNTED.tolerance / 10:
-        return config
-    width, factor, _ = _equal(config, ratios, COUNTED, measure)
-    return scaled(config, width, factor)
-
-
-def _timed_once(config: RunConfig, base: RunConfig, measure: str, root: Path | None, timed: bool) -> tuple[int, float]:
-    """Width and factor of the hidden widths at equal latency, as recorded or found now."""
+        raise ConfigError(f"match {measure!r}: only the widths of a backbone can be scaled")
+    if measure in COUNTED:
+        near = abs(ratios(config)[0] - 1) <= TOLERANCE / 10
+        return config if near else _scaled(config, *_equal(config, ratios, measure)[:2])
     key = {"measure": measure, "base": digest_of(_network(base)), "variant": digest_of(_network(config))}
-    path = (root or Path("runs")) / FILE
-
-    def recorded() -> dict[str, Any] | None:
-        rows = jsonl.read(path)
-        return next((row for row in rows if all(row.get(name) == value for name, value in key.items())), None)
-
-    def ratios(*runs: RunConfig) -> list[float]:
-        from metamixer.latency.bench import time_runs
-
-        first, *others = time_runs(measure.removeprefix(LATENCY), [base, *runs])  # together: the pace drops out
-        return [other / first for other in others]
-
-    found = recorded()
-    if found is None and not timed:
-        raise ConfigError(
-            f"its width at equal {measure} has not been measured: `launch.py run` with the same options measures what "
-            f"is missing and keeps it in {path}"
-        )
-    if found is None:
-        width, factor, ratio = _equal(config, ratios, TIMED, f"latency on {measure.removeprefix(LATENCY)}")
+    path = root / FILE
+    if not _recorded(path, key):
+        if not timed:
+            raise ConfigError(
+                f"its width at equal {measure} has not been measured: `launch.py run` with the same options measures "
+                f"what is missing and keeps it in {path}"
+            )
+        width, factor, ratio = _equal(config, ratios, measure)
         row = {**key, "width": width, "expansion": factor, "ratio": round(ratio, 4), "time": time.time()}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
         jsonl.append(path, row)
-        found = recorded()  # another process may have been first
-        assert found is not None
-    return found["width"], found["expansion"]
+    first = _recorded(path, key)[0]  # another process may have been faster
+    return _scaled(config, first["width"], first["expansion"])
+
+
+def _recorded(path: Path, key: dict[str, str]) -> list[dict[str, Any]]:
+    return [row for row in jsonl.read(path) if key.items() <= row.items()]
 
 
 def _network(config: RunConfig) -> dict[str, Any]:
@@ -150,49 +115,35 @@ def _network(config: RunConfig) -> dict[str, Any]:
     return {"modules": values["modules"], "model": values["model"], **sizes}
 
 
-def _equal(config: RunConfig, ratios: Ratios, precision: Precision, what: str) -> tuple[int, float, float]:
-    """The first stage's width, a factor for the hidden widths, and how the cost then compares with the base's."""
-    widths = fitting(config)
-    points = dict(zip(widths, ratios(*(scaled(config, width, 1.0) for width in widths)), strict=True))
-    width, factor = nearest_width(config, points, precision.widest), 1.0
-    found, probe = ratios(scaled(config, width, 1.0), scaled(config, width, precision.probe))
-    slope = (probe - found) / (precision.probe - 1)
-    if abs(found - 1) > precision.enough and slope > 0:
-        factor = round(min(max(1 + (1 - found) / slope, 1 / WIDEST_STEP), WIDEST_STEP), 4)
-        (found,) = ratios(scaled(config, width, factor))
-    if abs(found - 1) > precision.tolerance:
-        advice = "or a quieter machine" if precision is TIMED else "smaller heads, or do not match"
-        raise ConfigError(
-            f"no width brings its {what} within {precision.tolerance:.0%} of the base's: the nearest is "
-            f"{width} channels in stage 1, {found - 1:+.1%}; take a wider base, {advice}"
-        )
-    return width, factor, found
+def _equal(config: RunConfig, ratios: Callable[..., list[float]], measure: str) -> tuple[int, float, float]:
+    """The first stage's width, a factor for the hidden widths, and how the cost then compares with the base's.
 
-
-def nearest_width(config: RunConfig, points: Mapping[int, float], widest: int) -> int:
-    """Channels of the first stage for which the cost is nearest to the base's, from that of three widths.
-
-    Cost is a parabola of the width but for the rounding of hidden widths, so three points give all of it. Nothing
-    beyond `widest` times the present width is looked at.
+    Cost is a parabola of the width but for the rounding of hidden widths, so three widths give all of it. A parabola
+    means little far from its points, and less where they are timings, which also need a larger step to show anything.
     """
-    parabola = np.polynomial.Polynomial.fit(list(points), list(points.values()), 2)
-    step = width_step(config)
-    widths = range(step, widest * _first_width(config), step)
-    return min(widths, key=lambda width: abs(parabola(width) - 1))
-
-
-def fitting(config: RunConfig) -> list[int]:
-    """The widths nearest to 60, 100 and 140 % of the first stage's with which the network can be built."""
-    start = _first_width(config)
-    found: list[int] = []
-    step = width_step(config)
+    timed = measure not in COUNTED
+    tolerance, widest, step = (TIMED_TOLERANCE, 3, 1.3) if timed else (TOLERANCE, 8, 1.1)
+    start, unit = _first_width(config), _unit(config)
+    points: list[int] = []
     for wanted in (start, 0.6 * start, 1.4 * start):
-        nearest = sorted(range(step, 3 * start, step), key=lambda width: abs(width - wanted))
-        width = next((w for w in nearest if w not in found and _builds(scaled(config, w, 1.0))), None)
-        if width is None:
-            raise ConfigError(f"too few widths near {start} channels in stage 1 can be built: take a wider base")
-        found.append(width)
-    return found
+        nearest = sorted(range(unit, 3 * start, unit), key=lambda width: abs(width - wanted))
+        points += [width for width in nearest if width not in points and _builds(_scaled(config, width, 1.0))][:1]
+    if len(points) < 3:
+        raise ConfigError(f"too few widths near {start} channels in stage 1 can be built: take a wider base")
+    parabola = np.polynomial.Polynomial.fit(points, ratios(*(_scaled(config, each, 1.0) for each in points)), 2)
+    width = min(range(unit, widest * start, unit), key=lambda width: abs(parabola(width) - 1))
+    factor, (ratio, wider) = 1.0, ratios(_scaled(config, width, 1.0), _scaled(config, width, step))
+    slope = (wider - ratio) / (step - 1)
+    if slope > 0 and not (timed and abs(ratio - 1) <= tolerance / 2):
+        factor = round(min(max(1 + (1 - ratio) / slope, 1 / WIDEST_STEP), WIDEST_STEP), 4)
+        (ratio,) = ratios(_scaled(config, width, factor))
+    if abs(ratio - 1) > tolerance:
+        advice = "or a quieter machine" if timed else "smaller heads, or do not match"
+        raise ConfigError(
+            f"no width brings its {measure} within {tolerance:.0%} of the base's: the nearest is {width} channels in "
+            f"stage 1, {ratio - 1:+.1%}; take a wider base, {advice}"
+        )
+    return width, factor, ratio
 
 
 def _first_width(config: RunConfig) -> int:
@@ -200,11 +151,11 @@ def _first_width(config: RunConfig) -> int:
     return config.model.stages[0].width
 
 
-def width_step(config: RunConfig) -> int:
+def _unit(config: RunConfig) -> int:
     """Widths of the first stage are multiples of this, for as many heads as before, all of whole channels."""
     first = _first_width(config)
-    sizes = [values[name] for values, name in _in_channels(config.to_dict()["model"])]
-    return lcm(1, *(first // gcd(first, size) for size in sizes))
+    counts = [values[name] for values, name in _in_channels(config.to_dict()["model"])]
+    return lcm(1, *(first // gcd(first, size) for size in counts))
 
 
 def _builds(config: RunConfig) -> bool:
@@ -216,7 +167,7 @@ def _builds(config: RunConfig) -> bool:
     return True
 
 
-def scaled(config: RunConfig, width: int, expansion: float) -> RunConfig:
+def _scaled(config: RunConfig, width: int, expansion: float) -> RunConfig:
     """The run with `width` channels in its first stage, and channel mixers `expansion` times as wide inside."""
     values = config.to_dict()
     stages = values["model"]["stages"]

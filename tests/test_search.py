@@ -127,7 +127,7 @@ def test_a_dry_run_says_why_some_draws_make_no_run(propose, reason, capsys):
 @pytest.mark.parametrize(
     ("before", "after", "line"),
     [
-        ('minimize=("macs",)', 'minimize=("flops",)', "match 'flops': macs, params, or latency:RUNTIME"),
+        ('minimize=("macs",)', 'minimize=("flops",)', "no cost 'flops': macs, params, or latency:RUNTIME"),
         ("constraints=", "constraint=", "unknown key 'constraint'"),
         ('bases={"tiny": BASE}', "bases={}", "bases: dictionary should have at least 1 item"),
         ('bases={"tiny": BASE}', 'bases={"tiny": lambda: BASE}', "base 'tiny' must be a RunConfig, got function"),
