@@ -1,4 +1,7 @@
-"""Networks around mixers that answer with a map or a series, by the key `network` of their configurations."""
+"""Networks around mixers that answer with a map or a series, by the key `network` of their configurations.
+
+The key `timm` makes a network of timm, and without both it is a backbone.
+"""
 
 from typing import Any
 
@@ -7,11 +10,12 @@ from torch import nn
 from ..architecture import BackboneConfig
 from ..backbone import Backbone
 from ..config import Config, ConfigError
+from ..timm_models import TimmConfig, build_timm
 from .forecast import DLinear, DLinearConfig, Forecaster, ForecasterConfig
 from .segmentation import Segmenter, SegmenterConfig
 from .superresolution import SuperResolver, SuperResolverConfig
 
-Network = BackboneConfig | SegmenterConfig | SuperResolverConfig | ForecasterConfig | DLinearConfig
+Network = BackboneConfig | SegmenterConfig | SuperResolverConfig | ForecasterConfig | DLinearConfig | TimmConfig
 
 _CONFIGS: dict[str, type[Config]] = {
     "segmenter": SegmenterConfig,
@@ -33,6 +37,8 @@ def config_class(values: Any) -> type[Config]:
     Raises:
         ConfigError: no such network.
     """
+    if isinstance(values, dict) and "timm" in values:
+        return TimmConfig
     name = values.get("network") if isinstance(values, dict) else None
     if name is None:
         return BackboneConfig
@@ -45,4 +51,6 @@ def build_network(config: Network, global_pool: str = "avg", **arguments: Any) -
     """The network of a configuration; `arguments` are those of its constructor."""
     if isinstance(config, BackboneConfig):
         return Backbone(config, global_pool=global_pool, **arguments)
+    if isinstance(config, TimmConfig):
+        return build_timm(config, global_pool=global_pool, **arguments)
     return _CLASSES[type(config)](config, **arguments)

@@ -1,0 +1,165 @@
+"""Mixers in timm's networks: found, replaced, counted, trained; equal where the mixer copies what it replaces."""
+
+import pytest
+import timm
+import torch
+from small import RUN
+from torch import nn
+
+from metamixer import ConfigError, digest, override
+from metamixer.config import parse
+from metamixer.cost import count
+from metamixer.presets import preset
+from metamixer.timm_models import InPlace, attention_class, replace_mixers
+from metamixer.training.run_config import RunConfig
+
+
+def attention(head_dim):
+    return preset("attention", query_key={"name": "scaled_dot", "head_dim": head_dim})
+
+
+VIT = {"depth": 2, "patch_size": 4}  # so few blocks and so small patches that a CPU is quick
+# network, arguments, and what its token mixers are copies of
+NETWORKS = {
+    "vit_tiny_patch16_224": (
+        {**VIT, "img_size": 16},
+        attention(64),
+    ),
+    "deit3_small_patch16_224": (
+        {**VIT, "img_size": 16},
+        attention(64),
+    ),
+    "swin_tiny_patch4_window7_224": (
+        {"depths": (1, 1, 1, 1), "img_size": 64, "window_size": 2},
+        attention(32),
+    ),
+    "convnext_atto": ({"depths": (1, 1, 1, 1)}, {"name": "depthwise", "kernel_size": 7}),
+    "poolformerv2_s12": ({}, "pooling"),
+    "caformer_s18": ({}, attention(32)),
+}
+
+
+def build(name):
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=5, **NETWORKS[name][0]).eval()
+
+
+def size(name):
+    side = NETWORKS[name][0].get("img_size", 64)
+    return 3, side, side
+
+
+def copy(old, new):
+    """Give a mixer the weights of the module that it replaced."""
+    mixer = new.mixer
+    if isinstance(old, nn.Conv2d):
+        mixer.conv.load_state_dict(old.state_dict())
+    elif hasattr(old, "qkv"):
+        bias = old.qkv.bias if old.qkv.bias is not None else torch.zeros(old.qkv.out_features)
+        layers = mixer.query.proj, mixer.query_key.key, mixer.coefficient_value.value
+        for layer, weight, own in zip(layers, old.qkv.weight.chunk(3), bias.chunk(3), strict=True):
+            layer.load_state_dict({"weight": weight[:, :, None, None], "bias": own})
+        bias = old.proj.bias if old.proj.bias is not None else torch.zeros(old.proj.out_features)
+        mixer.coefficient_value.proj.load_state_dict({"weight": old.proj.weight[:, :, None, None], "bias": bias})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_copy_of_what_was_replaced_changes_no_answer_and_any_other_mixer_trains(name):
+    model, mixer = build(name), NETWORKS[name][1]
+    where = "stages.[23].*" if name == "caformer_s18" else "*"  # its first stages have separable convolutions
+    before = dict(model.named_modules())
+    for module in before.values():
+        if hasattr(module, "relative_position_bias_table"):
+            nn.init.zeros_(module.relative_position_bias_table)
+    x = torch.randn(2, *size(name))
+    answer = model(x)
+    rest = {key: value.clone() for key, value in model.state_dict().items()}
+    names = replace_mixers(model, where, mixer, size(name))
+    assert len(names) == sum(isinstance(module, InPlace) for module in model.modules()) >= 2
+    for key, value in model.state_dict().items():
+        assert any(key.startswith(each) for each in names) or value.equal(rest[key]), key
+    with torch.no_grad():
+        for each in names:
+            copy(before[each], model.get_submodule(each))
+    torch.testing.assert_close(model(x), answer, rtol=1e-4, atol=1e-5)
+
+    other = build(name)
+    replace_mixers(other, "*", "xca" if hasattr(other, "num_prefix_tokens") else "ffnified_attention", size(name))
+    assert count(other, size(name)).macs > 0
+    other.train()(x).square().mean().backward()
+    assert all(parameter.grad is not None for key, parameter in other.named_parameters() if ".mixer." in key)
+
+
+def test_a_map_without_a_class_token_takes_a_convolution():
+    arguments = {**VIT, "class_token": False, "global_pool": "avg", "img_size": 16}
+    model = timm.create_model("vit_tiny_patch16_224", **arguments)
+    replace_mixers(model, "blocks.1.attn", "ffnified_attention", (3, 16, 16))
+    assert model.get_submodule("blocks.1.attn").size == (4, 4)
+    assert model(torch.randn(1, 3, 16, 16)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "mixer", "line"),
+    [
+        ("vit_tiny_patch16_224", "*", "ffnified_attention", r"blocks\.0\.attn takes 1 class or other tokens"),
+        ("vit_tiny_patch16_224", "stages.*", "pooling", r"fits no token mixer .* there are blocks\.0\.attn, blocks"),
+        (
+            "vit_tiny_patch16_224",
+            "patch_embed.proj",
+            "pooling",
+            r"patch_embed\.proj makes \(192, 4, 4\) of \(3, 16, 16\)",
+        ),
+        (
+            "vit_tiny_patch16_224",
+            "*",
+            attention(7),
+            r"blocks\.0",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_line(name, where, mixer, line):
+    with pytest.raises(ConfigError, match=line) as error:
+        replace_mixers(build(name), where, mixer, size(name))
+    assert "\n" not in str(error.value)
+
+
+def test_timms_vits_take_a_mixer_as_their_attention():
+    model = timm.create_model(
+        "vit_tiny_patch16_224", **VIT, img_size=16, class_token=False, global_pool="avg",
+        attn_layer=attention_class("pooling", (4, 4)),
+    )  # fmt: skip
+    assert model(torch.randn(1, 3, 16, 16)).shape == (1, 1000)
+    assert sum(isinstance(module, InPlace) for module in model.modules()) == 2
+
+
+def run(**model):
+    arguments = {**VIT, "class_token": False, "global_pool": "avg"}
+    content = {"timm": "vit_tiny_patch16_224", "arguments": arguments, **model}
+    return parse(RunConfig, {**RUN.to_dict(), "model": content})
+
+
+def test_a_run_of_such_a_network_follows_from_its_seed():
+    one, other = run(replace={"*": "pooling"}), run(replace={"*": "attention"})
+    assert digest(one) != digest(other) and digest(run(replace={"*": "pooling"})) == digest(one)
+    changed = override(one, {"model.replace": {"*": "attention"}})
+    assert changed == other
+    first, again = (changed.build().state_dict() for _ in range(2))
+    assert all(first[key].equal(again[key]) for key in first)
+    later = override(changed, {"seed": 1}).build().state_dict()
+    assert not later["blocks.0.attn.mixer.query.proj.weight"].equal(first["blocks.0.attn.mixer.query.proj.weight"])
+    plain = one.build().state_dict()  # what the two have in common starts alike
+    assert all(plain[key].equal(first[key]) for key in plain)
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        ({"timm": "vit_tyni"}, "no timm model 'vit_tyni'"),
+        ({"replace": {"*": "poling"}}, "no mixer 'poling'"),
+        ({"arguments": {"heads": 3}}, "timm model 'vit_tiny_patch16_224': .*heads"),
+    ],
+)
+def test_what_a_configuration_gets_wrong_is_one_line(model, line):
+    with pytest.raises(ConfigError, match=line) as error:
+        run(**model).build()
+    assert "\n" not in str(error.value)
