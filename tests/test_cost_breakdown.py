@@ -154,6 +154,7 @@ STATES = {
     "random_mixing": N * 32,
     "identity": 0,
     "gated_attention": 2 * N * 32,
+    "differential_attention": 2 * N * 32,
     "agent_attention": 49 * 32 + 49 * 33 + 9 * 32,  # agents; their values and a softmax's sum; the local path
     "slide_attention": 2 * 9 * 32,
     "inline": 32 * 32 + 2 * 32 + 9 * 32 + 32,  # two means; the local path; the mean that makes its kernel
@@ -172,7 +173,7 @@ def test_state_sizes(name):
     mixer = {**PRESETS["attention"], "activation": "gelu"} if name == "gelu" else name
     built = build_mixer(resolve_mixer(mixer), Site(32, 8, 8))
     assert count(built, (32, 8, 8)).state_size == STATES[name]
-    if isinstance(built, MetaMixer) and name in ("attention", "gelu", "gated_attention"):
+    if isinstance(built, MetaMixer) and name in ("attention", "gelu", "gated_attention", "differential_attention"):
         slots = MetaMixer(resolve_mixer(mixer), Site(32, 8, 8))
         assert count(slots, (32, 8, 8)).state_size == STATES[name]  # without the fast path
 

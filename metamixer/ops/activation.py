@@ -145,11 +145,14 @@ class Differential(Softmax):
     def accepts(cls, config: OperationConfig) -> frozenset[Layout]:
         return frozenset({Layout.PAIRS})
 
-    def forward(self, scores: Tensor) -> Tensor:
+    def share(self) -> Tensor:
+        """λ."""
         a, b, c, d = self.factors.unbind()
-        share = torch.dot(a, b).exp() - torch.dot(c, d).exp() + self.start
+        return torch.dot(a, b).exp() - torch.dot(c, d).exp() + self.start
+
+    def forward(self, scores: Tensor) -> Tensor:
         maps = scores.softmax(self.key_axis)
-        return maps[:, 0::2] - share * maps[:, 1::2]
+        return maps[:, 0::2] - self.share() * maps[:, 1::2]
 
 
 @register
