@@ -51,7 +51,7 @@ def read(weights: Weights, classes: list[str] | None = None) -> dict[str, Tensor
     # released checkpoints hold their training arguments beside the weights
     with torch.serialization.safe_globals([argparse.Namespace]):
         content = _safetensors(source) if source.endswith(".safetensors") else checkpoint.read(source)
-    held = content if isinstance(content, dict) else {}
+    held: dict[str, Any] = content if isinstance(content, dict) else {}
     keys = _AVERAGE if weights.average else _RAW
     state = next((held[key] for key in keys if held.get(key) is not None), None if weights.average else held)
     if state is None:
