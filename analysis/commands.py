@@ -87,11 +87,12 @@ def show_grid(root: Path, grid: str, setting: str | None) -> None:
 
     Of several tasks that can be solved, the profile is shown in place of their tables.
     """
+    from analysis.folders import task_of
     from analysis.frame import load, settings
-    from analysis.inside import networks
-    from analysis.plots import examples, picture, save
+    from analysis.plots import examples as draw_examples
+    from analysis.plots import picture, save
     from analysis.statistics import declared
-    from analysis.tables import render, texts, to_csv, to_latex
+    from analysis.tables import extremes, render, texts, to_csv, to_latex
 
     launched: list[str | None] = [data for _, data in settings(root, grid) if setting in (None, data)]
     parts = [load(root, grid, data) for data in launched or [setting]]
@@ -104,12 +105,14 @@ def show_grid(root: Path, grid: str, setting: str | None) -> None:
         with _keeping(f"{stem}: .csv .tex .png .pdf"):
             for comparison, path in zip(comparisons, (f"{stem}.csv", f"{stem}-best.csv"), strict=False):
                 to_csv(comparison, meta, path)
-            Path(f"{stem}.tex").write_text(to_latex(texts(comparisons[-1], meta)), encoding="utf-8")
+            Path(f"{stem}.tex").write_text(to_latex(texts(extremes(comparisons[-1], meta), meta)), encoding="utf-8")
             save(picture(comparisons[-1], meta), f"{stem}.png", f"{stem}.pdf")
-        shown = examples(networks(runs)[0])
-        if shown is not None:
-            with _keeping(f"{stem}_examples.png"):
-                save(shown, f"{stem}_examples.png")
+        if task_of(runs["folder"]) and not meta.metric.solvable:
+            from analysis.inside import examples, networks  # loads torch, which other tables do without
+
+            if pictures := examples(networks(runs)[0]):
+                with _keeping(f"{stem}_examples.png"):
+                    save(draw_examples(pictures), f"{stem}_examples.png")
     if whole:
         show_profile(root, grid)
 

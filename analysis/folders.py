@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,13 @@ def read_json(path: str | Path) -> tuple[Json | None, str]:
     except ValueError:
         return None, "is half-written or not JSON"
     return (content, "") if isinstance(content, dict) else (None, "holds no JSON object")
+
+
+def task_of(folders: Iterable[str]) -> Json:
+    """The configuration of the task that runs were made on, from the first that has begun; empty for a data set."""
+    configs = (read_json(f"{folder}/config.json")[0] for folder in folders)
+    config: Json = next((content["config"] for content in configs if content and "config" in content), {})
+    return config.get("data", {}).get("task", {})
 
 
 def other_schema(content: Json) -> str:

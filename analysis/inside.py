@@ -230,6 +230,28 @@ def _shown(stage: int, mixer: MetaMixer, x: Tensor) -> CoefficientMap:
     return CoefficientMap(stage, found.square().mean(0).sqrt().numpy(), "RMS over channels")
 
 
+def examples(networks: list[Inside], count: int = 4) -> dict[str, list[np.ndarray]]:
+    """The first test samples, for tasks whose answers are pictures: `input`, `truth`, and what each network answers.
+
+    Pictures are (H, W, 3) in 0 … 1. Empty where answers are no pictures, or no network is trained.
+    """
+    trained = [inside for inside in networks if inside.trained and inside.network.run is not None]
+    found: dict[str, list[np.ndarray]] = {}
+    if not trained:
+        return found
+    task = trained[0].network.run.data.built  # type: ignore[union-attr]
+    for index in range(min(count, task.count("test") or count)):
+        inputs, answers = task.samples(0, "test", torch.tensor([index]))
+        shown: dict[str, Tensor] = {}
+        for inside in trained:
+            with torch.inference_mode():
+                drawn = task.pictures(inputs, answers, inside.model(inputs))
+            shown |= zip(("input", "truth", inside.name), drawn or (), strict=False)
+        for name, picture in shown.items():
+            found.setdefault(name, []).append(picture.clamp(0, 1).permute(1, 2, 0).numpy())
+    return found
+
+
 def slot_costs(runs: pd.DataFrame) -> pd.DataFrame:
     """What each part of each variant's folded network costs: `variant`, `part`, `macs`, `parameters`, a row each.
 

@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Group
 
 from . import rates
-from .folders import Json, read_json
+from .folders import Json, task_of
 from .frame import Meta, each, load, plural, settings
 from .metrics import Metric
 from .solving import too_few
@@ -41,7 +41,7 @@ def profile(root: str | Path, grid: str) -> tuple[pd.DataFrame, dict[str, Meta]]
             table["level"] = ((table["mean"] - metric.chance) / (metric.solved - metric.chance)).clip(0, 1)
             parts.append(table)
             metas[data] = meta
-            configs[data] = _task(runs["folder"])
+            configs[data] = task_of(runs["folder"])
     if not parts:
         raise ValueError(f"{grid} in {root} ran on no task that has a chance level")
     table = pd.concat(parts, ignore_index=True)
@@ -49,15 +49,6 @@ def profile(root: str | Path, grid: str) -> tuple[pd.DataFrame, dict[str, Meta]]
     table = table.sort_values("task", key=lambda task: -able.reindex(task).to_numpy(), kind="stable", ignore_index=True)
     table = table.merge(_dials(configs), on="task", how="left")
     return judged(table, sign=table["task"].map(lambda task: metas[task].metric.sign)), metas
-
-
-def _task(folders: pd.Series) -> Json:
-    """The configuration of the task that runs were made on, from the first that has one."""
-    for folder in folders:
-        config = (read_json(f"{folder}/config.json")[0] or {}).get("config") or {}
-        if "task" in config.get("data", {}):
-            return config["data"]["task"]
-    return {}
 
 
 def _dials(configs: dict[str, Json]) -> pd.DataFrame:

@@ -8,8 +8,7 @@ from PIL import Image
 from test_commands import launch
 from test_training import Killed, at_steps, same
 
-from analysis.inside import network
-from analysis.plots import examples
+from analysis import inside, plots
 from metamixer import ConfigError, override
 from metamixer.deploy.export import export
 from metamixer.networks import Network
@@ -122,10 +121,10 @@ def test_a_run_does_not_go_on_with_other_files(configs, tmp_path):
 def test_answers_that_are_pictures_are_drawn_beside_the_truth(configs, tmp_path):
     for name, shown in (("garments", True), ("photographs", True), ("series", False)):
         train(override(configs[name], {"recipe.epochs": 2}), tmp_path / name, "cpu")
-        figure = examples([network(tmp_path / name, "mixer")])
-        assert (figure is not None) == shown
-        if figure is not None:  # three test samples: input, truth, answer
-            assert len(figure.axes) == 3 * 3
+        pictures = inside.examples([inside.network(tmp_path / name, "mixer")])
+        assert list(pictures) == (["input", "truth", "mixer"] if shown else [])
+        if shown:  # of three test samples
+            assert len(plots.examples(pictures).axes) == 3 * 3
 
 
 def test_more_samples_than_there_are_are_refused(configs, tmp_path):

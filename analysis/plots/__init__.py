@@ -2,16 +2,15 @@
 
 `accuracy`: accuracy against what it costs. `ladder`: what each step changed. `slots`: main
 effects and interactions of a factorial, and what slots cost. `profile`: what each variant can do, and how far.
-`curves`: how training went. `examples`: answers that are pictures. `inside`: what a network looks at. The only modules
-of the package that load matplotlib, which `plt` is.
+`curves`: how training went. `inside`: what a network looks at, and answers that are pictures. The only modules of the
+package that load matplotlib, which `plt` is.
 """
 
 from matplotlib import pyplot as plt
 
 from .accuracy import accuracy_by_variant, accuracy_vs, accuracy_vs_latency, picture, published_front
 from .curves import learning_curves
-from .examples import examples
-from .inside import coefficient_maps, receptive_fields
+from .inside import coefficient_maps, examples, receptive_fields
 from .ladder import waterfall
 from .profile import dial_curves, profile_map
 from .slots import cell_means, interactions, main_effects, slot_costs

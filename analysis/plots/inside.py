@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .theme import BASE, head, new, nothing
@@ -44,6 +45,22 @@ def receptive_fields(
     label = "log10 of the gradient,\nrelative to its largest"
     figure.colorbar(image, ax=grid.ravel().tolist(), label=label, shrink=0.85)
     return grid
+
+
+def examples(pictures: Mapping[str, list[np.ndarray]]) -> Figure:
+    """What networks answer to single samples, beside the truth: one row per sample.
+
+    Args:
+        pictures: `inside.examples`, with at least one.
+    """
+    rows, columns = len(next(iter(pictures.values()))), len(pictures)
+    figure, grid = new(1.5 * columns, 1.6 * rows, rows, columns, squeeze=False)
+    for column, (name, shown) in zip(grid.T, pictures.items(), strict=True):
+        column[0].set_title(name.replace("_", " "), fontsize=9)
+        for axes, picture in zip(column, shown, strict=True):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_axis_off()
+    return figure
 
 
 def coefficient_maps(maps: Mapping[str, list], images: Any, what: str) -> np.ndarray:
