@@ -237,7 +237,9 @@ def _cost(candidate: Candidate) -> str:
     """A mixer holds something of the other tokens if, and only if, its output for one depends on others."""
     cost = cost_of(candidate.config, candidate.dim)
     mixer, x = candidate.build()
-    mixer(x.requires_grad_().clone())[0, :, 0, 0].sum().backward()
+    mixer(x.requires_grad_().clone())[
+        0, :, SIZE[0] // 2, SIZE[1] // 2
+    ].sum().backward()  # a raster begins at the corner
     reached = int(x.grad[0].any(0).sum())  # type: ignore[index]
     _demand(
         (cost.state_size > 0) == (reached > 1),
