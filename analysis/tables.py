@@ -23,6 +23,7 @@ from .solving import unsolved
 from .statistics import pooled_sd
 
 ROWS = 60  # of a table or picture: nobody reads more variants than that, and their names would cover one another
+SHARES = ("top1", "top5", "accuracy")  # metrics that count right samples
 SAME_COST = 0.05  # costs that differ by no more than this count as equal
 _STYLES = {"base": "bold", "better": "cyan", "worse": "cyan", "inside noise": "dim", "no spread": "dim"}
 
@@ -116,12 +117,16 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
     """What a reader must know to read the table, a line each."""
     about = meta.of(comparison).metric
     parts = [f"Base {meta.base}", f"data {meta.data}"]
-    if meta.images and about.unit == "%":
-        parts[1] += f" ({meta.images} test samples, one is {100 / meta.images:.2g} points)"
+    if meta.images:
+        one = f", one is {100 / meta.images:.2g} points" if about.unit == "%" and meta.declared.name in SHARES else ""
+        parts[1] += f" ({meta.images} test samples{one})"
     seeds = ", ".join(map(str, meta.seeds))
     parts += [f"{plural(len(meta.seeds), 'seed')} ({seeds})" if meta.seeds else "no seeds"]
     parts += [f"{meta.weights or 'unknown'} weights"]
     lines = [", ".join(parts) + "."]
+    if about.levels and about == meta.declared:
+        levels = (f"{name} {about.value(value)} {about.unit}".rstrip() for name, value in about.levels.items())
+        lines += [f"For comparison: {', '.join(levels)}."]
     shown = extremes(comparison, meta)
     if left := len(comparison) - len(shown):
         lines += [f"{left} of {len(comparison)} variants, neither the best nor the worst, are only in the CSV."]
