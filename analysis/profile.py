@@ -121,4 +121,4 @@ def notes(table: pd.DataFrame, metas: dict[str, Meta]) -> list[str]:
     levels = [(task, *level) for task, _ in by_task for level in metas[task].metric.levels.items()]
     lines += [f"{task}: a network that {name} gets {metas[task].metric.value(value)}." for task, name, value in levels]
     lines += [f"{task}: left out, {line}." for task, _ in by_task for line in metas[task].left_out]
-    return [*lines, *dict.fromkeys(line for _, group in by_task for line in unequal(group))]
+    return [*lines, *max((unequal(group) for _, group in by_task), key=len)]

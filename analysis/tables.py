@@ -132,7 +132,8 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
         lines += [f"{left} of {len(comparison)} variants, neither the best nor the worst, are only in the CSV."]
     if set(comparison["verdict"]) - {"base"}:
         lines += _how_to_read(comparison, meta.of(comparison))
-    lines += [f"{row.variant}: {row.note}." for row in each(shown) if row.note]
+    noted = shown[shown["note"] != ""].groupby("note", sort=False)["variant"]
+    lines += [f"{', '.join(names)}: {note}." for note, names in noted]
     return [*lines, *(f"Mixed: {line}." for line in meta.mixed), *_left_out(meta)]
 
 
@@ -145,7 +146,7 @@ def _how_to_read(comparison: pd.DataFrame, meta: Meta) -> list[str]:
         else "over seeds (t): it does not speak about other test samples"
     )
     lines = [f"Difference: mean over seeds of (variant − base at the same seed) with its 95 % interval, {reach}."]
-    if both.any() and others.loc[others["pairs"] > 1, "low_both"].isna().any():
+    if both.any() and others.loc[others["p_seeds"].notna(), "low_both"].isna().any():
         lines += ["Not every variant kept its predictions: where none are kept, the interval is over seeds alone."]
     if comparison["exploratory"].any():
         lines += ["Exploratory: the grid declared another metric; nothing here is more than a hint."]
