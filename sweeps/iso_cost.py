@@ -131,7 +131,8 @@ def _equal(config: RunConfig, ratios: Callable[..., list[float]], measure: str) 
     if len(points) < 3:
         raise ConfigError(f"too few widths near {start} channels in stage 1 can be built: take a wider base")
     parabola = np.polynomial.Polynomial.fit(points, ratios(*(_scaled(config, each, 1.0) for each in points)), 2)
-    width = min(range(unit, widest * start, unit), key=lambda width: abs(parabola(width) - 1))
+    nearest = sorted(range(unit, widest * start, unit), key=lambda width: abs(parabola(width) - 1))
+    width = next(width for width in nearest if _builds(_scaled(config, width, 1.0)))
     factor, (ratio, wider) = 1.0, ratios(_scaled(config, width, 1.0), _scaled(config, width, step))
     slope = (wider - ratio) / (step - 1)
     if slope > 0 and not (timed and abs(ratio - 1) <= tolerance / 2):

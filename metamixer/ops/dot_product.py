@@ -132,6 +132,8 @@ class Polarity(Compared):
 
     def __init__(self, config: Compared.Config, site: Site, query_dim: int) -> None:
         super().__init__(config, site, query_dim)
+        if self.head_dim % 2:
+            raise ValueError(f"query_key 'polarity': heads of {self.head_dim} channels have no halves")
         self.coefficients = Coefficients(Layout.PAIRS, query_dim, 2 * self.heads)
         self.key_dim = 2 * self.head_dim
         self.spread = nn.Parameter(torch.zeros(query_dim, 1, 1))
