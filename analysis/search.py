@@ -161,8 +161,8 @@ def front_picture(study: optuna.Study, axes: Axes | None = None) -> Axes:
         words = f"far worse, to {sign * good.min():.{metric['decimals']}f}"
         axes.scatter(points["cost"][far], edge, color=PALE, edgecolor=VARIANT, marker="v", label=words)
     if len(about["objectives"]) > 1:
-        front = pd.DataFrame([trial.values for trial in study.best_trials]).sort_values(1)
-        axes.step(front[1], front[0], where="post", color=VARIANT, marker="o", label="front")
+        front = sorted((trial.values[1], trial.values[0]) for trial in study.best_trials)
+        axes.step(*zip(*front, strict=True), where="post", color=VARIANT, marker="o", label="front")
     for known in points[(points["source"] != "sampler") & ~far].to_dict("records"):
         axes.scatter(known["cost"], known["score"], color=BASE, marker="D", zorder=4)
         at = known["cost"], known["score"]
@@ -180,8 +180,7 @@ def importances_picture(shares: pd.DataFrame, axes: Axes | None = None) -> Axes:
         return nothing(axes, f"fewer than {ENOUGH} trials are done")
     axes.set_title(f"what explains {shares['objective'].iloc[0]} (fANOVA)")
     rows = shares[::-1]
-    names = [f"{short(row.parameter)} ({row.trials})" if row.conditional else short(row.parameter)
-             for row in rows.itertuples()]  # fmt: skip
+    names = rows["parameter"].map(short) + rows["trials"].map(" ({})".format).where(rows["conditional"], "")
     fills = rows["conditional"].map({True: "white", False: VARIANT})
     axes.barh(names, rows["importance"], color=fills, edgecolor=VARIANT)
     axes.set_xlabel("share of the variance over the done trials;\nof hollow bars over those in brackets")

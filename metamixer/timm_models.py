@@ -137,7 +137,8 @@ def replace_mixers(
     names = [name for name in there if fnmatch(name, where)] or [n for n, _ in model.named_modules() if n == where]
     if not names:
         raise ConfigError(f"{where!r} fits no token mixer of the network; there are {', '.join(there) or 'none'}")
-    sites = _sites(model, names, input_size or model.pretrained_cfg["input_size"], seed)  # type: ignore[index,operator]
+    size: Any = input_size or model.pretrained_cfg["input_size"]  # type: ignore[index]
+    sites = _sites(model, names, size, seed)
     prefix: int = getattr(model, "num_prefix_tokens", 0)
     with Construction() as construction:
         mixers = nn.ModuleDict({name.replace(".", "/"): _built(config, site, prefix) for name, site in sites.items()})

@@ -224,9 +224,10 @@ class Asker:
         """A line on how a trial's run ended; its score is that of the validation samples."""
         trial = next(each for each in self.trials() if each["hash"] == outcome.run.hash)
         name = f"{outcome.run.variant} ({trial['source']})"
-        if trial["ended"]["outcome"] != "done":
+        last = last_score(trial["ended"])
+        if trial["ended"]["outcome"] != "done" or last is None:
             return f"{name}: {outcome.state}, {outcome.message}"
-        score = self.definition.base.metrics[0].text(last_score(trial["ended"]))
+        score = self.definition.base.metrics[0].text(last)
         return ", ".join([f"{name}: val {score}", *(f"{_shown(*cost)} {cost[0]}" for cost in trial["costs"].items())])
 
     def print_counts(self) -> bool:

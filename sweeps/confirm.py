@@ -5,6 +5,7 @@ from __future__ import annotations
 import pprint
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from metamixer.config import ConfigError, digest
 
@@ -50,7 +51,8 @@ def confirm(root: Path, definition: Definition, top: int, seeds: Sequence[int] |
     found = [rows[trial.number] for trial in best_trials(make_study(read_about(folder), rows), top + 1)]
     if not found:
         raise ConfigError("no trial is done yet: there is nothing to confirm")
-    base, reference, changes = "base", digest(definition.base), {"base": {}}
+    base, reference = "base", digest(definition.base)
+    changes: dict[str, dict[str, Any]] = {base: {}}
     for base in list(definition.search.known)[:1]:
         known = definition.known(base)
         reference, changes = digest(definition.config(known)), {base: definition.changes(known)}

@@ -20,9 +20,21 @@ from .grid import Grid, LoadedGrid
 GRIDS = Path(__file__).resolve().parent.parent / "ablations"
 
 
-def grid_questions() -> dict[str, str]:
-    """The grids that ship with the project and their questions; imports none of them."""
-    return {path.stem: question_of(path) for path in sorted(GRIDS.glob("*.py")) if path.stem != "__init__"}
+def grid_questions(folder: Path = GRIDS) -> dict[str, str]:
+    """The grids that ship with the project and their questions, or the searches; imports none of them."""
+    return {path.stem: question_of(path) for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+
+
+def find_file(name: str, folder: Path, kind: str) -> Path:
+    """The file of a grid or a search that ships with the project, or of the user's own by its path.
+
+    Raises:
+        ConfigError: no such file.
+    """
+    path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
+    if not path.is_file() or path.stem == "__init__":
+        raise ConfigError(f"no {kind} {name!r}; there are {', '.join(grid_questions(folder))}, or give a file's path")
+    return path
 
 
 def load_grid(name: str, more_modules: Sequence[str] = (), root: Path = Path("runs")) -> LoadedGrid:
@@ -36,9 +48,7 @@ def load_grid(name: str, more_modules: Sequence[str] = (), root: Path = Path("ru
     Raises:
         ConfigError: no such grid, or a file that does not make one; the line says where.
     """
-    path = Path(name) if name.endswith(".py") else GRIDS / f"{name}.py"
-    if not path.is_file() or path.stem == "__init__":
-        raise ConfigError(f"no grid {name!r}; there are {', '.join(grid_questions())}, or give a file's path")
+    path = find_file(name, GRIDS, "grid")
     grid = from_file(path, "GRID", Grid, more_modules, root)
     return LoadedGrid(path.stem, question_of(path), grid)
 

@@ -6,7 +6,6 @@ import json
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import optuna
@@ -19,7 +18,7 @@ from metamixer.training.run_config import RunConfig
 
 from .grid import data_label
 from .iso_cost import check_measure
-from .questions import GRIDS, from_file, question_of
+from .questions import GRIDS, find_file, from_file, grid_questions, question_of
 
 SEARCHES = GRIDS / "searches"
 
@@ -121,7 +120,7 @@ class Definition:
 
 def search_questions() -> dict[str, str]:
     """The searches that ship with the project and their questions; imports none of them."""
-    return {path.stem: question_of(path) for path in sorted(SEARCHES.glob("*.py")) if path.stem != "__init__"}
+    return grid_questions(SEARCHES)
 
 
 def load_search(
@@ -137,9 +136,7 @@ def load_search(
     Raises:
         ConfigError: no such search or data, no validation samples, or a file that makes no search.
     """
-    path = Path(name) if name.endswith(".py") else SEARCHES / f"{name}.py"
-    if not path.is_file() or path.stem == "__init__":
-        raise ConfigError(f"no search {name!r}; there are {', '.join(search_questions())}, or give a file's path")
+    path = find_file(name, SEARCHES, "search")
     search = from_file(path, "SEARCH", Search, more_modules)
     data = data or next(iter(search.bases))
     if data not in search.bases:

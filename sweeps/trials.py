@@ -116,8 +116,9 @@ def make_study(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
     name, objectives = about["metric"]["name"], about["objectives"]
-    first = "maximize" if about["metric"]["higher_is_better"] else "minimize"
-    directions = [first, *("minimize" for _ in objectives[1:])]
+    better = optuna.study.StudyDirection
+    first = better.MAXIMIZE if about["metric"]["higher_is_better"] else better.MINIMIZE
+    directions = [first, *(better.MINIMIZE for _ in objectives[1:])]
     label = f"{about['name']}@{about['setting']}"
     study = optuna.create_study(study_name=label, directions=directions, sampler=sampler)
     with warnings.catch_warnings():
@@ -128,11 +129,12 @@ def make_study(
     for row in rows:
         ended, last = row["ended"], last_score(row["ended"])
         done = ended["outcome"] == "done"
+        values: Any = [last, *(row["costs"][cost] for cost in objectives[1:])] if done else None
         minutes = {} if ended["seconds"] is None else {"minutes": ended["seconds"] / 60}
         study.add_trial(
             create_trial(
                 state={"done": TrialState.COMPLETE, OPEN: TrialState.RUNNING}.get(ended["outcome"], TrialState.PRUNED),
-                values=[last, *(row["costs"][cost] for cost in objectives[1:])] if done else None,
+                values=values,
                 params=row["parameters"],
                 distributions={key: json_to_distribution(text) for key, text in row["distributions"].items()},
                 constraints={**row["excess"], **({"failed": 1.0} if ended["outcome"] == "failed" else {})},
