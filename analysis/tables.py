@@ -66,7 +66,7 @@ def texts(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
             "lr": f"{row.lr:g}",
             f"{about.heading} ± sd": score(row, meta.of(comparison)),
             "solved [95 %]": share(row, interval=True),
-            "steps": "–" if math.isnan(row.solved_at) else f"{row.solved_at:.0f}",
+            "steps": "–" if math.isnan(row.solved_at) else f"{row.solved_at:.0f}" + " *" * (row.p_steps_holm < 0.05),
             "difference [95 %]": _difference(row, meta.of(comparison)),
             "verdict": row.verdict if row.n else "no result",
             "runs": ", ".join(runs),
@@ -171,7 +171,7 @@ def how_solved(comparison: pd.DataFrame, meta: Meta) -> list[str]:
     if comparison["solved"].isna().all():
         return []
     lines = [f"Solved: {meta.metric.label} of {meta.metric.solved:g} {meta.metric.unit} on validation samples. Steps: "
-             "the median over seeds."]  # fmt: skip
+             "the median over seeds; * other than the base's (ranks, Holm)."]  # fmt: skip
     if (comparison["test"] == "shares").any():
         lines += ["Where some seeds solve the task and some do not, the shares are tested (Boschloo), not the means."]
     return lines + unsolved(comparison)

@@ -111,6 +111,18 @@ def test_where_seeds_are_mixed_their_shares_are_compared(tmp_path):
     assert any(line.startswith("recall: 300 steps are fewer than twice") for line in notes(table, metas))
 
 
+def test_steps_have_a_test_of_their_own(tmp_path):
+    """All seeds of both solve it, one variant in a third of the steps: 2 of the 924 ways to share out the ranks."""
+    courses = {("attention", seed): (30, 50, 99) for seed in range(6)}
+    courses |= {("fast", seed): (95, 99, 99) for seed in range(6)}
+    scores = {name: [99.0, 99.1, 99.2, 99.0, 99.3, 99.1] for name in ("attention", "fast")}
+    write_task(tmp_path, "recall", scores, courses=courses.items(), solved=90.0)
+    runs, meta = load(tmp_path, "probes")
+    found = statistics.compare(runs, meta)
+    assert found.loc[1, "p_steps_holm"] == pytest.approx(2 / 924) and found.loc[1, "verdict"] == "no spread"
+    assert tables.texts(found, meta)["steps"].tolist() == ["300", "100 *"]
+
+
 def test_less_is_better_where_the_task_says_so(tmp_path):
     """Errors: the rate, the order, the verdict and the front follow the direction."""
     scores = {"attention": [0.30, 0.31, 0.30], "less": [0.101, 0.110, 0.102], "more": [0.501, 0.512, 0.503]}
