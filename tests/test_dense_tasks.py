@@ -67,7 +67,12 @@ def test_the_confusion_matrix_gives_iou_and_accuracy_however_it_is_shared_out(sc
 
 def test_crops_and_whole_pictures_keep_masks_on_their_pixels(scenes):
     task = build_task(scenes)
-    assert (task.count("train"), task.count("val"), task.count("test")) == (None, 2, 2)
+    assert (task.count("train"), task.count("val"), task.count("test")) == (None, 0, 2)
+    held = build_task({**scenes, "held_out": 3})
+    assert held.count("val") == 3 and len(held._files("train")) == 1
+    assert not set(held._files("train")) & set(held._files("val"))
+    none = build_task({**scenes, "held_out": 4})
+    assert "leaves none of 4" in refused(lambda: none.samples(0, "train", torch.arange(1)))
     images, masks = task.samples(0, "test", torch.tensor([1]))
     assert images.shape == (1, 3, 32, 43) and masks.shape == (1, 30, 40)  # answered at the mask's own resolution
     outputs = torch.nn.functional.one_hot(masks.clamp(0), 3).movedim(-1, 1).float()
@@ -102,11 +107,11 @@ def test_published_layouts_are_read(tmp_path):
     for part, values in (("images", mask), ("annotations", mask)):
         picture(tmp_path / part / "validation" / "ADE_val_1.png", values)
     task = build_task({"name": "scenes", "root": str(tmp_path), "layout": "ade20k", "num_classes": 150, "size": 32})
-    assert task.samples(0, "val", torch.tensor([0]))[1].tolist() == [[[NOT_ASKED, 0], [1, 149]]]
+    assert task.samples(0, "test", torch.tensor([0]))[1].tolist() == [[[NOT_ASKED, 0], [1, 149]]]
     picture(tmp_path / "leftImg8bit" / "val" / "ulm" / "ulm_1_leftImg8bit.png", mask)
     picture(tmp_path / "gtFine" / "val" / "ulm" / "ulm_1_gtFine_labelTrainIds.png", np.array([[0, 1], [18, 255]]))
     task = build_task({"name": "scenes", "root": str(tmp_path), "layout": "cityscapes", "num_classes": 19, "size": 32})
-    assert task.samples(0, "val", torch.tensor([0]))[1].tolist() == [[[0, 1], [18, NOT_ASKED]]]
+    assert task.samples(0, "test", torch.tensor([0]))[1].tolist() == [[[0, 1], [18, NOT_ASKED]]]
 
 
 def test_wrong_masks_are_named(scenes, tmp_path):

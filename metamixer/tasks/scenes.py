@@ -16,16 +16,13 @@ from torch import Tensor, nn
 
 from ..config import ConfigError
 from ..rng import derive
-from .files import part_of
+from .files import part_of, without
 from .segmentation import Segmentation
 from .streams import Streams
 from .task import NOT_ASKED, TaskConfig, register
 
-_SPLITS = {
-    "plain": {"train": "train", "val": "validation", "test": "validation"},
-    "ade20k": {"train": "training", "val": "validation", "test": "validation"},
-    "cityscapes": {"train": "train", "val": "val", "test": "val"},
-}
+# training, and what is evaluated
+_SPLITS = {"plain": ("train", "validation"), "ade20k": ("training", "validation"), "cityscapes": ("train", "val")}
 
 
 @register
@@ -47,8 +44,9 @@ class Scenes(Segmentation):
         `ade20k`: `images` and `annotations`, each with `training` and `validation`; value 0 of a mask is not asked.
         `cityscapes`: `leftImg8bit` and `gtFine`, each with `train/CITY` and `val/CITY`, masks `*_labelTrainIds.png`;
         value 255 is not asked. `plain`: `images` and `masks`, each with `train` and `validation`; the same.
-        `scales` are the smallest and the largest factor of a training picture. With `window`, pictures are evaluated by
-        windows of so many pixels a side, `window_stride` apart, whose scores are averaged where they overlap.
+        `held_out` training pictures are the validation split. `scales` are the smallest and the largest factor of a
+        training picture. With `window`, pictures are evaluated by windows of so many pixels a side, `window_stride`
+        apart, whose scores are averaged where they overlap.
         """
 
         root: str
@@ -56,6 +54,7 @@ class Scenes(Segmentation):
         num_classes: int = Field(gt=1, le=255)
         size: int = Field(default=512, ge=32)
         scales: tuple[float, float] = (0.5, 2.0)
+        held_out: int = Field(default=0, ge=0)
         flip_prob: float = Field(default=0.5, ge=0, le=1)
         window: int | None = Field(default=None, ge=32)
         window_stride: int = Field(default=256, gt=0)
@@ -142,7 +141,10 @@ class Scenes(Segmentation):
         return np.where(values == 255, NOT_ASKED, values)
 
     def _files(self, split: str) -> list[tuple[Path, Path]]:
-        return _pairs(self.config.root, self.config.layout, _SPLITS[self.config.layout][split])
+        training, evaluated = _SPLITS[self.config.layout]
+        if split == "test":
+            return _pairs(self.config.root, self.config.layout, evaluated)
+        return without(_pairs(self.config.root, self.config.layout, training), self.config.held_out, split)
 
 
 def _starts(side: int, window: int, step: int) -> list[int]:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..config import ConfigError
 from ..rng import derive
-from .files import part_of
+from .files import part_of, without
 from .streams import Streams
 from .task import Metric, Task, TaskConfig, register, sums
 
@@ -30,7 +30,6 @@ _EMBEDDED = {
 }
 _FOLDERS = {
     "train": ("train", "DIV2K_train"),
-    "val": ("validation", "DIV2K_valid"),
     "test": ("validation", "DIV2K_valid"),
 }
 
@@ -55,13 +54,15 @@ class Photographs(Task):
         """`patch` pixels a side of a small patch; `fourier` is the weight of the spectrum's part in the loss.
 
         `root` holds `train` and `validation`, or DIV2K's folders; without it scikit-image's photographs are taken.
-        Small copies are read from `train_LR_x2` and its like, or DIV2K's own folders, where there are any.
+        `held_out` of its training photographs are the validation split. Small copies are read from `train_LR_x2` and
+        its like, or DIV2K's own folders, where there are any.
         """
 
         scale: int = Field(default=2, ge=2, le=4)
         patch: int = Field(default=32, ge=8)
         fourier: float = Field(default=0.02, ge=0)
         root: str | None = None
+        held_out: int = Field(default=0, ge=0)
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -108,7 +109,9 @@ class Photographs(Task):
         return found[0], found[1]
 
     def _pairs(self, split: str) -> list[Pair]:
-        pairs = _read(self.config.root, split, self.config.scale)
+        root, scale, held_out = self.config.root, self.config.scale, self.config.held_out
+        pairs = _read(root, "train" if root and split == "val" else split, scale)
+        pairs = without(pairs, held_out, split) if root and split != "test" else pairs
         least = self.config.patch if split == "train" else 1
         for number, (small, _) in enumerate(pairs):
             if min(small.shape[1:]) < least:
