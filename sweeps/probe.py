@@ -32,13 +32,14 @@ def probe(
     Each is trained with three seeds at three learning rates on each probe; finished runs are not trained again.
     """
     from .plan import make_plan
-    from .terminal import print_plan, run_with_progress
+    from .plan_table import print_plan
+    from .terminal import parallel_runs, run_with_progress
 
     loaded = grid_of(mixer, absolute(module), runs)
     plans = [make_plan(loaded, runs, key.strip()) for key in data.split(",")]
     print_plan(plans[0])
     print(f"on {', '.join(plan.data for plan in plans)}")
-    complete = run_with_progress(plans, workers, device, retry=False)
+    complete = run_with_progress(plans, parallel_runs(device, workers=workers), device, retry=False)
     return Launched(runs, loaded.name, None, complete)
 
 
