@@ -90,7 +90,9 @@ def probe() -> float:
     data = Data(run.data, run.recipe)
     learner = Learner(run, torch.device("cpu"), data.steps)
     batches = itertools.chain.from_iterable(map(data.batches, itertools.count()))
-    return rate(lambda: learner.train_step(batches), steps=PROBE_STEPS, batch=64, clock=time.process_time)
+    return rate(
+        lambda: learner.train_step(batches), steps=PROBE_STEPS, batch=run.recipe.batch_size, clock=time.process_time
+    )
 
 
 def probe_plain() -> float:
@@ -101,18 +103,19 @@ def probe_plain() -> float:
     run = probe_config()
     model, task = run.build().train(), run.data.built
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.recipe.lr, weight_decay=run.recipe.weight_decay)
-    schedule = CosineAnnealingLR(optimizer, 600)
-    firsts = itertools.count(0, 64)
+    schedule = CosineAnnealingLR(optimizer, PROBE_STEPS)
+    batch = run.recipe.batch_size
+    firsts = itertools.count(0, batch)
 
     def step() -> None:
         first = next(firsts)
-        inputs, answers = task.samples(run.seed, "train", torch.arange(first, first + 64))
+        inputs, answers = task.samples(run.seed, "train", torch.arange(first, first + batch))
         optimizer.zero_grad()
         task.loss(model(inputs), answers).backward()
         optimizer.step()
         schedule.step()
 
-    return rate(step, steps=PROBE_STEPS, batch=64, clock=time.process_time)
+    return rate(step, steps=PROBE_STEPS, batch=batch, clock=time.process_time)
 
 
 def timm_process(script: str, threads: int, flags: list[str], folder: str) -> float:
@@ -236,22 +239,6 @@ def gpu_plain() -> float:
     return rate(step, torch.cuda.synchronize, 8 * STEPS)
 
 
-def gpu_peak() -> float:
-    """Multiply-adds per second of one large bfloat16 matrix product: the peak that counts here."""
-    import torch
-
-    side, repeats = 8192, 50
-    a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(5):
-        a @ b
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        a @ b
-    torch.cuda.synchronize()
-    return repeats * side**3 / (time.perf_counter() - started)
-
-
 def rate(step, wait=lambda: None, steps: int = STEPS, batch: int = BATCH, clock=time.perf_counter) -> float:
     for _ in range(WARM_UP):
         step()
@@ -263,7 +250,7 @@ def rate(step, wait=lambda: None, steps: int = STEPS, batch: int = BATCH, clock=
     return batch * steps / (clock() - started)
 
 
-ONE = {function.__name__: function for function in (ours, probe, probe_plain, gpu_ours, gpu_plain, gpu_peak)}
+ONE = {function.__name__: function for function in (ours, probe, probe_plain, gpu_ours, gpu_plain)}
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -282,8 +269,8 @@ def one(road: str, threads: int, copies: int = 1) -> list:
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
-def compare(roads, count: int) -> dict[str, float]:
-    """Print a table of roads, by name; returns the medians of their images per second."""
+def compare(roads, count: int) -> None:
+    """Print a table of roads, by name."""
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
@@ -291,13 +278,13 @@ def compare(roads, count: int) -> dict[str, float]:
     rounds = [{name: road() for name, road in roads.items()} for _ in track(range(count), "rounds")]
     last = list(roads)[-1]
     table = Table("road", "samples/s (median)", "min - max", f"{last}: times this road (median)")
-    medians = {name: statistics.median(r[name] for r in rounds) for name in roads}
-    for name, median in medians.items():
+    for name in roads:
         values = [r[name] for r in rounds]
         ratio = statistics.median(r[last] / r[name] for r in rounds)
-        table.add_row(name, f"{median:.0f}", f"{min(values):.0f} - {max(values):.0f}", f"{ratio:.2f}")
+        table.add_row(
+            name, f"{statistics.median(values):.0f}", f"{min(values):.0f} - {max(values):.0f}", f"{ratio:.2f}"
+        )
     Console(width=110).print(table)
-    return medians
 
 
 def main() -> None:
@@ -319,16 +306,11 @@ def main() -> None:
     elif arguments.gpu:
         import torch
 
-        from metamixer.cost import count
-
         if not torch.cuda.is_available():
             sys.exit("no GPU here")
         print(torch.cuda.get_device_name())
         roads = {"plain": lambda: one("gpu_plain", 1)[0], "ours": lambda: one("gpu_ours", 1)[0]}
-        medians = compare(roads, arguments.rounds)
-        # a backward pass costs two forward ones
-        work = 3 * count(gpu_config().build(), (3, 256, 256)).macs * medians["ours"]
-        print(f"ours reaches {work / one('gpu_peak', 1)[0]:.1%} of what a large bfloat16 matrix product does")
+        compare(roads, arguments.rounds)
     else:
         cores = len(os.sched_getaffinity(0))
         with tempfile.TemporaryDirectory() as folder:

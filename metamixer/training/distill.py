@@ -46,18 +46,14 @@ class Teacher:
         # timm's networks differ in which layout they like on a GPU; this project's are fast in channels-last
         self.layout = torch.contiguous_format if of_timm and device.type == "cuda" else torch.channels_last
         self.model.requires_grad_(False).eval().to(device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.renormalise: tuple[Tensor, Tensor] | None = None
-        if (tuple(mean), tuple(std)) != (data.mean, data.std):
-            mine, my_std, theirs, their_std = (
-                torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (data.mean, data.std, mean, std)
-            )
-            self.renormalise = my_std / their_std, (mine - theirs) / their_std
+        mine, my_std, theirs, their_std = (
+            torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (data.mean, data.std, mean, std)
+        )
+        self.scale, self.offset = my_std / their_std, (mine - theirs) / their_std
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        if self.renormalise is not None:
-            scale, offset = self.renormalise
-            images = images * scale + offset
+        images = images * self.scale + self.offset
         logits = self.model(images.contiguous(memory_format=self.layout)).float()
         return logits.argmax(1) if self.hard else logits
 
