@@ -10,7 +10,7 @@ from metamixer import ConfigError, digest, override
 from metamixer.config import parse
 from metamixer.cost import count
 from metamixer.presets import preset
-from metamixer.timm_models import InPlace, attention_class, replace_mixers
+from metamixer.timm_models import InPlace, TimmConfig, attention_class, build_timm, replace_mixers
 from metamixer.training.run_config import RunConfig
 
 
@@ -149,6 +149,17 @@ def test_a_run_of_such_a_network_follows_from_its_seed():
     assert not later["blocks.0.attn.mixer.query.proj.weight"].equal(first["blocks.0.attn.mixer.query.proj.weight"])
     plain = one.build().state_dict()  # what the two have in common starts alike
     assert all(plain[key].equal(first[key]) for key in plain)
+
+
+def test_what_is_not_replaced_keeps_pretrained_weights(tmp_path):
+    trained = build("vit_tiny_patch16_224").state_dict()
+    torch.save(trained, tmp_path / "weights.pth")
+    overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 5}
+    arguments = {**VIT, "pretrained": True, "pretrained_cfg_overlay": overlay}
+    config = {"timm": "vit_tiny_patch16_224", "arguments": arguments, "replace": {"blocks.0.attn": "attention"}}
+    found = build_timm(parse(TimmConfig, config), 5, 3, (16, 16)).state_dict()
+    kept = [key for key in trained if not key.startswith("blocks.0.attn")]
+    assert len(kept) > 20 and all(trained[key].equal(found[key]) for key in kept)
 
 
 @pytest.mark.parametrize(
