@@ -154,12 +154,14 @@ class Grid(Config):
                         "or say why in `also`"
                     )
                 matching = (reference.identity(), measure) if measure else None
-                origin = digest_of({"run": config.identity(), "match": matching})
+                unscaled, values = config, config.identity()
+                origin = digest_of({"run": values, "match": matching})
                 if measure and name != self.base and scale:
                     config = scale(config, reference, measure)
             for own, lr in self._at_rates(name, config, lrs):
                 # the seed is all that a variant's runs don't share: ten thousand are not validated one by one
-                for seed, hash in zip(seeds, digests_of(own.identity(), "seed", seeds), strict=True):
+                identity = values if own is unscaled else own.identity()
+                for seed, hash in zip(seeds, digests_of(identity, "seed", seeds), strict=True):
                     run = own.model_copy(update={"seed": seed})
                     planned.append(PlannedRun(name, seed, run, variant, hash, origin, lr, own is config))
         if refused:
