@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from math import gcd, lcm
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,8 @@ def _equal(config: RunConfig, ratios: Callable[..., list[float]], measure: str) 
     points: list[int] = []
     for wanted in (start, 0.6 * start, 1.4 * start):
         nearest = sorted(range(unit, 3 * start, unit), key=lambda width: abs(width - wanted))
-        points += [width for width in nearest if width not in points and _builds(_scaled(config, width, 1.0))][:1]
+        fitting = (width for width in nearest if width not in points and _builds(_scaled(config, width, 1.0)))
+        points += islice(fitting, 1)  # a build takes a while, so no more than are needed
     if len(points) < 3:
         raise ConfigError(f"too few widths near {start} channels in stage 1 can be built: take a wider base")
     parabola = np.polynomial.Polynomial.fit(points, ratios(*(_scaled(config, each, 1.0) for each in points)), 2)
