@@ -197,7 +197,7 @@ def test_broken_images_are_named_and_counted_when_they_are_left_out(folder, tmp_
     assert set(json.loads((done.parent / "broken.json").read_text())) == set(map(str, names))
     for name in (root / "validation").glob("*/*.png"):
         name.write_bytes(b"")
-    assert launch("evaluate", done.parent, code=2).stderr.startswith("error: no image to evaluate")
+    assert launch("evaluate", done.parent, code=2).stderr.startswith("error: no sample to evaluate")
 
 
 @pytest.fixture(scope="module")
