@@ -207,7 +207,7 @@ def test_evaluation_is_exact_however_many_processes_share_it(size):
 
     def body(rank):
         with joined("cpu") as (world, device):
-            batches = data.evaluation("val", world.rank, world.size)
+            batches = Data(config.data, config.recipe, 0).evaluation("val", world.rank, world.size)
             return evaluate(model, config.data.built, batches, device, world)
 
     for scores, (their_predicted, their_labels) in processes(size, body):
