@@ -1,11 +1,13 @@
 """What does a token mixer buy in super-resolution? FFNetSR's block with other mixers, on photographs.
 
 Identity, a plain 3×3 depthwise convolution, FFNified attention of 3×3 and 7×7, and attention in windows of 7×7. Blocks
-mix in their channel mixers too, which have a 3×3 convolution (docs/tasks.md). One learning rate; `--lrs` adds others.
+mix in their channel mixers too, which have a 3×3 convolution (docs/tasks.md). A LayerNorm stands in front of each
+mixer, an option of the released code: without it, no mixing doubles the stream in every block. `--lrs` adds rates.
 
     python launch.py run photographs
 """
 
+from metamixer.config import override
 from metamixer.recipes import named_run
 from sweeps import Grid, Variant
 
@@ -18,7 +20,7 @@ WINDOWS = {
 }
 
 GRID = Grid(
-    bases={"photographs": named_run("photographs")},
+    bases={"photographs": override(named_run("photographs"), {"model.norm": "layer"})},
     base="ffnified_3",
     variants={
         "ffnified_3": Variant(),
