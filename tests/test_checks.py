@@ -41,8 +41,9 @@ MIXERS = [*PRESETS, *(f"baseline.{name}" for name in BASELINES)]
 # Converting unrolled windows takes 10 s, all mixers a minute: METAMIXER_ALL_COREML=1 converts the others too.
 CONVERTED = ["attention", "linear_attention", "xca", "ffnified_attention", "mambaout"]
 if os.environ.get("METAMIXER_ALL_COREML"):
-    # Core ML has neither a Fourier transform nor triangular systems
-    CONVERTED = [name for name in MIXERS if name not in ("baseline.global_filter", "delta_net", "gated_delta_net")]
+    # a Fourier transform, triangular systems, maps of rank 6, a learned number of rank 0
+    refused = ("baseline.global_filter", "delta_net", "gated_delta_net", "slide_attention", "differential_attention")
+    CONVERTED = [name for name in MIXERS if name not in refused]
 
 
 def failures(checks):
