@@ -240,7 +240,7 @@ RECIPES: dict[str, NamedRun] = {
                 "val_samples": 250,
                 "test_samples": 1000,
             },
-            "recipe": override(PROBE, {"epochs": 8, "batch_size": 32}),
+            "recipe": override(PROBE, {"epochs": 8, "lr": 3e-3}),
         },
     ),
     "photographs": NamedRun(
@@ -249,7 +249,7 @@ RECIPES: dict[str, NamedRun] = {
         {
             "model": ffnet_sr(depth=4, width=32),
             "data": {"task": "photographs", "train_samples": 50 * 16, "val_samples": 1},
-            "recipe": override(PROBE, {"epochs": 6, "batch_size": 16, "weight_decay": 0.0}),
+            "recipe": override(PROBE, {"epochs": 6, "batch_size": 16, "lr": 3e-3, "weight_decay": 0.0}),
         },
     ),
     "series": NamedRun(
@@ -262,7 +262,7 @@ RECIPES: dict[str, NamedRun] = {
                 "train_samples": 50 * 32,
                 "val_samples": 1000,
             },
-            "recipe": override(PROBE, {"epochs": 6, "batch_size": 32, "lr": 2e-3, "weight_decay": 0.0}),
+            "recipe": override(PROBE, {"epochs": 6, "lr": 2e-3, "weight_decay": 0.0}),
         },
     ),
     "small": _small("ffnet_1's recipe scaled down to Fashion-MNIST", "83.2 % measured", 0.1, 0.2),
