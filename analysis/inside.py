@@ -1,11 +1,10 @@
-"""What a mixer looks at, and how far: receptive fields, coefficients and costs of the networks of finished runs.
+"""What a mixer looks at, and how far: receptive fields, answers and costs of the networks of finished runs.
 
 The only module of the package that builds networks, and so loads torch; `plots.inside` shows what it finds.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,7 @@ from torch import Tensor, nn
 from metamixer.config import ConfigError
 from metamixer.cost import by_layer
 from metamixer.cost_table import by_slot
-from metamixer.mixer import MetaMixer
 from metamixer.networks import Network, find_network
-from metamixer.operation import Layout
 from metamixer.training.checkpoint import LAST, load_weights
 from metamixer.training.data import Data
 
@@ -177,57 +174,6 @@ def extent(field: np.ndarray, share: float = 0.9) -> int:
         if field[top : centre[0] + reach + 1, left : centre[1] + reach + 1].sum() >= share * field.sum():
             return min(2 * reach + 1, max(field.shape))
     return max(field.shape)
-
-
-@dataclass(frozen=True)
-class CoefficientMap:
-    """One picture of a mixer's coefficients, and what it shows; `stage` counts from 1."""
-
-    stage: int
-    values: np.ndarray
-    what: str
-
-
-def coefficient_maps(inside: Inside, image: Tensor) -> list[CoefficientMap]:
-    """Coefficients of the last token mixer of each stage for one image (1, C, H, W).
-
-    Token pairs: the weights of the centre's query over all keys, mean over heads, (H, W). Neighbourhoods: the same over
-    the k×k keys around the centre. Maps: root mean square over channels, (H, W). Channel pairs: head 1, (d, d).
-    Token mixers that are no MetaMixer have none.
-    """
-    mixers = [stage.blocks[-1].token_mixer for stage in inside.model.stages]  # type: ignore[union-attr,arg-type]
-    inputs: dict[nn.Module, Tensor] = {}
-    hooks = [
-        mixer.register_forward_pre_hook(lambda module, arguments: inputs.update({module: arguments[0]}))
-        for mixer in mixers
-        if isinstance(mixer, MetaMixer)
-    ]
-    with torch.no_grad():
-        inside.model(image)
-        for hook in hooks:
-            hook.remove()
-        return [_shown(n, mixer, inputs[mixer]) for n, mixer in enumerate(mixers, 1) if mixer in inputs]
-
-
-def all_coefficient_maps(networks: list[Inside], batch: Tensor) -> dict[str, list[CoefficientMap]]:
-    """`coefficient_maps` for the first image of a batch, by the network's name."""
-    return {inside.label: coefficient_maps(inside, batch[:1]) for inside in networks}
-
-
-def _shown(stage: int, mixer: MetaMixer, x: Tensor) -> CoefficientMap:
-    found = mixer.trace(x).coefficients[0].float()
-    height, width = x.shape[-2:]
-    layout = mixer.query_key.coefficients.layout
-    if layout == Layout.PAIRS:
-        row = found[:, height // 2 * width + width // 2].mean(0)
-        return CoefficientMap(stage, row.reshape(height, width).numpy(), "of the centre over keys")
-    if layout == Layout.NEIGHBOURHOOD:
-        window = found[:, :, height // 2, width // 2].mean(0)
-        side = math.isqrt(len(window))
-        return CoefficientMap(stage, window.reshape(side, side).numpy(), "of the centre over its window")
-    if layout == Layout.CHANNELS:
-        return CoefficientMap(stage, found[0].numpy(), "channel by channel, head 1")
-    return CoefficientMap(stage, found.square().mean(0).sqrt().numpy(), "RMS over channels")
 
 
 def examples(networks: list[Inside], count: int = 4) -> dict[str, list[np.ndarray]]:

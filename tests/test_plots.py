@@ -168,22 +168,6 @@ def test_extent_is_the_side_of_the_smallest_square():
     assert inside.extent(np.ones((9, 9)), 1.0) == 9
 
 
-def test_coefficients_of_attention_are_a_distribution_over_keys():
-    attention = {
-        "query": "linear",
-        "query_key": {"name": "scaled_dot", "head_dim": 8},
-        "activation": "softmax",
-        "coefficient_value": "matmul",
-    }
-    maps = inside.coefficient_maps(built(attention), torch.randn(1, 1, 13, 13))
-    assert [found.stage for found in maps] == [1, 2, 3, 4]
-    for found in maps:
-        assert found.values.sum() == pytest.approx(1, abs=1e-5) and (found.values >= 0).all()
-    of_map = inside.coefficient_maps(built(conv(3)), torch.randn(1, 1, 13, 13))
-    assert of_map[0].values.shape == (13, 13) and of_map[0].what == "RMS over channels"
-    assert inside.coefficient_maps(built({"name": "pooling"}), torch.randn(1, 1, 13, 13)) == []
-
-
 def test_the_network_of_a_variant_is_that_at_the_recipes_learning_rate(tmp_path, monkeypatch):
     write_networks(tmp_path)
     path = tmp_path / "grids" / "ffnification@digits.json"

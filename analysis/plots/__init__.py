@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 
 from .accuracy import accuracy_by_variant, accuracy_vs, accuracy_vs_latency, picture, published_front
 from .curves import learning_curves
-from .inside import coefficient_maps, examples, receptive_fields
+from .inside import examples, receptive_fields
 from .ladder import waterfall
 from .profile import dial_curves, profile_map
 from .slots import cell_means, interactions, main_effects, slot_costs
@@ -21,7 +21,6 @@ __all__ = [
     "accuracy_vs",
     "accuracy_vs_latency",
     "cell_means",
-    "coefficient_maps",
     "dial_curves",
     "examples",
     "interactions",

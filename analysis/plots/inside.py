@@ -1,9 +1,8 @@
-"""What networks look at: effective receptive fields and coefficients, side by side."""
+"""What networks look at, and what they answer: effective receptive fields and examples, side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -61,37 +60,3 @@ def examples(pictures: Mapping[str, list[np.ndarray]]) -> Figure:
             axes.imshow(picture, interpolation="nearest")
             axes.set_axis_off()
     return figure
-
-
-def coefficient_maps(maps: Mapping[str, list], images: Any, what: str) -> np.ndarray:
-    """The coefficients of each network's token mixers for one image: one row per network, one column per stage.
-
-    Args:
-        maps: `inside.coefficient_maps` by the network's name.
-        images: a batch whose first image it is, (B, C, H, W), normalised.
-        what: what the image is, for the title.
-    """
-    shown = {name: {found.stage: found for found in of} for name, of in maps.items() if of}
-    stages = sorted({stage for of in shown.values() for stage in of})
-    rows, columns = max(len(shown), 1), len(stages) + 1
-    figure, grid = new(max(6.0, 1.6 * columns + 1.6), 1.75 * rows + 0.9, rows, columns, squeeze=False)
-    head(figure, f"Coefficients for {what}, each from its lowest (dark) to its highest value (bright)")
-    if not shown:
-        nothing(grid[0, 0], "no MetaMixer among these networks")
-        return grid
-    for axes in grid.ravel():
-        axes.set(xticks=[], yticks=[])
-    for row, (name, of) in zip(grid, shown.items(), strict=True):
-        row[0].imshow(np.asarray(images[0]).mean(0), cmap="gray")
-        row[0].set_title("image", fontsize=8)
-        row[0].set_ylabel(name.replace("_", "\n", 1), fontsize=9, rotation=0, ha="right", va="center")
-        for axes, stage in zip(row[1:], stages, strict=True):
-            if stage not in of:
-                axes.axis("off")
-                continue
-            values = of[stage].values
-            axes.imshow(values, cmap="cividis")
-            axes.set_title(f"stage {stage}\n{of[stage].what}", fontsize=7, pad=3)
-            sides = "×".join(map(str, values.shape))
-            axes.set_xlabel(f"{sides}, {values.min():.2g} to {values.max():.2g}", fontsize=7)
-    return grid
