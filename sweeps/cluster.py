@@ -131,7 +131,6 @@ def retry(
     changes: dict[str, Any],
     max_attempts: int,
     max_gpu_hours: float | None,
-    dry_run: bool,
 ) -> bool:
     """Submit failed and interrupted runs again, each with the profile that it had last unless one is given.
 
@@ -155,11 +154,8 @@ def retry(
             )
             continue
         groups[entry.grid, entry.data, override(last, changes).model_dump_json()].append(entry.hash)
-        if dry_run:
-            console.print(f"{entry.name} ({entry.hash}): {standing.state}")
     if not groups:
         console.print("nothing to retry: none of them was submitted and failed or was interrupted")
-    if dry_run or not groups:
         return True
     profiles = {key: Profile.model_validate_json(key[2]) for key in groups}
     check_budget([(profiles[key], len(hashes)) for key, hashes in groups.items()], max_gpu_hours)

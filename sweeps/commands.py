@@ -97,9 +97,7 @@ def run(
     device: Device = "auto",
     retry: Annotated[bool, typer.Option("--retry", help="Run failed runs again.")] = False,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train runs again that other code trained.")] = False,
-    cluster: Annotated[
-        str, typer.Option(help="local: here; debug: here, in one process; slurm: submit job arrays and return.")
-    ] = "local",
+    cluster: Annotated[str, typer.Option(help="local: here; slurm: submit job arrays and return.")] = "local",
     max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
 ) -> Launched:
@@ -111,8 +109,8 @@ def run(
     from sweeps.plan_table import print_plan
     from sweeps.terminal import parallel_runs, run_with_progress
 
-    if cluster not in ("local", "debug", "slurm"):
-        raise ConfigError(f"--cluster {cluster!r}: local, debug or slurm")
+    if cluster not in ("local", "slurm"):
+        raise ConfigError(f"--cluster {cluster!r}: local or slurm")
     plans = [replace(planned, retrain=retrain) for planned in plans_of(options)]
     print_plan(plans[0])
     if len(plans) > 1:
@@ -123,7 +121,7 @@ def run(
         taken = launch_plans(plans, profile_of(job), retry, max_attempts, max_gpu_hours)
         raise typer.Exit(0 if taken else 1)
     at_once = parallel_runs(device, job.runs_per_gpu, workers)
-    complete = run_with_progress(plans, at_once, device, retry, debug=cluster == "debug")
+    complete = run_with_progress(plans, at_once, device, retry)
     return Launched(plans[0].root, plans[0].loaded.name, plans[0].data if len(plans) == 1 else None, complete)
 
 
@@ -133,7 +131,6 @@ def status(
     data: DataName = None,
     runs: Runs = Path("runs"),
     every: Annotated[bool, typer.Option("--all", help="A row for every run, however many.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay, and show the table again every few seconds.")] = False,
 ) -> None:
     """Show where runs stand; writes nothing.
 
@@ -141,7 +138,7 @@ def status(
     """
     from sweeps.follow import show_status
 
-    show_status(runs, targets or [], data, every, watch=5.0 if watch else None)
+    show_status(runs, targets or [], data, every)
 
 
 @app.command()
@@ -179,7 +176,6 @@ def retry(
     runs: Runs = Path("runs"),
     max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
 ) -> None:
     """Submit failed and interrupted runs again.
 
@@ -189,7 +185,7 @@ def retry(
 
     chosen = profile_of(job) if job.profile or job.profiles else None
     changes = {} if chosen else job.changes
-    if not retry_runs(runs, targets or [], data, chosen, changes, max_attempts, max_gpu_hours, dry_run):
+    if not retry_runs(runs, targets or [], data, chosen, changes, max_attempts, max_gpu_hours):
         raise typer.Exit(1)
 
 

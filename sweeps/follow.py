@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -100,24 +98,10 @@ def standings(root: Path, entries: Sequence[Entry]) -> Standings:
     return find_standings(root, [entry.hash for entry in entries])
 
 
-def show_status(root: Path, targets: Sequence[str], data: str | None, every: bool, watch: float | None) -> None:
-    """Print the table of the runs; with `watch`, again and again, that many seconds apart, until all have ended."""
-    console = Console()
+def show_status(root: Path, targets: Sequence[str], data: str | None, every: bool) -> None:
+    """Print the table of the runs."""
     entries = select(root, targets, data)
-    if watch is None:
-        console.print(Group(*_status(root, entries, standings(root, entries), every)))
-        return
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        try:
-            while True:
-                now = standings(root, entries)
-                *lines, counts = _status(root, entries, now, every)
-                live.update(Group(counts, *lines), refresh=True)  # a terminal cuts off the end of what it can't hold
-                if not {State.QUEUED, State.RUNNING} & {each.state for each in now.runs.values()}:
-                    return
-                time.sleep(watch)
-        except KeyboardInterrupt:
-            return
+    Console().print(Group(*_status(root, entries, standings(root, entries), every)))
 
 
 def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -> list[RenderableType]:

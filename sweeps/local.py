@@ -124,12 +124,6 @@ def _outcome(run: PlannedRun, receiver: Any, exitcode: int | None) -> Outcome:
         return Outcome(run, State.INTERRUPTED, f"its process ended by {name}")
 
 
-def run_here(run: PlannedRun, root: Path, device: str) -> Outcome:
-    """Train a run in this process, its output and any debugger in the terminal."""
-    RunFolder(root / run.hash).create(run.config)
-    return Outcome(run, *attempt(run.config, str(root / run.hash), device))
-
-
 def attempt(config: RunConfig, path: str, device: str, beside: int = 1) -> tuple[State, str]:
     """Train a run as far as it goes, one of `beside` on this machine.
 

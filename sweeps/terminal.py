@@ -16,7 +16,7 @@ from metamixer.config import ConfigError
 from metamixer.training.folder import RunFolder
 
 from .grid import PlannedRun
-from .local import Outcome, places_of, run_all, run_here
+from .local import Outcome, places_of, run_all
 from .plan import Plan
 from .states import State, find_standings, in_words
 from .submissions import launch_lock
@@ -24,11 +24,8 @@ from .submissions import launch_lock
 BETWEEN_LOOKS = 5.0  # seconds, at runs of another launch
 
 
-def run_with_progress(plans: Sequence[Plan], workers: int, device: str, retry: bool, debug: bool = False) -> bool:
-    """Run the missing runs of plans with one folder on this machine; returns whether all runs are done.
-
-    With `debug`, in this process and one after another.
-    """
+def run_with_progress(plans: Sequence[Plan], workers: int, device: str, retry: bool) -> bool:
+    """Run the missing runs of plans with one folder on this machine; returns whether all runs are done."""
     console, root = Console(highlight=False, soft_wrap=True), plans[0].root
     runs = list({run.hash: run for plan in plans for run in plan.missing(retry)}.values())
     say_left_alone(sum((plan.count() for plan in plans), Counter[State]()), retry)
@@ -38,9 +35,6 @@ def run_with_progress(plans: Sequence[Plan], workers: int, device: str, retry: b
             plan.put_aside()
     if not runs:
         console.print("nothing to run")
-    elif debug:
-        for run in runs:
-            console.print(_line(root, run_here(run, root, device)))
     elif show_training(runs, len(runs), root, workers, device):
         console.print("stopped; the same command goes on from here", style="yellow")
         return False

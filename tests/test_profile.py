@@ -170,7 +170,7 @@ def test_a_grid_runs_on_all_its_tasks_at_once_and_ends_with_the_profile(tmp_path
         'GRID = Grid(bases={name: override(GRID.bases[name], few) for name in ("parity", "majority")}, seeds=(0,), '
         'base="no_mixing", variants={name: GRID.variants[name] for name in ("no_mixing", "pooling")})\n'
     )
-    shown = launch("run", grid, "--data", "all", "--cluster", "debug", "--runs", tmp_path / "runs").stdout
+    shown = launch("run", grid, "--data", "all", "--workers", "2", "--runs", tmp_path / "runs").stdout
     assert "the same on majority" in shown
     assert "chance" in shown and "25.00" in shown and "50.00" in shown
     for form in (".csv", ".tex", ".png", ".pdf"):

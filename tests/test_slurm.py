@@ -164,8 +164,6 @@ def test_a_launch_returns_and_the_grid_is_followed_from_its_folder_alone(grid, r
     shown = status(root)
     assert "the loss is not a number in epoch 1" in shown and "2 failed, 4 done" in shown
     assert "the loss is not a number" in launch("logs", "diverging", "--runs", root)
-    dry = launch("retry", "tiny", "--runs", root, "--dry-run")
-    assert dry.count("diverging") == 2 and len(read_submissions(root)) == 1
     before = {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")}
     launch("retry", "tiny", "--runs", root)
     assert len(read_submissions(root)) == 2
