@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import csv
-import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict
 
-from ..config import ConfigError, explain
+from ..config import ConfigError, parse
 from .rows import Row
 
-UNITS = {"ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}
-NEEDED = ("model", "resolution", "device", "os", "runtime", "compute units", "median")
+# headings, and the fields of a row that they stand for
+NEEDED = {"model": "name", **{name: name for name in ("resolution", "device", "os", "runtime")}}
+NEEDED |= {"compute units": "compute_units", "median (ms)": "median_ms"}
 OPTIONAL = ("version", "precision", "batch", "threads", "source", "parameters", "macs", "activations", "moved")
-
-_HEADS = {"name": "model", "compute_units": "compute units", "median_ms": "median"}
 
 
 class _Line(Row):
-    """A row of a table, whose cells are texts, by its headings."""
+    """A row of a table, whose cells are texts."""
 
-    model_config = ConfigDict(strict=False, alias_generator=lambda name: _HEADS.get(name, name))
+    model_config = ConfigDict(strict=False)
 
 
 def add_costs(rows: list[Row], root: str | Path) -> list[str]:
@@ -53,43 +51,35 @@ def add_costs(rows: list[Row], root: str | Path) -> list[str]:
 
 
 def read_csv(path: str | Path) -> list[Row]:
-    """Rows of a table with the columns `NEEDED`, the median's unit in its heading: `median (ms)`, or s, or us.
+    """Rows of a table with the columns `NEEDED`, and perhaps some of `OPTIONAL`.
 
-    More columns may be those of `OPTIONAL`. The model is a timm name or a run's hash; names are taken as they are.
+    The model is a timm name or a run's hash; names are taken as they are.
 
     Raises:
-        ConfigError: a missing or unknown column, a unit, or a row's value that can't be; the line names the row.
+        ConfigError: a missing or unknown column, or a row's value that can't be; the line names the row.
     """
     name = Path(path).name
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.reader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:  # a quote that is never closed swallows rows
+            head, *lines = [[cell.strip() for cell in line] for line in csv.reader(file)] or [[]]
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
-    heads = [cell.strip().lower() for cell in lines[0]] if lines else []
-    unit = next((found[1] for head in heads if (found := re.fullmatch(r"median \((ms|s|us|µs)\)", head))), None)
-    columns = [head.partition(" (")[0] for head in heads]
-    wrong = [head for head in columns if head not in (*NEEDED, *OPTIONAL) or columns.count(head) > 1]
-    if unit is None or wrong or not set(NEEDED) <= set(columns):
+    heads = [cell.lower() for cell in head]
+    unknown = [cell for cell in heads if cell not in (*NEEDED, *OPTIONAL)]
+    if unknown or not NEEDED.keys() <= set(heads):
         raise ConfigError(
-            f"{name}: row 1: " + (f"column {wrong[0]!r} is unknown or there twice; " if wrong else "")
-            + f"the columns are {', '.join(NEEDED)} (ms, s or us), and if you like {', '.join(OPTIONAL)}"
-        )  # fmt: skip
+            f"{name}: row 1: {f'column {unknown[0]!r} is unknown; ' if unknown else ''}"
+            f"the columns are {', '.join(NEEDED)}, and if you like {', '.join(OPTIONAL)}"
+        )
     rows: list[Row] = []
-    for number, cells in enumerate(lines[1:], 2):
-        stripped = [cell.strip() for cell in cells]
-        if not any(stripped):
+    for number, cells in enumerate(lines, 2):
+        if not any(cells):
             continue
-        if len(cells) != len(columns):
-            raise ConfigError(f"{name}: row {number}: {len(cells)} cells under {len(columns)} headings")
-        filled = zip(columns, stripped, strict=True)
-        values = {column: cell for column, cell in filled if cell or column in NEEDED}
-        try:
-            row = _Line.model_validate({"source": name, "network": values["model"], **values})
-        except ValidationError as error:
-            raise ConfigError(f"{name}: row {number}: {explain(error, _Line)}") from None
-        units = row.compute_units.replace(" ", "").upper().replace("ALL", "all")
-        rows.append(row.model_copy(update={"median_ms": row.median_ms * UNITS[unit], "compute_units": units}))
+        if len(cells) != len(heads):
+            raise ConfigError(f"{name}: row {number}: {len(cells)} cells under {len(heads)} headings")
+        filled = [(head, cell) for head, cell in zip(heads, cells, strict=True) if cell or head in NEEDED]
+        values = {NEEDED.get(head, head): cell for head, cell in filled}
+        rows.append(parse(_Line, {"source": name, "network": values["name"], **values}, f"{name}: row {number}"))
     if not rows:
         raise ConfigError(f"{name}: no rows below the headings")
     return rows
