@@ -149,10 +149,16 @@ def cells():
 
 def test_the_grid_of_cells_holds_whatever_fits_and_all_of_it_works():
     found = cells()
-    # token pairs and channel pairs meet one kind of value each, with every activation but the map's own
-    keyed = len(REGISTRY["activation"]) - 1
-    assert sum(name.startswith(("scaled_dot-", "cross_covariance-")) for name in found) == 2 * keyed
-    assert sum(name.startswith("neighbourhood-") for name in found) == 2 * keyed
+    # each layout of coefficients meets its own values, with every activation but those that change the layout
+    fitting = set(REGISTRY["activation"]) - {"double_norm", "differential"}
+    values = {
+        "scaled_dot": {"matmul", "agent_matmul", "part_matmul"},
+        "cross_covariance": {"channel_matmul"},
+        "neighbourhood": {"windowed_sum", "slide_sum", "relative_values"},
+    }
+    for key, fitted in values.items():
+        names = {name for name in found if name.startswith(f"{key}-")}
+        assert names == {f"{key}-{activation}-{value}" for activation in fitting for value in fitted}
     assert (
         "hadamard-gelu-linear" in found
         and "linear-softmax-linear" not in found
