@@ -2,7 +2,8 @@
 
 All stages keep their ratio, and what an operation measures in channels (its `channel_counts`, such as a head) grows
 with its stage, so that attention keeps its number of heads. Whole channels are coarse steps in small networks. The rest
-is made up by the hidden width of the channel mixers (the expansion of their `linear` keys). The stem stays as it is.
+is made up by the hidden width of the channel mixers (the expansion of their `linear` keys). The stem stays as it is,
+and so does a decoder without mixers.
 
 A timing differs each time and a run's hash must not. So the widths of equal latency are found once and kept in
 `matches.jsonl` in the runs' folder, and the first row of a pair of networks holds for good, on whatever machine.
@@ -21,7 +22,6 @@ import numpy as np
 import torch
 
 from metamixer import jsonl
-from metamixer.architecture import BackboneConfig
 from metamixer.config import ConfigError, digest, digest_of, parse
 from metamixer.cost import Cost, count, sizes
 from metamixer.latency.runtimes import RUNTIMES
@@ -84,8 +84,8 @@ def matched(
 
     if _network(config) == _network(base):
         return config
-    if not isinstance(config.model, BackboneConfig):
-        raise ConfigError(f"match {measure!r}: only the widths of a backbone can be scaled")
+    if not _stages(config.to_dict()["model"]):
+        raise ConfigError(f"match {measure!r}: only widths of blocks with mixers can be scaled, this network has none")
     if measure in COUNTED:
         near = abs(ratios(config)[0] - 1) <= TOLERANCE / 10
         return config if near else _scaled(config, *_equal(config, ratios, measure)[:2])
@@ -128,13 +128,13 @@ def _equal(config: RunConfig, ratios: Callable[..., list[float]], measure: str) 
     points: list[int] = []
     for wanted in (start, 0.6 * start, 1.4 * start):
         nearest = sorted(range(unit, 3 * start, unit), key=lambda width: abs(width - wanted))
-        fitting = (width for width in nearest if width not in points and _builds(_scaled(config, width, 1.0)))
+        fitting = (width for width in nearest if width not in points and _builds(config, width))
         points += islice(fitting, 1)  # a build takes a while, so no more than are needed
     if len(points) < 3:
         raise ConfigError(f"too few widths near {start} channels in stage 1 can be built: take a wider base")
     parabola = np.polynomial.Polynomial.fit(points, ratios(*(_scaled(config, each, 1.0) for each in points)), 2)
     nearest = sorted(range(unit, widest * start, unit), key=lambda width: abs(parabola(width) - 1))
-    width = next(width for width in nearest if _builds(_scaled(config, width, 1.0)))
+    width = next(width for width in nearest if _builds(config, width))
     factor, (ratio, wider) = 1.0, ratios(_scaled(config, width, 1.0), _scaled(config, width, step))
     slope = (wider - ratio) / (step - 1)
     if slope > 0 and not (timed and abs(ratio - 1) <= tolerance / 2):
@@ -149,22 +149,30 @@ def _equal(config: RunConfig, ratios: Callable[..., list[float]], measure: str) 
     return width, factor, ratio
 
 
+def _stages(node: Any) -> list[dict[str, Any]]:
+    """All stages of blocks in a network's configuration, in its order."""
+    if not isinstance(node, dict | list):
+        return []
+    if "token_mixer" in node:
+        return [node]
+    return [stage for child in (node.values() if isinstance(node, dict) else node) for stage in _stages(child)]
+
+
 def _first_width(config: RunConfig) -> int:
-    assert isinstance(config.model, BackboneConfig)
-    return config.model.stages[0].width
+    return _stages(config.to_dict()["model"])[0]["width"]
 
 
 def _unit(config: RunConfig) -> int:
     """Widths of the first stage are multiples of this, for as many heads as before, all of whole channels."""
     first = _first_width(config)
-    counts = [values[name] for values, name in _in_channels(config.to_dict()["model"])]
+    counts = [values[name] for values, name in _sizes(config.to_dict()["model"])]
     return lcm(1, *(first // gcd(first, size) for size in counts))
 
 
-def _builds(config: RunConfig) -> bool:
+def _builds(config: RunConfig, width: int) -> bool:
     try:
         with torch.device("meta"):
-            config.build()
+            _scaled(config, width, 1.0).build()
     except ValueError:
         return False
     return True
@@ -173,18 +181,23 @@ def _builds(config: RunConfig) -> bool:
 def _scaled(config: RunConfig, width: int, expansion: float) -> RunConfig:
     """The run with `width` channels in its first stage, and channel mixers `expansion` times as wide inside."""
     values = config.to_dict()
-    stages = values["model"]["stages"]
-    first = stages[0]["width"]
-    for stage in stages:
-        stage["width"] = stage["width"] // first * width
-        for operation, name in _in_channels(stage):
-            operation[name] = operation[name] * width // first
+    first = _first_width(config)
+    for node, name in _sizes(values["model"]):
+        node[name] = node[name] * width // first
+    for stage in _stages(values["model"]):
+        stage["width"] = stage["width"] * width // first
         mixers = stage["channel_mixer"]
         for mixer in mixers if isinstance(mixers, list) else [mixers]:
             keys = mixer.get("query_key", {})
             if keys.get("name") == "linear":
                 keys["expansion"] = round(keys["expansion"] * expansion, 6)
     return parse(RunConfig, values)
+
+
+def _sizes(model: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """What is a number of channels in a network's configuration besides its widths, and grows with them."""
+    of_variables = [(model, "dim")] if "dim" in model else []
+    return [*of_variables, *(found for stage in _stages(model) for found in _in_channels(stage))]
 
 
 def _in_channels(node: Any, slot: str = "baseline") -> Iterator[tuple[dict[str, Any], str]]:

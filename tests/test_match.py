@@ -9,9 +9,11 @@ from small import RUN as TINY
 from torch.utils.flop_counter import FlopCounterMode
 
 from metamixer import ConfigError, differences, override
+from metamixer.dense.segmentation import ffnet_seg
 from metamixer.mixer import build_mixer, resolve_mixer
 from metamixer.operation import REGISTRY, Coefficients, Layout, OperationConfig, QueryKey, Site, register
 from metamixer.presets import preset
+from metamixer.recipes import named_run
 from sweeps import Grid, Variant, load_grid, make_plan
 from sweeps.grid import LoadedGrid
 from sweeps.iso_cost import matched
@@ -32,7 +34,7 @@ def variant(name: str):
 def multiply_adds(config) -> int:
     """By torch's own counter, folding undone: norms are free in both, and there are no branches to fold."""
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        config.build().eval()(torch.zeros(1, 1, config.data.image_size, config.data.image_size))
+        config.build().eval()(torch.zeros(1, *config.data.input_size))
     return counter.get_total_flops() // 2
 
 
@@ -53,6 +55,34 @@ def test_parameters_are_those_of_the_base(name):
         return sum(p.numel() for p in config.build().parameters()) - sum(m.num_features for m in norms)
 
     assert parameters(found) == pytest.approx(parameters(base), rel=0.025)
+
+
+@pytest.mark.parametrize("name, variant", [("garments", "no_mixing"), ("photographs", "no_mixing")])
+def test_networks_of_the_other_tasks_are_matched_too(name, variant):
+    grid = load_grid(name).grid
+    assert grid.match == "macs"
+    base, found = (grid.runs(seeds=[0], only=[each])[0].config for each in (grid.base, variant))
+    (plain,) = grid.runs(seeds=[0], only=[variant], match="none")
+    assert abs(multiply_adds(plain.config) / multiply_adds(base) - 1) > 0.2
+    assert multiply_adds(found) == pytest.approx(multiply_adds(base), rel=0.025)
+
+
+def test_a_decoders_blocks_and_a_forecasters_channels_grow_along():
+    values = ffnet_seg().to_dict()
+    for width, stage in zip((12, 24, 48, 96), values["backbone"]["stages"], strict=True):
+        stage |= {"width": width, "depth": 1}
+    values["decoder"]["blocks"] |= {"width": 32, "depth": 1}
+    base = override(named_run("garments"), {"model": values})
+    narrow = {"model.backbone.stages.*.channel_mixer.query_key.expansion": 1.0}
+    after = matched(override(base, narrow), base, "macs").model
+    width = after.backbone.stages[0].width
+    assert width > 12 and after.decoder.blocks.width == 32 * width // 12
+    series = load_grid("series").grid
+    base, attention = (series.runs(seeds=[0], only=[each])[0].config for each in (series.base, "attention"))
+    after = matched(attention, base, "macs").model
+    assert after.blocks.width == 7 * after.dim < 7 * 16 and after.blocks.token_mixer.query_key.head_dim == after.dim
+    with pytest.raises(ConfigError, match="this network has none"):
+        matched(series.runs(seeds=[0], only=["dlinear"])[0].config, base, "macs")
 
 
 def test_nothing_but_widths_changes_and_heads_stay_as_many():
