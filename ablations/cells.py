@@ -4,7 +4,7 @@ Every combination of registered operations that fit each other, as the token mix
 first screening with one seed, to be followed by a grid of the best with more. Operations of your own take part with
 `--module FILE`, where their parameters have defaults. The base is self-attention.
 
-    python launch.py run cells
+    python launch.py run cells      # 780 runs
 """
 
 from itertools import product

@@ -4,7 +4,7 @@ Identity, a plain 3×3 depthwise convolution, FFNified attention of 3×3 and 7×
 mix in their channel mixers too, which have a 3×3 convolution (docs/tasks.md). A LayerNorm stands in front of each
 mixer, an option of the released code: without it, no mixing doubles the stream in every block. `--lrs` adds rates.
 
-    python launch.py run photographs
+    python launch.py run photographs    # 15 runs; attention in windows takes far longer than the others
 """
 
 from metamixer.config import override

@@ -3,7 +3,7 @@
 Kernels of 5, 25 and 51 tokens of 48, attention over all of them, and an MLP over tokens; the query mixes the variables
 in the first three. Beijing's air and weather, 96 hours from 96 (docs/tasks.md). One learning rate; `--lrs` adds others.
 
-    python launch.py run series
+    python launch.py run series     # 21 runs, one to three minutes of one core each
 """
 
 from metamixer.recipes import named_run
