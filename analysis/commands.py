@@ -145,7 +145,7 @@ def show_search(root: Path, name: str, setting: str | None, export: Path | None 
     with _keeping(f"{folder}: trials.csv, front.png, importances.png"):
         search.trials_frame(study).to_csv(folder / "trials.csv", index=False)
         save(search.front_picture(study), folder / "front.png")
-        save(search.importances_picture(search.importances(study)), folder / "importances.png")
+        save(search.importances_picture(study), folder / "importances.png")
     if export is not None:
         search.export(study, export)
         print(f"{export}: optuna-dashboard sqlite:///{export}")

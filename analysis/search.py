@@ -6,17 +6,19 @@ A trial's score is that of its validation samples: the test samples have no part
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-from optuna.search_space import intersection_search_space
-from optuna.trial import FrozenTrial, TrialState
+from optuna.importance import FanovaImportanceEvaluator
+from optuna.trial import TrialState
+from optuna.visualization.matplotlib import plot_param_importances
 from rich.markup import escape
 from rich.table import Table
 
@@ -97,44 +99,6 @@ def short(parameter: str) -> str:
     return parameter
 
 
-def importances(study: optuna.Study, objective: str | None = None) -> pd.DataFrame:
-    """How much of an objective's variance over the done trials each parameter explains (fANOVA, Hutter et al. 2014).
-
-    Columns `parameter`, `objective`, `importance` (a share; those of the unconditional parameters add up to 1),
-    `trials` (how many have it) and `conditional`: of a parameter that only some trials have, the share is that within
-    those, and not to be compared with the others. Empty below 8 done trials.
-
-    Args:
-        objective: the metric's name or a cost that was sought; the metric if None.
-
-    Raises:
-        ValueError: it was not sought.
-    """
-    objectives = study.user_attrs["objectives"]
-    objective = objective or objectives[0]
-    if objective not in objectives:
-        raise ValueError(f"{objective!r} was not sought; there are {', '.join(objectives)}")
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    number = objectives.index(objective)
-
-    def shares(trials: list[FrozenTrial]) -> dict[str, float]:
-        """Of the parameters that all these trials have and that vary among them."""
-        if len(trials) < ENOUGH or len({trial.values[number] for trial in trials}) < 2:
-            return {}
-        shared = intersection_search_space(trials)
-        varying = [name for name in shared if len({trial.params[name] for trial in trials}) > 1]
-        evaluator = FanovaImportanceEvaluator(seed=0)
-        return get_param_importances(study, evaluator=evaluator, params=varying, target=lambda t: t.values[number])
-
-    rows = [(name, share, len(done), False) for name, share in shares(done).items()]
-    for name in dict.fromkeys(name for trial in done for name in trial.params):
-        having = [trial for trial in done if name in trial.params]
-        if len(having) < len(done) and name in (found := shares(having)):
-            rows.append((name, found[name], len(having), True))
-    frame = pd.DataFrame(rows, columns=["parameter", "importance", "trials", "conditional"]).assign(objective=objective)
-    return frame.sort_values(["conditional", "importance"], ascending=[True, False], ignore_index=True)
-
-
 def front_picture(study: optuna.Study, axes: Axes | None = None) -> Axes:
     """The score on validation samples against the first cost that was sought, or multiply-adds; one point per trial.
 
@@ -173,18 +137,18 @@ def front_picture(study: optuna.Study, axes: Axes | None = None) -> Axes:
     return axes
 
 
-def importances_picture(shares: pd.DataFrame, axes: Axes | None = None) -> Axes:
-    """What fANOVA says, one bar per parameter; hollow ones are measured among the trials that have the parameter."""
-    axes = axes or new(height=1.6 + 0.3 * max(len(shares), 4))[1]
-    if not len(shares):
-        return nothing(axes, f"fewer than {ENOUGH} trials are done")
-    axes.set_title(f"what explains {shares['objective'].iloc[0]} (fANOVA)")
-    rows = shares[::-1]
-    names = rows["parameter"].map(short) + rows["trials"].map(" ({})".format).where(rows["conditional"], "")
-    fills = rows["conditional"].map({True: "white", False: VARIANT})
-    axes.barh(names, rows["importance"], color=fills, edgecolor=VARIANT)
-    axes.set_xlabel("share of the variance over the done trials;\nof hollow bars over those in brackets")
-    return axes
+def importances_picture(study: optuna.Study) -> Axes:
+    """How much of the metric's variance over the done trials each parameter explains (fANOVA, Hutter et al. 2014).
+
+    It is Optuna's picture, of the parameters that every trial has.
+    """
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(done) < ENOUGH:
+        return nothing(new(height=2)[1], f"fewer than {ENOUGH} trials are done")
+    evaluator, name = FanovaImportanceEvaluator(seed=0), study.user_attrs["metric"]["label"]
+    with warnings.catch_warnings(), plt.rc_context():  # it sets a style for all that follows
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return plot_param_importances(study, evaluator=evaluator, target=lambda each: each.values[0], target_name=name)
 
 
 def export(study: optuna.Study, path: Path) -> None:
