@@ -196,9 +196,7 @@ def bench(
     ],
     runtime: Annotated[
         Optional[list[str]],
-        typer.Option(
-            help="eager, eager-channels-last, compile, onnxruntime, executorch, coreml, or all that run here."
-        ),
+        typer.Option(help="eager, eager-channels-last, compile, onnxruntime, executorch, or all that run here."),
     ] = None,
     size: Size = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads; more than one is several times noisier.")] = 1,

@@ -232,8 +232,8 @@ def test_what_computes_something_else_is_not_timed(fakes):
     report = measure([subject(nn.Tanh(), name="off"), subject(nn.Conv2d(3, 3, 1))], [Fake()], sessions=1)
     assert [row.name for row in report.rows] == ["net"]
     assert "off on fake: its scores differ from eager's by 1" in report.refused[0]
-    assert "shape (2,), eager's (3,)" in difference(np.zeros(2), np.zeros(3), 1)
-    assert difference(np.array([np.nan, 1]), np.ones(2), 1) and not difference(np.ones(2), np.ones(2) + 1e-6, 1e-5)
+    assert "shape (2,), eager's (3,)" in difference(np.zeros(2), np.zeros(3))
+    assert difference(np.array([np.nan, 1]), np.ones(2)) and not difference(np.ones(2), np.ones(2) + 1e-6)
 
 
 def test_what_does_not_convert_names_operation_and_layer(fakes):
@@ -310,29 +310,9 @@ def test_a_missing_runtime_names_its_extra(monkeypatch, name, extra):
         find_runtime(name)
 
 
-def test_core_ml_is_for_macs():
-    with pytest.raises(ValueError, match="Core ML runs on macOS only: bench it there, or keep what a phone measured"):
-        find_runtime("coreml")
+def test_an_unknown_runtime_is_one_line():
     with pytest.raises(ValueError, match=r"runtime 'tpu': one of eager, .*, or all"):
         find_runtime("tpu")
-
-
-@pytest.mark.skipif(find_spec("coremltools") is None, reason="needs the deploy extra")
-def test_core_ml_is_timed_by_its_own_clock(monkeypatch, tmp_path):
-    """All of it but the prediction, which only macOS has."""
-    from coremltools.models import MLModel
-
-    calls = []
-    monkeypatch.setattr("sys.platform", "darwin")
-    predict = lambda self, inputs: calls.append(1) or {"scores": inputs["images"].mean((2, 3))}  # noqa: E731
-    monkeypatch.setattr(MLModel, "predict", predict)
-    monkeypatch.setattr(MLModel, "last_predict_duration_in_nano_seconds", property(lambda self: 1e6 * len(calls)))
-    runtime = find_runtime("coreml")
-    model, image = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.rand(1, 3, 8, 8)
-    runtime.prepare(model, image, tmp_path / "0-coreml")
-    loaded = runtime.load(tmp_path / "0-coreml", image.numpy(), 1)
-    assert not difference(loaded.scores(loaded.call()), model(image).numpy(), 1e-6)
-    assert loaded.time(3) == [3, 4, 5]  # after one for the scores, and one to warm up
 
 
 INSTALLED = [
@@ -352,7 +332,7 @@ def test_runtimes_compute_what_eager_does(tmp_path, name):
     runtime.prepare(model, image, tmp_path / "net")
     loaded = runtime.load(tmp_path / "net", image.numpy(), 1)
     with torch.no_grad():
-        assert not difference(loaded.scores(loaded.call()), model(image).numpy(), 1e-5)
+        assert not difference(loaded.scores(loaded.call()), model(image).numpy())
     assert len(loaded.time(3)) == 3 and runtime.version()
 
 

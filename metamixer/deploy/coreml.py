@@ -1,15 +1,13 @@
-"""Core ML: ML programs (.mlpackage), by torch.jit.trace and coremltools. Only macOS can run what it wrote."""
+"""Core ML: ML programs (.mlpackage), by torch.jit.trace and coremltools. Apple's systems run what it wrote."""
 
 import contextlib
 import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import in_one_line
@@ -53,21 +51,6 @@ def convert_classifier(model: nn.Module, image: Tensor, labels: list[str]) -> An
     # pixels of 0-255 to the 0-1 that the network takes
     pixels = coremltools.ImageType(name="images", shape=image.shape, scale=1 / 255, color_layout=layout)
     return convert(model, image, inputs=[pixels], classifier_config=coremltools.ClassifierConfig(labels))
-
-
-def run(path: Path, image: Tensor, labels: list[str]) -> Tensor:
-    """Probabilities (1, classes) of a written classifier, in the order of `labels`; macOS only.
-
-    Args:
-        image: (1, C, H, W) in 0-1, rounded to 256 levels on the way.
-    """
-    import coremltools
-
-    program = coremltools.models.MLModel(str(path))
-    pixels = (image[0] * 255).round().to(torch.uint8).permute(1, 2, 0).squeeze(-1).numpy()  # (H, W, 3) or (H, W)
-    found = program.predict({"images": Image.fromarray(pixels)})
-    by_label = found[program.get_spec().description.predictedProbabilitiesName]
-    return torch.tensor([[float(by_label[label]) for label in labels]])
 
 
 def operations(program: Any) -> Counter[str]:

@@ -1,6 +1,6 @@
 """The runtimes: each prepares a network once, as a file, and loads that file in every session.
 
-A new one is a class in `RUNTIMES`. All run in fp32 but Core ML, whose programs are fp16.
+A new one is a class in `RUNTIMES`. All run on the CPU in fp32.
 """
 
 from __future__ import annotations
@@ -22,14 +22,10 @@ from ..config import ConfigError
 
 
 class Loaded(NamedTuple):
-    """A network in a runtime, with its image: `call` runs it once, `scores` makes an array of what that returns.
-
-    `nanoseconds` is what the runtime's own clock says of the last call; else the time around it counts.
-    """
+    """A network in a runtime, with its image: `call` runs it once, `scores` makes an array of what that returns."""
 
     call: Callable[[], Any]
     scores: Callable[[Any], np.ndarray]
-    nanoseconds: Callable[[], int] | None = None
 
     def time(self, calls: int) -> list[float]:
         """Milliseconds of so many calls, after one that isn't counted."""
@@ -38,30 +34,22 @@ class Loaded(NamedTuple):
         for _ in range(calls):
             begin = time.perf_counter_ns()
             self.call()
-            around = time.perf_counter_ns() - begin
-            times.append((self.nanoseconds() if self.nanoseconds else around) / 1e6)
+            times.append((time.perf_counter_ns() - begin) / 1e6)
         return times
 
 
 class Runtime(ABC):
-    """A runtime that needs `packages`, of which the first one's version is its own, and which `extra` installs.
-
-    `tolerance` is how far its scores may be from eager's, as a share of the largest.
-    """
+    """A runtime that needs `packages`, of which the first one's version is its own, and which `extra` installs."""
 
     name: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
     extra: ClassVar[str] = ""
-    precision: ClassVar[str] = "fp32"
-    compute_units: ClassVar[str] = "CPU"
-    takes_threads: ClassVar[bool] = True
-    tolerance: ClassVar[float] = 1e-3
 
     def check(self) -> None:
         """Refuse where it can't run.
 
         Raises:
-            ConfigError: a package is missing, or this machine is the wrong one.
+            ConfigError: a package or a compiler is missing.
         """
         from ..deploy.common import require
 
@@ -180,37 +168,8 @@ class ExecuTorch(Runtime):
         return Loaded(lambda: method.execute(inputs), lambda outputs: outputs[0].clone().numpy())
 
 
-class CoreML(Runtime):
-    """Core ML on a Mac, fp16, all compute units, timed by Core ML's own clock."""
-
-    name, packages, extra = "coreml", ("coremltools",), "deploy"
-    precision, compute_units, takes_threads, tolerance = "fp16", "all", False, 0.05
-
-    def check(self) -> None:
-        if sys.platform != "darwin":
-            raise ConfigError(
-                "Core ML runs on macOS only: bench it there, or keep what a phone measured (import-latency CSV)"
-            )
-        super().check()
-
-    def prepare(self, model: Any, image: Any, path: Path) -> None:
-        from ..deploy import coreml
-
-        coreml.convert(model, image).save(str(path.with_suffix(".mlpackage")))  # coremltools insists
-
-    def load(self, path: Path, image: np.ndarray, threads: int) -> Loaded:
-        import coremltools
-
-        model = coremltools.models.MLModel(str(path.with_suffix(".mlpackage")))
-        return Loaded(
-            lambda: model.predict({"images": image}),
-            lambda outputs: np.asarray(next(iter(outputs.values()))),
-            lambda: model.last_predict_duration_in_nano_seconds,
-        )
-
-
 RUNTIMES: dict[str, type[Runtime]] = {
-    kind.name: kind for kind in (Eager, ChannelsLast, Compiled, OnnxRuntime, ExecuTorch, CoreML)
+    kind.name: kind for kind in (Eager, ChannelsLast, Compiled, OnnxRuntime, ExecuTorch)
 }
 
 

@@ -22,6 +22,7 @@ from .runtimes import RUNTIMES
 
 VISIT_MS = 60.0  # a network is timed about so long before it is the next one's turn
 CALLS = (3, 20)
+TOLERANCE = 1e-3  # how far scores may be from eager's, as a share of the largest
 
 
 def run(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -41,7 +42,7 @@ def run(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for index, model in enumerate(job["models"]):
         image, reference = np.load(model["image"]), np.load(model["reference"])
         found = runtime.load(Path(model["path"]), image, job["threads"])
-        if why := difference(found.scores(found.call()), reference, runtime.tolerance):
+        if why := difference(found.scores(found.call()), reference):
             yield {"model": index, "refused": why}
             continue
         found.call()
@@ -58,13 +59,13 @@ def run(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"model": index, "samples": loaded[index].time(calls[index])}
 
 
-def difference(scores: np.ndarray, reference: np.ndarray, tolerance: float) -> str:
+def difference(scores: np.ndarray, reference: np.ndarray) -> str:
     """What is wrong with a runtime's scores; "" if they are eager's."""
     if scores.shape != reference.shape:
         return f"its scores have the shape {scores.shape}, eager's {reference.shape}"
     largest = float(np.abs(reference).max())
     off = float(np.abs(scores.astype(np.float64) - reference).max())
-    if not off <= tolerance * largest:  # NaN neither
+    if not off <= TOLERANCE * largest:  # NaN neither
         return f"its scores differ from eager's by {off:.1e}, where the largest is {largest:.1e}"
     return ""
 
