@@ -1,6 +1,6 @@
 """How far does a mixer reach, and how much does it hold? Two probes at several values of their dial, as curves.
 
-`shift` asks for the symbol so many cells away, on 8×8 cells; `recall` asks for the value of one of so many keys.
+`shift` asks for the symbol 1 to 4 cells away, on 8×8 cells. `recall` asks for the value of one of 2 to 16 keys.
 
     python launch.py run dials --data all       # 288 runs, about 5 minutes on 2 cores
 """

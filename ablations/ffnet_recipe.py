@@ -4,7 +4,7 @@ Every run of arXiv 2406.02021, on ImageNet, with 8 GPUs: FFNet-1 to 3 at 256 px,
 and those fine-tuned at 384 px. FFNet-4's own recipe at 256 px was not published (`metamixer.recipes` says what stands
 in for it); its fine-tuning starts from that run's weights, so it joins the grid once `runs/` has them.
 
-The images lie in `imagenet/` (a link will do), or where --set data.root=PATH says.
+The images are in `imagenet/` (a link is enough), or in the folder of --set data.root=PATH.
 
     python launch.py plan ffnet_recipe --profile imagenet
     python launch.py run ffnet_recipe --profile imagenet --cluster slurm --only ffnet_1

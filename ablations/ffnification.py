@@ -1,10 +1,10 @@
 """Does attention matter, or the framework? From self-attention to FFNified attention, one change at a time.
 
-The road of arXiv 2406.02021, from softmax to GELU and from computed keys and values to depthwise convolutions. Each
-rung builds on the one before and changes one slot, or one parameter of the slots that have it. One rung can't: keys and
-values can be learned one slot at a time only where their interactions no longer run over pairs of tokens, and pairs
-leave both interactions at once. So `pointwise` takes that step alone: keys and values are still computed, and each
-token meets its own. From there, keys and values become static in both orders. The last rung is FFNet's mixer.
+The way of arXiv 2406.02021, from softmax to GELU and from computed keys and values to depthwise convolutions. Each
+rung builds on the one before and changes one slot, or one parameter of the slots that have it. One rung changes two:
+static keys and values need interactions without pairs of tokens, and pairs leave both interactions at once. So
+`pointwise` takes that step alone. Keys and values are still computed, and each token meets its own. From there, keys
+and values become static in both orders. The last rung is FFNet's mixer.
 
 Widths are scaled to the multiply-adds of attention. Each variant runs at three learning rates, and validation images
 choose. Two baselines outside the slots show what any mixing of tokens buys: none at all, and plain pooling.

@@ -1,7 +1,7 @@
 """Is a mixer more than the sum of its slots?
 
 Every cell of query-key × activation × coefficient-value for operations that hand on a map, in three seeds: a full
-factorial, so that what a slot buys on average parts from what it buys only beside certain others. The channel mixer is
+factorial. It separates what a slot buys on average from what it buys only beside certain others. The channel mixer is
 the plain FFN, so that tokens are mixed nowhere else but in the stem and between the stages; a normalisation stands in
 front of every mixer, so that no slot needs one of its own. Widths are scaled until each cell has the multiply-adds of
 the base, FFNified attention's cell.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-DataName = Annotated[Optional[str], typer.Option("--data", help="One of the grid's settings; all if not given.")]
+DataName = Annotated[Optional[str], typer.Option("--data", help="One key of the grid's bases; all if not given.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
 
 

@@ -12,7 +12,7 @@ import typer
 from metamixer.commands import Size
 
 from .options import (
-    DataName,
+    DataNames,
     Device,
     GridOptions,
     JobOptions,
@@ -40,6 +40,7 @@ app = typer.Typer()
 TARGETS = "Grids, searches, beginnings of run hashes, or variants"
 Targets = Annotated[Optional[list[str]], typer.Argument(help=f"{TARGETS}; everything if not given.")]
 Named = Annotated[list[str], typer.Argument(help=f"{TARGETS}.")]
+DataName = Annotated[Optional[str], typer.Option("--data", help="One key of the bases; all if not given.")]
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each network in a session.")] = 5,
     sessions: Annotated[int, typer.Option(min=1, help="Fresh processes of each runtime; 3 or more show noise.")] = 5,
     unfolded: Annotated[bool, typer.Option("--unfolded", help="Time each network as it was trained too.")] = False,
-    data: DataName = None,
+    data: DataNames = None,
     set: Overrides = None,
     only: Only = None,
     match: Match = None,

@@ -10,7 +10,9 @@ from typing import Annotated, Any, Optional, TypeVar
 import typer
 
 GridName = Annotated[str, typer.Argument(help="A grid in ablations/, or the path of a grid's file.")]
-DataName = Annotated[Optional[str], typer.Option("--data", help="Keys of the bases (a,b), or all; else the first.")]
+DataNames = Annotated[
+    Optional[str], typer.Option("--data", help="Keys of the grid's bases (a,b), or all; the first if not given.")
+]
 Overrides = Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the base.")]
 Seeds = Annotated[Optional[str], typer.Option(help="Seeds, separated by commas; the grid's own if not given.")]
 Only = Annotated[Optional[str], typer.Option(help="These variants alone, separated by commas.")]
@@ -40,7 +42,7 @@ class GridOptions:
     """Which runs of a grid: what `plan`, `run` and `bench` share."""
 
     grid: GridName
-    data: DataName = None
+    data: DataNames = None
     set: Overrides = None
     seeds: Seeds = None
     only: Only = None

@@ -9,7 +9,6 @@ from metamixer.commands import changes_of
 
 from .commands import Launched, profile_of
 from .options import (
-    DataName,
     Device,
     JobOptions,
     MaxAttempts,
@@ -25,6 +24,7 @@ from .options import (
 
 app = typer.Typer()
 
+DataName = Annotated[Optional[str], typer.Option("--data", help="One key of the bases; the first if not given.")]
 SearchName = Annotated[str, typer.Argument(help="A search in ablations/searches/, or the path of a search's file.")]
 
 
@@ -39,7 +39,8 @@ def search(
     ] = None,
     runs: Runs = Path("runs"),
     workers: Annotated[
-        Optional[int], typer.Option(min=1, help="Trials at a time; here one a core or GPU, on a cluster 4.")
+        Optional[int],
+        typer.Option(min=1, help="Trials at a time; if not given, one for each core or GPU, 4 on a cluster."),
     ] = None,
     device: Device = "auto",
     module: Modules = None,
