@@ -115,7 +115,7 @@ def override(config: C, changes: dict[str, Any]) -> C:
 
 
 # A value that is worked out from others, by each of them: it is worked out again where one of those changes.
-_DERIVED = {"root": "manifest", "name": "manifest", "source": "digest"}
+_DERIVED = {**dict.fromkeys(("root", "name", "csv", "layout", "scale"), "manifest"), "source": "digest"}
 
 
 def _forget(node: Any, key: str, changes: dict[str, Any]) -> None:

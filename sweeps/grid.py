@@ -223,8 +223,8 @@ def undeclared(parent: RunConfig, config: RunConfig, changes: dict[str, Any]) ->
     for key, (before, after) in found.items():
         parts = key.split(".")
         replaced = any(".".join([*parts[:end], "name"]) in found for end in range(1, len(parts)))
-        of_an_operation = parts[0] == "modules"  # the user's file that it is defined in
-        named = replaced or of_an_operation or declared.fullmatch(key)
+        filled_in = parts[0] == "modules" or parts[-1] == "manifest"  # the user's code, the files of the data
+        named = replaced or filled_in or declared.fullmatch(key)
         if not named and not _was_null(parent.to_dict(), parts[:-1]):
             lines.append(re.sub(r"stages\.\d+", "stages.*", key) + f": {before} → {after}")
     return list(dict.fromkeys(lines))

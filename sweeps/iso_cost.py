@@ -151,11 +151,10 @@ def _equal(config: RunConfig, ratios: Callable[..., list[float]], measure: str) 
 
 def _stages(node: Any) -> list[dict[str, Any]]:
     """All stages of blocks in a network's configuration, in its order."""
-    if not isinstance(node, dict | list):
-        return []
-    if "token_mixer" in node:
+    if isinstance(node, dict) and "token_mixer" in node:
         return [node]
-    return [stage for child in (node.values() if isinstance(node, dict) else node) for stage in _stages(child)]
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return [stage for child in children for stage in _stages(child)]
 
 
 def _first_width(config: RunConfig) -> int:

@@ -1,5 +1,6 @@
 """Runs of segmentation, super-resolution and forecasting: killed and resumed, evaluated, exported, refused."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ from test_commands import launch
 from test_training import Killed, at_steps, same
 
 from analysis import inside, plots
-from metamixer import ConfigError, override
+from metamixer import ConfigError, digest, override
+from metamixer.config import parse
 from metamixer.deploy.export import export
 from metamixer.networks import Network
 from metamixer.recipes import named_run
 from metamixer.training import checkpoint
 from metamixer.training.folder import RunFolder
+from metamixer.training.run_config import RunConfig
 from metamixer.training.score import score
 from metamixer.training.train import train
 
@@ -122,6 +125,37 @@ def test_a_run_does_not_go_on_with_other_files(configs, tmp_path):
     with pytest.raises(ConfigError, match="has changed: series has other files; put it back"):
         train(override(config, {"recipe.epochs": 2}), tmp_path / "run", "cpu")
     path.write_text(kept)
+
+
+@pytest.mark.parametrize("name", ["garments", "photographs", "series"])
+def test_a_runs_hash_holds_its_files_and_not_their_place(configs, name, tmp_path):
+    config, key = configs[name], "csv" if name == "series" else "root"
+    before = Path(getattr(config.data.task, key))
+    after = tmp_path / "moved"
+    shutil.copy(before, after) if name == "series" else shutil.copytree(before, after)
+    moved = override(config, {f"data.task.{key}": str(after)})
+    assert config.data.task.manifest and digest(moved) == digest(config)
+    with (after if name == "series" else next(after.rglob("validation/1.png"))).open("ab") as file:
+        file.write(b"\n")
+    other = override(config, {f"data.task.{key}": str(after)})
+    assert digest(other) != digest(config) and digest(parse(RunConfig, moved.to_dict())) == digest(config)
+    with pytest.raises(ConfigError, match="its files are not those that the run was planned with"):
+        train(moved, tmp_path / "run", "cpu")
+    gone = override(config, {f"data.task.{key}": str(tmp_path / "nowhere")})
+    assert gone.data.task.manifest is None and gone.identity()["data"]["task"][key] == str(tmp_path / "nowhere")
+
+
+def test_small_copies_are_files_of_a_run_too(configs, tmp_path):
+    root = tmp_path / "pictures"
+    shutil.copytree(configs["photographs"].data.task.root, root)
+    config = override(configs["photographs"], {"data.task.root": str(root)})
+    for split in ("train", "validation"):
+        (root / f"{split}_LR_x3").mkdir()
+        for n in range(3):
+            Image.new("RGB", (16, 13)).save(root / f"{split}_LR_x3" / f"{n}.png")
+    at_three = override(config, {"data.task.scale": 3})
+    assert override(at_three, {"data.task.scale": 2}).data.task.manifest == config.data.task.manifest
+    assert at_three.data.task.manifest != config.data.task.manifest
 
 
 def test_answers_that_are_pictures_are_drawn_beside_the_truth(configs, tmp_path):

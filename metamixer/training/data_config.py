@@ -128,8 +128,17 @@ class TaskData(Config):
 
     @property
     def about(self) -> str:
-        parameters = [f"{key} {value}" for key, value in self.task.to_dict().items() if key != "name"]
+        values = self.task.to_dict().items()
+        parameters = [f"{key} {value}" for key, value in values if key not in ("name", "manifest")]
         return f"task {self.task.name} ({', '.join(parameters)})"
+
+    @property
+    def manifest(self) -> str | None:
+        """A digest of the files that the task reads; None where it reads none."""
+        return getattr(self.task, "manifest", None)
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "task": self.task.identity()}
 
     @property
     def head(self) -> Head:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import json
 import os
 import posixpath
 import re
@@ -24,6 +23,7 @@ from PIL import Image
 from timm.data.readers.reader_image_in_tar import extract_tarinfos
 
 from ..config import ConfigError
+from ..tasks.files import manifest_of
 
 SPLITS = {"train": ("train", "training"), "test": ("validation", "val", "valid", "eval", "test")}
 # of a split: by class or tar file, the number of files and a digest of their names and sizes
@@ -111,10 +111,6 @@ def manifest(root: str) -> str | None:
                 tars = _tar_files(place)
                 splits[split] = _tar_parts(tars) if tars else ClassFolders(place).parts
     return manifest_of(splits)
-
-
-def manifest_of(splits: Mapping[str, Parts]) -> str:
-    return _digest([json.dumps(splits, sort_keys=True).encode()])
 
 
 def what_changed(before: Mapping[str, Parts], now: Mapping[str, Parts]) -> str:
