@@ -5,6 +5,9 @@ are mixed nowhere else but in the stem and between the stages. Widths are scaled
 multiply-adds of the base, self-attention. Heads have 16 channels at the base's width.
 
     python launch.py run catalogue --data fashion-mnist    # 147 runs
+
+Measured on Fashion-MNIST: attention 75.19 ± 0.41 %, FFNified attention 78.16 ± 0.06, no mixing 75.70 ± 0.13; nothing
+stands after Holm's correction (docs/mixers.md).
 """
 
 from metamixer.config import override

@@ -11,6 +11,8 @@ choose. Two baselines outside the slots show what any mixing of tokens buys: non
 
     python launch.py run ffnification --lrs none               # digits, 39 runs, about 6 minutes on 2 cores
     python launch.py run ffnification --data fashion-mnist     # 117 runs
+
+The figures of an earlier ladder on Fashion-MNIST are in docs/findings.md; this one was not run there as a whole yet.
 """
 
 from metamixer.config import override

@@ -4,6 +4,8 @@ The ladder of `ffnification` in a small FFNet under a plain decoder (docs/tasks.
 Fashion-MNIST's garments, so nothing is downloaded. One learning rate; `--lrs 1e-3,1e-2` adds two.
 
     python launch.py run garments       # 39 runs, one to three minutes of one core each
+
+Measured with widths as they come: 17 to 19.6 % mIoU, all inside the noise (docs/tasks.md).
 """
 
 from ablations.ffnification import ATTENTION

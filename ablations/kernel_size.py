@@ -4,6 +4,8 @@ The published code ties the kernel to the normalisation: only 7×7 has BatchNorm
 every kernel has BatchNorm and no branch, so that size alone changes; the last variant adds the branch.
 
     python launch.py run kernel_size --data fashion-mnist    # 18 runs, 30 to 70 s of one core each
+
+Measured on Fashion-MNIST: 3×3 79.43 %, 13×13 +0.62 points [−0.93, +2.16]; all sizes are inside the noise.
 """
 
 from metamixer.config import override

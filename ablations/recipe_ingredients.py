@@ -7,7 +7,10 @@ names another one.
 
     python launch.py plan recipe_ingredients --profile imagenet
     python launch.py train small_teacher                                # 25 minutes of one core
-    python launch.py run recipe_ingredients --data fashion-mnist        # 33 runs, about 3 minutes of one core each
+    python launch.py run recipe_ingredients --data fashion-mnist        # 33 runs, about 4 minutes of one core each
+
+Measured on Fashion-MNIST: the full recipe 75.58 %, without distillation −2.73 points [−5.06, −0.39], with colour jitter
+in place of RandAugment +1.90 [+0.30, +3.51]; both are hints, and the others are inside the noise.
 """
 
 from functools import partial

@@ -4,6 +4,8 @@ Kernels of 5, 25 and 51 tokens of 48, attention over all of them, and an MLP ove
 in the first three. Beijing's air and weather, 96 hours from 96 (docs/tasks.md). One learning rate; `--lrs` adds others.
 
     python launch.py run series     # 21 runs, one to three minutes of one core each
+
+Measured: MSE 0.534 ± 0.003 (attention) to 0.547 ± 0.002 (DLinear), seasonal naive 0.90 (docs/tasks.md).
 """
 
 from metamixer.recipes import named_run
