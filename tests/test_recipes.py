@@ -26,7 +26,8 @@ COMMON = {
                "cutmix_prob": 0.5, "label_smoothing": 0.1, "ema_decay": 0.9995, "layer_scale_decay": True,
                "weight_decay_end": None, "lr_batch": None, "batch_norm": "average", "precision": "float16",
                "init": "ffnet",
-               "branch_ratio": None, "compile": False},
+               "branch_ratio": None, "compile": False,
+               "betas": (0.9, 0.999), "layer_decay": 1.0, "head_lr_scale": 1.0},
 }  # fmt: skip
 AT_256 = {"lr": 1e-3, "micro_batch": 128, "epochs": 300, "warmup_epochs": 5, "cooldown_epochs": 20, "warmup_lr": 1e-6,
           "min_lr": 1e-5, "weight_decay": 0.05, "schedule": "cosine"}  # fmt: skip

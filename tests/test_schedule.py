@@ -7,7 +7,8 @@ import torch
 from small import RUN
 from torch._inductor import config as inductor_config
 
-from metamixer import ConfigError, override
+from metamixer import ConfigError, digest, override
+from metamixer.recipes import named_run
 from metamixer.training.data import Data
 from metamixer.training.folder import RunFolder
 from metamixer.training.learner import Learner
@@ -217,3 +218,40 @@ def test_a_run_without_weight_decay_at_its_start(tmp_path, changes, ends):
     schedule = Schedule(optimizer, config.recipe, 5)
     schedule.set(10)
     assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.0, ends])
+
+
+def test_learning_rates_fall_from_the_decoder_down_by_layers():
+    config = override(named_run("garments"), {"recipe.layer_decay": 0.5, "recipe.head_lr_scale": 10.0})
+    model = config.build()
+    optimizer = build_optimizer(model, config.recipe)
+    schedule = Schedule(optimizer, config.recipe, STEPS)
+    plain = build_optimizer(model, named_run("garments").recipe)
+    assert all("lr_scale" not in group for group in plain.param_groups)
+    decays = {p for group in plain.param_groups for p in group["params"] if group["decays"]}
+    # depths 1, 2, 1: four blocks between stem and decoder
+    scales = {"stem": 1 / 32, "stages.0": 1 / 16, "stages.1.downsample": 1 / 8, "stages.1.blocks.0": 1 / 8,
+              "stages.1.blocks.1": 1 / 4, "stages.2": 1 / 2}  # fmt: skip
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    step, rate = next((step, rate) for step, rate, _ in rates(named_run("garments").recipe) if step == 3 * STEPS)
+    schedule.set(step)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names.pop(parameter)
+            own = [scale for part, scale in scales.items() if name.startswith(f"backbone.{part}")]
+            assert group["lr"] == pytest.approx(rate * (own[0] if own else 10))
+            assert bool(own) == name.startswith("backbone") and group["decays"] == (parameter in decays)
+    assert not names
+
+
+def test_betas_are_adams_and_other_runs_keep_their_hash():
+    recipe = override(RUN.recipe, {"betas": [0.9, 0.99]})
+    assert build_optimizer(torch.nn.Linear(2, 2), recipe).param_groups[0]["betas"] == (0.9, 0.99)
+    for key, value in {"betas": [0.9, 0.99], "layer_decay": 0.9, "head_lr_scale": 10.0}.items():
+        assert key not in RUN.identity()["recipe"]
+        assert digest(override(RUN, {f"recipe.{key}": value})) != digest(RUN)
+
+
+@pytest.mark.parametrize("key", ["layer_decay", "head_lr_scale"])
+def test_a_network_without_layers_or_head_is_refused(key):
+    with pytest.raises(ConfigError, match=f"recipe.{key}: .*set it to 1"):
+        build_optimizer(torch.nn.Linear(2, 2), override(RUN.recipe, {key: 0.5}))

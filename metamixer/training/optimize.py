@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
+from ..config import ConfigError
 from .recipe import Recipe
+
+_HEADS = ("head", "decoder", "classifier", "fc")  # what stands behind a backbone, by its name in the network
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Fused AdamW; of its groups of parameters, those that weight decay acts on have a true `decays`.
 
     Spared are vectors, scalars and what a part of the network names in `no_weight_decay`.
+
+    Raises:
+        ConfigError: the recipe asks for the layers or the head of a network that names none.
     """
     spared = {
         f"{place}.{name}".lstrip(".")
@@ -25,10 +33,43 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if not recipe.layer_scale_decay:
         spared |= {name for name, _ in model.named_parameters() if "_scale." in name}
     groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)
+    if recipe.layer_decay != 1 or recipe.head_lr_scale != 1:
+        groups = _apart(groups, _lr_scales(model, recipe))
     for group in groups:
         group["decays"] = group["weight_decay"] > 0
         group["weight_decay"] = recipe.weight_decay if group["decays"] else 0.0
-    return create_optimizer_v2(groups, opt="adamw", lr=recipe.lr * recipe.lr_scale, weight_decay=0.0, fused=True)
+    lr = recipe.lr * recipe.lr_scale
+    return create_optimizer_v2(groups, opt="adamw", lr=lr, weight_decay=0.0, betas=recipe.betas, fused=True)
+
+
+def _lr_scales(model: nn.Module, recipe: Recipe) -> dict[nn.Parameter, float]:
+    """The factor of each weight's learning rate."""
+    found = dict.fromkeys(model.parameters(), 1.0)
+    if recipe.layer_decay != 1:
+        part = getattr(model, "backbone", model)
+        if not hasattr(part, "group_matcher"):
+            raise ConfigError("recipe.layer_decay: this network does not name its layers; set it to 1")
+        layers = group_parameters(part, part.group_matcher(coarse=False), reverse=True)
+        last = max(layers.values()) + (part is not model)  # a decoder is one more layer
+        for name, parameter in part.named_parameters():
+            found[parameter] = recipe.layer_decay ** (last - layers[name])
+    if recipe.head_lr_scale != 1:
+        head = [parameter for name, parameter in model.named_parameters() if name.split(".")[0] in _HEADS]
+        if not head:
+            raise ConfigError(f"recipe.head_lr_scale: the network has none of {', '.join(_HEADS)}; set it to 1")
+        for parameter in head:
+            found[parameter] *= recipe.head_lr_scale
+    return found
+
+
+def _apart(groups: list[dict[str, Any]], scales: dict[nn.Parameter, float]) -> list[dict[str, Any]]:
+    """Groups of parameters, each divided by the factor of the learning rate, which timm's schedules read."""
+    found = []
+    for group in groups:
+        for scale in sorted({scales[each] for each in group["params"]}):
+            part = [each for each in group["params"] if scales[each] == scale]
+            found.append({**group, "params": part, "lr_scale": scale})
+    return found
 
 
 class Schedule:

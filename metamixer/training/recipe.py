@@ -17,6 +17,7 @@ from ..initialise import Init
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Range = tuple[Positive, Positive]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Weights(Config):
@@ -150,6 +151,9 @@ class Recipe(Config):
     `weight_decay_end` lets the weight decay follow a cosine too, from `weight_decay` to it. With `lr_batch` the
     three learning rates are meant for that batch and are scaled by batch_size / lr_batch.
 
+    `betas` are Adam's. `layer_decay` multiplies the learning rate by itself from each layer to the one before, down
+    from the head; a block is a layer. `head_lr_scale` is the factor of the head's learning rate, or the decoder's.
+
     `ema_decay` is the decay of the weights' moving average, which is then what a run reports; null turns it off.
     `layer_scale_decay` says whether weight decay acts on layer scale, as it does in the released code.
     `init` is the spread of initial weights: FFNet's, or by the number of a layer's inputs (`initialise`).
@@ -176,6 +180,9 @@ class Recipe(Config):
     lr_batch: Annotated[int, Field(gt=0)] | None = None
     weight_decay: float = Field(default=0.05, ge=0)
     weight_decay_end: Annotated[float, Field(ge=0)] | None = None
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    head_lr_scale: Positive = 1.0
     layer_scale_decay: bool = True
     init: Init = "ffnet"
     branch_ratio: Positive | None = None

@@ -51,6 +51,9 @@ _OF_IMAGES = {
     "distillation": None,
 }
 
+# keys of the recipe that many finished runs don't have: a hash holds them where they have another value
+_YOUNGER = ("branch_ratio", "betas", "layer_decay", "head_lr_scale")
+
 
 class RunConfig(Config):
     """One training run; `metamixer.digest` of it is the run's identity.
@@ -120,8 +123,9 @@ class RunConfig(Config):
         values = super().identity()
         values["modules"] = [module["digest"] for module in values["modules"]]
         values["data"] = self.data.identity()
-        if self.recipe.branch_ratio is None:  # younger than many finished runs
-            del values["recipe"]["branch_ratio"]
+        for key in _YOUNGER:
+            if getattr(self.recipe, key) == Recipe.model_fields[key].get_default():
+                del values["recipe"][key]
         if self.initial is not None:
             values["initial"] = self.initial.identity()
         if self.recipe.distillation is not None:

@@ -192,10 +192,11 @@ class Trainer:
         spent = time.monotonic() - started
         self.seconds += spent
         scheduled = self.config.recipe.weight_decay_end is not None
+        group = learner.optimizer.param_groups[0]
         self.row = {
             "epoch": epoch + 1,
             "step": self.learner.step,
-            "lr": learner.optimizer.param_groups[0]["lr"],
+            "lr": group["lr"] / group.get("lr_scale", 1.0),
             **({"weight_decay": learner.schedule.weight_decay(self.learner.step - 1)} if scheduled else {}),
             "train_loss": learner.mean_loss(),
             **self._validate(),
