@@ -16,7 +16,6 @@ from .options import (
     Modules,
     Overrides,
     Runs,
-    Seeds,
     absolute,
     seeds_of,
     with_options,
@@ -79,7 +78,7 @@ def confirm(
     runs: Runs = Path("runs"),
     module: Modules = None,
     top: Annotated[int, typer.Option(min=1, help="How many of the best trials to confirm.")] = 3,
-    seeds: Seeds = None,
+    seeds: Annotated[Optional[str], typer.Option(help="Seeds (a,b); three new ones if not given.")] = None,
     out: Annotated[Optional[Path], typer.Option(help="The grid's file; confirm_NAME.py if not given.")] = None,
 ) -> None:
     """Write a grid that confirms the best of a search.
