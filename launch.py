@@ -77,9 +77,7 @@ then(sweeps.commands.import_latency, _benched)
 
 @app.command()
 def collect(
-    grid: Annotated[
-        str, typer.Argument(help="A grid or a search; a variant or the beginning of a run's hash shows its grid.")
-    ],
+    grid: Annotated[str, typer.Argument(help="A grid or a search that was launched.")],
     data: analysis.commands.DataName = None,
     runs: analysis.commands.Runs = Path("runs"),
     export: Annotated[
@@ -87,19 +85,14 @@ def collect(
     ] = None,
 ) -> None:
     """Show the table of a grid or a search, with its picture."""
-    from sweeps.follow import is_search, select
+    from sweeps.follow import is_search
 
     name = Path(grid).stem
     with sweeps.commands.without_collector():
         if is_search(runs, name):
             analysis.commands.show_search(runs, name, data, export)
-        elif any((runs / "grids").glob(f"{name}@*.json")):
-            analysis.commands.show_grid(runs, name, data)
         else:
-            found = dict.fromkeys((each.grid, each.data, each.is_trial) for each in select(runs, [grid], data))
-            for name, key, is_trial in found:
-                show = analysis.commands.show_search if is_trial else analysis.commands.show_grid
-                show(runs, name, key)
+            analysis.commands.show_grid(runs, name, data)
 
 
 def main() -> None:

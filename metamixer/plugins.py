@@ -85,11 +85,6 @@ def write_copies(folder: Path, digests: Collection[str]) -> None:
         (folder / _copy_name(plugin.name, plugin.digest)).write_bytes(plugin.source)
 
 
-def path_of(digest: str) -> Path:
-    """Where a loaded file was read."""
-    return _loaded[digest].path
-
-
 def _copy_name(name: str, digest: str) -> str:
     return f"{name.removesuffix('.py')}-{digest}.py"
 

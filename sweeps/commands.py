@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from metamixer.commands import Size
+from metamixer.commands import Device, Size
 
 from .options import (
     DataNames,
-    Device,
     GridOptions,
     JobOptions,
     Match,

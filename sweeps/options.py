@@ -9,6 +9,8 @@ from typing import Annotated, Any, Optional, TypeVar
 
 import typer
 
+from metamixer.commands import Modules, Runs, changes_of
+
 GridName = Annotated[str, typer.Argument(help="A grid in ablations/, or the path of a grid's file.")]
 DataNames = Annotated[
     Optional[str], typer.Option("--data", help="Keys of the grid's bases (a,b), or all; the first if not given.")
@@ -16,7 +18,6 @@ DataNames = Annotated[
 Overrides = Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the base.")]
 Seeds = Annotated[Optional[str], typer.Option(help="Seeds, separated by commas; the grid's own if not given.")]
 Only = Annotated[Optional[str], typer.Option(help="These variants alone, separated by commas.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
 Match = Annotated[
     Optional[str],
     typer.Option(help="Scale widths to the base's macs, params or latency:RUNTIME; none: leave them alone."),
@@ -25,8 +26,6 @@ LearningRates = Annotated[
     Optional[str], typer.Option("--lrs", help="More learning rates for every variant (a,b); none: only its own.")
 ]
 Twice = Annotated[bool, typer.Option("--aa", help="Run an A/A test: the base as two variants with different seeds.")]
-Modules = Annotated[Optional[list[str]], typer.Option("--module", help="File that registers operations of your own.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
 ProfileName = Annotated[Optional[str], typer.Option("--profile", help="Profile of the jobs; `default` if not given.")]
 ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of profiles; slurm.toml if not given.")]
 Resources = Annotated[Optional[list[str]], typer.Option("--resource", help="KEY=VALUE changed in the profile.")]
@@ -65,8 +64,6 @@ class JobOptions:
     @property
     def changes(self) -> dict[str, Any]:
         """Changed keys of the profile."""
-        from metamixer.commands import changes_of
-
         shared = {} if self.runs_per_gpu is None else {"runs_per_gpu": self.runs_per_gpu}
         return changes_of(self.resource) | shared
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from metamixer.commands import Device
+
 from .commands import Launched
-from .options import Device, Modules, Runs, absolute
+from .options import Modules, Runs, absolute
 
 if TYPE_CHECKING:
     from .questions import LoadedGrid

@@ -5,11 +5,10 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from metamixer.commands import changes_of
+from metamixer.commands import Device, changes_of
 
 from .commands import Launched, profile_of
 from .options import (
-    Device,
     JobOptions,
     MaxAttempts,
     MaxHours,
