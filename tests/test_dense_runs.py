@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_commands import launch
 from test_training import Killed, at_steps, same
@@ -12,6 +13,7 @@ from test_training import Killed, at_steps, same
 from analysis import inside, plots
 from metamixer import ConfigError, digest, override
 from metamixer.config import parse
+from metamixer.dense.forecast import ffnet_forecast
 from metamixer.deploy.export import export
 from metamixer.networks import Network
 from metamixer.recipes import named_run
@@ -55,7 +57,8 @@ def configs(tmp_path_factory):
             "model": {"network": "dlinear"},
         },
     }
-    return {name: override(override(named_run(name), changes), SMALL) for name, changes in chosen.items()}
+    found = {name: override(override(named_run(name), changes), SMALL) for name, changes in chosen.items()}
+    return found | {"forecaster": override(found["series"], {"model": ffnet_forecast(2, dim=4, kernel_size=5)})}
 
 
 def outcome(path):
@@ -63,10 +66,14 @@ def outcome(path):
 
 
 @pytest.mark.parametrize("name, metrics", [
-    ("garments", ["miou", "pixel_accuracy"]), ("photographs", ["psnr", "ssim"]), ("series", ["mse", "mae"])
+    ("garments", ["miou", "pixel_accuracy"]), ("photographs", ["psnr", "ssim"]), ("series", ["mse", "mae"]),
+    ("forecaster", ["mse", "mae"]),
 ])  # fmt: skip
 def test_killed_resumed_and_evaluated_it_gives_the_same_bits(configs, name, metrics, tmp_path, monkeypatch):
     config = configs[name]
+    if name == "forecaster":  # whose dropout is drawn anew in each pass
+        model, windows = config.build(), torch.randn(4, *config.data.input_size)
+        assert not torch.equal(model(windows), model(windows))
     result = train(config, tmp_path / "whole", "cpu")
     assert result["metric"] == metrics[0] and all(metric in result for metric in metrics)
     rows, *_ = score(str(tmp_path / "whole"), config.data, {}, device="cpu")

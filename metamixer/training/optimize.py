@@ -46,7 +46,7 @@ def _lr_scales(model: nn.Module, recipe: Recipe) -> dict[nn.Parameter, float]:
     """The factor of each weight's learning rate."""
     found = dict.fromkeys(model.parameters(), 1.0)
     if recipe.layer_decay != 1:
-        part = getattr(model, "backbone", model)
+        part: Any = getattr(model, "backbone", model)
         if not hasattr(part, "group_matcher"):
             raise ConfigError("recipe.layer_decay: this network does not name its layers; set it to 1")
         layers = group_parameters(part, part.group_matcher(coarse=False), reverse=True)
