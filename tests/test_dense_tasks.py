@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from metamixer import ConfigError
+from metamixer import ConfigError, override
+from metamixer.cost import sizes
+from metamixer.recipes import named_run
 from metamixer.tasks import NOT_ASKED, build_task
 from metamixer.tasks.checks import check_task
 from metamixer.tasks.fashion import FASHION_MNIST
@@ -83,6 +85,20 @@ def test_crops_and_whole_pictures_keep_masks_on_their_pixels(scenes):
     red = ((images[:, 0] * 0.229 + 0.485) * 255 / 80).round().long()
     assert float((red == masks)[masks != NOT_ASKED].float().mean()) > 0.5
     assert 0.1 < float((masks == NOT_ASKED).float().mean()) < 0.4
+
+
+def test_crops_may_be_rectangles(scenes):
+    plain, task = build_task(scenes), build_task({**scenes, "crop": [32, 64]})
+    images, masks = task.samples(0, "train", torch.arange(64))
+    assert images.shape == (64, 3, *task.input_size) and masks.shape == (64, 32, 64) == (64, *task.answer_size)
+    red = ((images[:, 0] * 0.229 + 0.485) * 255 / 80).round().long()
+    assert float((red == masks)[masks != NOT_ASKED].float().mean()) > 0.5
+    assert "crop" not in plain.config.identity() and task.config.identity()["crop"] == [32, 64]
+    square, wide = (
+        override(named_run("garments"), {"data": {"task": each.config, "train_samples": 32}}) for each in (plain, task)
+    )
+    assert wide.build()(images[:2]).shape == (2, 3, 32, 64)
+    assert sizes(wide.build, wide.data.input_size).macs > 1.9 * sizes(square.build, square.data.input_size).macs
 
 
 def test_windows_cover_a_picture_and_are_averaged_where_they_overlap(scenes):

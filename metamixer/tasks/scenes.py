@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ from .segmentation import Segmentation
 from .streams import Streams
 from .task import NOT_ASKED, register
 
+Side = Annotated[int, Field(ge=32)]
 # training, and what is evaluated
 _SPLITS = {"plain": ("train", "validation"), "ade20k": ("training", "validation"), "cityscapes": ("train", "val")}
 
 
 @register
 class Scenes(Segmentation):
-    """Which class is at each pixel of a photograph? (B, 3, size, size), normalised as for ImageNet.
+    """Which class is at each pixel of a photograph? (B, 3, H, W), normalised as for ImageNet.
 
     Training samples are crops of a scaled and perhaps mirrored picture; what lies outside it is not asked. The other
     splits are pictures as a whole, their shorter side brought to `size`, answered at the mask's own resolution.
@@ -44,7 +45,8 @@ class Scenes(Segmentation):
         `ade20k`: `images` and `annotations`, each with `training` and `validation`; value 0 of a mask is not asked.
         `cityscapes`: `leftImg8bit` and `gtFine`, each with `train/CITY` and `val/CITY`, masks `*_labelTrainIds.png`;
         value 255 is not asked. `plain`: `images` and `masks`, each with `train` and `validation`; the same.
-        `held_out` training pictures are the validation split. `scales` are the smallest and the largest factor of a
+        `held_out` training pictures are the validation split. `crop` is the height and width of training crops, by
+        default `size` for both. `scales` are the smallest and the largest factor of a
         training picture. With `window`, pictures are evaluated by windows of so many pixels a side, `window_stride`
         apart, whose scores are averaged where they overlap.
         """
@@ -59,6 +61,11 @@ class Scenes(Segmentation):
         flip_prob: float = Field(default=0.5, ge=0, le=1)
         window: int | None = Field(default=None, ge=32)
         window_stride: int = Field(default=256, gt=0)
+        crop: tuple[Side, Side] | None = None
+
+        def identity(self) -> dict[str, Any]:
+            values = super().identity()
+            return values if self.crop else {key: value for key, value in values.items() if key != "crop"}
 
         def parts(self) -> dict[str, dict[str, list[Any]]]:
             pairs = {split: _pairs(self.root, self.layout, split) for split in _SPLITS[self.layout]}
@@ -67,7 +74,7 @@ class Scenes(Segmentation):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.num_classes = config.num_classes
-        self.input_size = self.answer_size = (config.size, config.size)
+        self.input_size = self.answer_size = config.crop or (config.size, config.size)
 
     def count(self, split: str) -> int | None:
         return None if split == "train" else len(self._files(split))
@@ -109,15 +116,16 @@ class Scenes(Segmentation):
         self, file: Path, mask_file: Path, scale: float, across: float, down: float, flip: float
     ) -> tuple[Image.Image, np.ndarray]:
         image, mask = self._read(file, mask_file)
-        size, (low, high) = self.config.size, self.config.scales
-        factor = (low + scale * (high - low)) * size / min(image.size)
+        (high, wide), (least, most) = self.input_size, self.config.scales
+        factor = (least + scale * (most - least)) * self.config.size / min(image.size)
         image, mask = _scaled(image, factor), _scaled(mask, factor, Image.Resampling.NEAREST)
         left, top = (
-            int(part * (max(0, side - size) + 1)) for part, side in zip((across, down), image.size, strict=True)
+            int(part * (max(0, side - kept) + 1))
+            for part, side, kept in zip((across, down), image.size, (wide, high), strict=True)
         )
-        box = (left, top, left + size, top + size)
-        classes = np.full((size, size), NOT_ASKED, np.int64)
-        there = self._classes(mask, mask_file)[top : top + size, left : left + size]
+        box = (left, top, left + wide, top + high)
+        classes = np.full((high, wide), NOT_ASKED, np.int64)
+        there = self._classes(mask, mask_file)[top : top + high, left : left + wide]
         classes[: there.shape[0], : there.shape[1]] = there
         mirrored = flip < self.config.flip_prob
         image = image.crop(box)
