@@ -1,0 +1,58 @@
+"""The tables of docs/findings.md and the README's figures, against the shipped runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from analysis.frame import load
+from analysis.profile import profile
+from analysis.results import open_runs
+from analysis.statistics import compare
+
+ROOT = Path(__file__).parent.parent
+FINDINGS, README = [(ROOT / name).read_text() for name in ("docs/findings.md", "README.md")]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return open_runs(ROOT / "notebooks" / "results")
+
+
+def table(heading):
+    """The rows below the row that begins with `heading`: by variant, the other cells."""
+    lines = FINDINGS[FINDINGS.index(heading) :].split("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return rows[0][1:], {name: cells for name, *cells in rows[2:]}
+
+
+def numbers(text):
+    return [float(number) for number in re.findall(r"[-+]?[\d.]+", text.replace("−", "-"))]
+
+
+def test_the_profile(runs):
+    tasks, rows = table("| variant | recall")
+    found, _ = profile(runs, "profile")
+    assert set(found["variant"]) == set(rows) and set(found["task"]) == set(tasks)
+    for row in found.itertuples():
+        value, *verdict = rows[row.variant][tasks.index(row.task)].split()
+        assert float(value) == pytest.approx(row.mean, abs=0.051), (row.variant, row.task)
+        assert verdict == ([row.verdict] if row.verdict in ("better", "worse", "hint") else [])
+    attention, ffnified = rows["attention"], rows["parallel_branch"]
+    assert [round(float(cell.split()[0])) for cell in (attention[0], ffnified[0], ffnified[2], attention[2])] == [
+        int(figure) for figure in re.findall(r"(\d+) %", README[README.index("## What it found") :])[:4]
+    ]
+
+
+def test_the_ladder_on_fashion_mnist(runs):
+    _, rows = table("| variant | params")
+    found = compare(*load(runs, "ffnification", "fashion-mnist"))
+    assert set(found["variant"]) == set(rows)
+    for row in found.itertuples():
+        params, macs, score, difference, verdict = rows[row.variant]
+        assert numbers(params) == [round(row.parameters / 1e3)] and numbers(macs) == [round(row.macs / 1e6, 2)]
+        assert numbers(score) == pytest.approx([row.mean, row.sd], abs=0.0051)
+        assert verdict == row.verdict
+        if verdict != "base":
+            assert numbers(difference) == pytest.approx([row.difference, row.low, row.high], abs=0.0051)
+    assert f"({numbers(rows['no_mixing'][2])[0]:.2f} and {numbers(rows['attention'][2])[0]:.2f} %)" in README
