@@ -266,20 +266,16 @@ def _mixed(done: pd.DataFrame) -> Iterator[str]:
         yield f"its runs were made with different versions of {', '.join(files)}, {equal}"
 
 
-def curves(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """What runs wrote after each epoch: one row per run and epoch, with `hash` in front; and what could not be read.
+def curves(runs: pd.DataFrame) -> pd.DataFrame:
+    """What runs wrote after each epoch: one row per run and epoch, with `hash` in front.
 
-    Losses are means over the epoch, accuracies in percent, `seconds` those of the epoch. Left out, with a line each,
-    are rows that a kill tore, and runs without metrics or of another schema.
+    Losses are means over the epoch, accuracies in percent, `seconds` those of the epoch. Rows that a kill tore are left
+    out, and runs of another schema.
     """
     rows: list[Json] = []
-    left_out: list[str] = []
     for key, folder in dict(zip(runs["hash"], runs["folder"], strict=True)).items():
-        path = Path(folder) / "metrics.jsonl"
-        problem = folders.problem_of_config(folder) or ("" if path.is_file() else "no metrics.jsonl")
-        if problem:
-            left_out.append(f"{key}: {problem}")
-            continue
-        found = read_lines(path, lambda row: (row["epoch"], {"hash": key, **row}), left_out.append)  # noqa: B023
-        rows += dict(found).values()  # an epoch written twice counts once, the later
-    return (pd.DataFrame(rows) if rows else pd.DataFrame(columns=["hash", "epoch"])), left_out
+        if not folders.problem_of_config(folder):
+            found = read_lines(Path(folder) / "metrics.jsonl", report=lambda line: None)
+            # an epoch written twice counts once, the later
+            rows += {row["epoch"]: {"hash": key, **row} for row in found}.values()
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["hash", "epoch"])

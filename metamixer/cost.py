@@ -71,9 +71,10 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 def readable(value: float, digits: int = 3) -> str:
     """A count of so many digits with a unit: `17.8 M`."""
-    for scale, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= scale:
-            return f"{value / scale:#.{digits}g}".rstrip(".") + letter
+    for scale, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        text = f"{value / scale:#.{digits}g}"
+        if float(text) >= 1:
+            return text.rstrip(".") + letter
     return f"{value:g}"
 
 

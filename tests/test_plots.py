@@ -89,7 +89,7 @@ def test_rows_of_variants_stand_inside_the_frame_and_noise_is_hollow(tmp_path):
 def test_learning_curves_band_from_the_lowest_to_the_highest_seed(tmp_path):
     write_grid(tmp_path, {"attention": ([96.0, 97.0, 98.0], 1), "gelu": ([96.0, 97.0], 1)})
     runs, meta = frame.load(tmp_path, "ffnification")
-    curves, _ = frame.curves(runs)
+    curves = frame.curves(runs)
     curves["val_top1"] = 50 + 10 * curves["epoch"] + curves["hash"].map(runs.set_index("hash")["seed"])
     axes = plots.learning_curves(runs, curves, meta)
     line = axes.get_lines()[0]

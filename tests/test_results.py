@@ -46,7 +46,7 @@ def test_a_pack_reads_like_the_runs_that_it_was_made_of(root, tmp_path):
     opened = results.open_runs(tmp_path / "packs")
     loaded, original = (frame.load(place, "ffnification", with_config=True)[0] for place in (opened, root))
     pd.testing.assert_frame_equal(loaded.drop(columns="folder"), original.drop(columns="folder"))
-    pd.testing.assert_frame_equal(frame.curves(loaded)[0], frame.curves(original)[0])
+    pd.testing.assert_frame_equal(frame.curves(loaded), frame.curves(original))
     done = original.loc[original["state"] == "done", "hash"]
     assert len(done) == 26
     for name in done:
