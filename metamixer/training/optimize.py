@@ -49,7 +49,7 @@ def _lr_scales(model: nn.Module, recipe: Recipe) -> dict[nn.Parameter, float]:
         part: Any = getattr(model, "backbone", model)
         if not hasattr(part, "group_matcher"):
             raise ConfigError("recipe.layer_decay: this network does not name its layers; set it to 1")
-        layers = group_parameters(part, part.group_matcher(coarse=False), reverse=True)
+        layers = group_parameters(part, part.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
         last = max(layers.values()) + (part is not model)  # a decoder is one more layer
         for name, parameter in part.named_parameters():
             found[parameter] = recipe.layer_decay ** (last - layers[name])
