@@ -71,18 +71,26 @@ def cost_of(config: Mixer, dim: int, size: tuple[int, int] = COST_SIZE) -> Cost:
 
 
 def _shapes(candidate: Candidate) -> str:
-    mixer, _ = candidate.build()
+    first, _ = candidate.build()
     for size in SIZES:
         built, x = candidate.build(size)
-        mixer = built if candidate.fixed_size else mixer
-        with _at(_by(size)), torch.no_grad():
-            if isinstance(mixer, MetaMixer):
-                _as_declared(mixer, x)
-            y = _unchanged("it", mixer, x)
-            _demand(y.shape == x.shape, f"input {_by(x.shape)} gives {_by(y.shape)}")
-            _demand(bool(y.isfinite().all()), "not finite")
+        with _at(_by(size)):
+            _takes(built, x)
+        with _at(f"{_by(size)}, built for {_by(SIZE)} (a mixer tied to its size declares fixed_size = True)"):
+            if not candidate.fixed_size:
+                _takes(first, x)
     sizes = ", ".join(_by(size) for size in SIZES)
     return sizes + ("; built for each, as its parameters are tied to the map" if candidate.fixed_size else "")
+
+
+def _takes(mixer: nn.Module, x: Tensor) -> None:
+    """Demand that a map comes out as large as it went in, and finite."""
+    with torch.no_grad():
+        if isinstance(mixer, MetaMixer):
+            _as_declared(mixer, x)
+        y = _unchanged("it", mixer, x)
+    _demand(y.shape == x.shape, f"input {_by(x.shape)} gives {_by(y.shape)}")
+    _demand(bool(y.isfinite().all()), "not finite")
 
 
 def _as_declared(mixer: MetaMixer, x: Tensor) -> None:
@@ -224,6 +232,16 @@ def _autocast(candidate: Candidate) -> str:
     return "output and gradients are finite"
 
 
+def _channels_last(candidate: Candidate) -> str:
+    """Training and `bench` keep maps and weights in this memory format."""
+    mixer, x = candidate.build()
+    with torch.no_grad():
+        expected = mixer(x)
+    y = mixer.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last).requires_grad_())
+    y.sum().backward()
+    return _same(y.detach(), expected, 1e-6, "the result differs from contiguous maps")
+
+
 def _meta(candidate: Candidate) -> str:
     with torch.device("meta"):
         mixer = build_mixer(candidate.config, Site(candidate.dim, *SIZE)).eval()
@@ -268,6 +286,7 @@ PROMISES: dict[str, Callable[[Candidate], str]] = {
     "folding": _folding,
     "fast path": _fast_path,
     "batch independence": _batch,
+    "channels-last": _channels_last,
     "torch.export": _as_eager(lambda mixer, x: torch.export.export(mixer, (x,)).module()(x)),
     "torch.fx": _as_eager(lambda mixer, x: torch.fx.symbolic_trace(mixer)(x)),
     "autocast bf16": _autocast,

@@ -39,10 +39,10 @@ from metamixer.presets import BASELINES, PRESETS
 
 MIXERS = [*PRESETS, *(f"baseline.{name}" for name in BASELINES)]
 # Converting unrolled windows takes 10 s, all mixers a minute: METAMIXER_ALL_COREML=1 converts the others too.
-CONVERTED = ["attention", "linear_attention", "xca", "ffnified_attention", "mambaout"]
+CONVERTED = ["attention", "linear_attention", "xca", "ffnified_attention", "mambaout", "differential_attention"]
 if os.environ.get("METAMIXER_ALL_COREML"):
-    # a Fourier transform, triangular systems, maps of rank 6, a learned number of rank 0
-    refused = ("baseline.global_filter", "delta_net", "gated_delta_net", "slide_attention", "differential_attention")
+    # a Fourier transform, triangular systems, maps of rank 6
+    refused = ("baseline.global_filter", "delta_net", "gated_delta_net", "slide_attention")
     CONVERTED = [name for name in MIXERS if name not in refused]
 
 
@@ -224,6 +224,15 @@ class Scribbles(Baseline):
         return x.mul_(0.5)
 
 
+class LaidOutAsBuilt(Activation):
+    """It views its map, which works on contiguous ones alone."""
+
+    name = "laid_out_as_built"
+
+    def forward(self, scores):
+        return scores.view(scores.shape[0], -1).sigmoid().view(scores.shape)
+
+
 class Fourier(Activation):
     """A low-pass filter, by an operation that nothing counts."""
 
@@ -382,11 +391,12 @@ def registry(monkeypatch):
         (InPlace, ["shapes"], "at 8×8: activation 'in_place' changes its input in place"),
         (
             Scribbles,
-            ["shapes", "gradients", "batch independence", "autocast bf16"],
+            ["shapes", "gradients", "batch independence", "channels-last", "autocast bf16"],
             "at 8×8: it changes its input in place",
         ),
         (Fourier, ["cost"], "multiply-adds not counted for aten::_fft_c2r (1×), aten::_fft_r2c (1×)"),
-        (SecretlyFixed, ["shapes"], "RuntimeError: The size of tensor a (5) must match"),
+        (LaidOutAsBuilt, ["channels-last"], "RuntimeError: view size is not compatible"),
+        (SecretlyFixed, ["shapes"], "at 7×5, built for 8×8 (a mixer tied to its size declares fixed_size = True): "),
         (
             ForgetsItsHeads,
             ["shapes"],
@@ -498,7 +508,7 @@ def told(name):
 
 def test_report(registry):
     held, text = told("xca")
-    assert held and "11 of 11 hold" in text
+    assert held and "12 of 12 hold" in text
     register(DeadParameter)
     held, text = told("dead_parameter")
     assert not held and "not: gradients" in text

@@ -146,9 +146,9 @@ class Differential(Softmax):
         return frozenset({Layout.PAIRS})
 
     def share(self) -> Tensor:
-        """λ."""
+        """λ. The axis stays until the end: Core ML folds no numbers without one."""
         a, b, c, d = self.factors.unbind()
-        return torch.dot(a, b).exp() - torch.dot(c, d).exp() + self.start
+        return ((a * b).sum(0, keepdim=True).exp() - (c * d).sum(0, keepdim=True).exp() + self.start).squeeze()
 
     def forward(self, scores: Tensor) -> Tensor:
         maps = scores.softmax(self.key_axis)

@@ -134,7 +134,8 @@ class Spectrum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2], x.shape[3]
-        spectrum = torch.fft.rfft2(at_least_single(x), norm="ortho") * torch.view_as_complex(self.weight)
+        weight = torch.view_as_complex(self.weight.contiguous())  # training makes it channels-last
+        spectrum = torch.fft.rfft2(at_least_single(x), norm="ortho") * weight
         return torch.fft.irfft2(spectrum, [height, width], norm="ortho").to(x.dtype)
 
 
