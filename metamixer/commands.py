@@ -1,4 +1,4 @@
-"""Commands on one network or one run: train, evaluate, check, cost, export."""
+"""Commands on one network or one run: train, evaluate, statistics, check, cost, export."""
 
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -96,6 +96,23 @@ def evaluate(
         raise ConfigError(f"--set {foreign[0]}: an evaluation has keys of data only, e.g. data.image_size=384")
     of_data = {key.removeprefix("data."): value for key, value in changes.items()}
     show_scores(checkpoint, IMAGENET, of_data, model, device, workers)
+
+
+@app.command()
+def statistics(
+    name: RunName,
+    set: Changes = None,
+    samples: Annotated[int, typer.Option(min=1, help="Training samples to measure.")] = 5000,
+    module: Modules = None,
+) -> None:
+    """Measure mean and std of a run's inputs, for each channel."""
+    from metamixer.recipes import configured_run
+    from metamixer.training.statistics import statistics
+
+    load(module)
+    mean, std = statistics(configured_run(name, changes_of(set), Path("runs")), samples)
+    for key, values in (("mean", mean), ("std", std)):
+        print(f"{key}={','.join(f'{value:.4g}' for value in values)}")
 
 
 @app.command()

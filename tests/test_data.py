@@ -26,6 +26,7 @@ from metamixer.training import images as images_module
 from metamixer.training.data import Data, default_workers
 from metamixer.training.datasets import read_image
 from metamixer.training.images import train_transform
+from metamixer.training.statistics import statistics
 from metamixer.training.surroundings import SurroundingsError
 
 SEED = derive(0, "data")
@@ -540,3 +541,12 @@ def test_colour_jitter_depends_on_its_own_key_alone(rand_augment, strength):
     recipe = override(RUN.recipe, {"rand_augment": rand_augment, "color_jitter": strength})
     steps = [type(step).__name__ for step in train_transform(RUN.data, recipe).transforms]
     assert ("ColorJitter" in steps) == (strength > 0) and ("RandAugment" in steps) == (rand_augment is not None)
+
+
+def test_statistics_are_those_of_the_images_whatever_they_are_normalised_by():
+    config = override(RUN, {"recipe.micro_batch": None})
+    (mean,), (std,) = statistics(config, 160)
+    other = override(config, {"data.mean": [0.0], "data.std": [1.0]})
+    assert statistics(other, 160) == ([pytest.approx(mean, abs=1e-6)], [pytest.approx(std, abs=1e-6)])
+    digits = load_digits().images / 16  # all of them, before they are enlarged
+    assert mean == pytest.approx(digits.mean(), abs=0.02) and std == pytest.approx(digits.std(), abs=0.05)

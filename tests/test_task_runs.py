@@ -19,6 +19,7 @@ from metamixer.training.data_config import TaskData
 from metamixer.training.folder import RunFolder
 from metamixer.training.run_config import RunConfig
 from metamixer.training.score import score
+from metamixer.training.statistics import statistics
 from metamixer.training.train import train
 
 DATA = {"task": {"name": "recall", "pairs": 4, "size": 8}, "train_samples": 35, "val_samples": 12, "test_samples": 13}
@@ -167,6 +168,9 @@ def test_the_pages_own_data_set_is_trained_from_files_with_any_number_of_workers
     config = override(CONFIG, {"data": data, "recipe.epochs": 2})
     inputs, _ = (torch.cat(part) for part in zip(*Data(config.data, config.recipe).batches(0), strict=True))
     assert inputs.shape == (16, 4, 2, 3) and len({x.numpy().tobytes() for x in inputs}) == 16
+    found = statistics(override(config, {"recipe.batch_size": 4, "recipe.micro_batch": None}), 1000)
+    values = np.load(tmp_path / "train_inputs.npy")
+    assert found == (pytest.approx(values.mean((0, 2, 3)), abs=1e-6), pytest.approx(values.std((0, 2, 3)), abs=1e-6))
     found = []
     for workers in (0, 2):
         train(config, tmp_path / f"run{workers}", "cpu", workers)

@@ -39,7 +39,7 @@ def _network(value: Any) -> Network:
 
 
 # what the recipe does with images and their labels, by the value that turns it off
-_OF_IMAGES = {
+OF_IMAGES = {
     "crop_scale": (1.0, 1.0),
     "flip_prob": 0.0,
     "color_jitter": 0.0,
@@ -92,7 +92,7 @@ class RunConfig(Config):
     def _task_fits(self) -> "RunConfig":
         if not isinstance(self.data, TaskData):
             return self
-        for key, plain in _OF_IMAGES.items():
+        for key, plain in OF_IMAGES.items():
             if getattr(self.recipe, key) != plain:
                 raise ConfigError(
                     f"recipe.{key} {getattr(self.recipe, key)!r}: a task's samples are trained on as they are, "
