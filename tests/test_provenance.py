@@ -31,7 +31,7 @@ def test_a_result_says_which_code_made_it_and_what_has_changed_since(tmp_path, e
     for name, config in (("ffnet", RUN), ("pooling", attention)):
         train(override(config, {"recipe.epochs": 2}), tmp_path / name, "cpu")
     ffnet, pooling = (RunFolder(tmp_path / name).result()["code"] for name in ("ffnet", "pooling"))
-    assert "training/learner.py" in ffnet and "ops/query_key.py" in ffnet
+    assert "training/learner.py" in ffnet and "ops/map_keys.py" in ffnet
     assert "ops/baseline.py" in pooling and "ops/baseline.py" not in ffnet
     assert changed_code(ffnet) == changed_code(pooling) == mixed_code([ffnet, pooling]) == []
     edit("ops/baseline.py")
