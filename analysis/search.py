@@ -147,7 +147,7 @@ def importances_picture(study: optuna.Study) -> Axes:
         return nothing(new(height=2)[1], f"fewer than {ENOUGH} trials are done")
     evaluator, name = FanovaImportanceEvaluator(seed=0), study.user_attrs["metric"]["label"]
     with warnings.catch_warnings(), plt.rc_context():  # it sets a style for all that follows
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore")
         return plot_param_importances(study, evaluator=evaluator, target=lambda each: each.values[0], target_name=name)
 
 

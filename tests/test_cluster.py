@@ -327,9 +327,9 @@ def test_what_was_never_submitted_is_not_retried_on_a_cluster_unasked(slurm, roo
     plan.write_manifest()
     plan.folder(plan.runs[0]).create(plan.runs[0].config)
     plan.folder(plan.runs[0]).fail("RuntimeError: no memory", 1)
-    assert retry_runs(root, [], None, None, {}, 3, None, False) and not read_submissions(root)
+    assert retry_runs(root, [], None, None, {}, 3, None) and not read_submissions(root)
     assert "gelu seed 0: failed, was never submitted: `launch.py run tiny --retry`" in capsys.readouterr().out
-    assert retry_runs(root, [], None, PROFILE, {}, 3, None, False) and len(read_submissions(root)) == 1
+    assert retry_runs(root, [], None, PROFILE, {}, 3, None) and len(read_submissions(root)) == 1
 
 
 def test_two_launches_at_once_lose_nothing_from_sight(slurm, root):
