@@ -87,6 +87,8 @@ def _widths(node: Any) -> Iterator[int]:
 def _branch(config: RunConfig) -> str:
     """The token mixers' branches at initialisation over their inputs: the ratio of the spreads, or its range."""
     low, high = (f"{ratio:.2g}" for ratio in token_range(config.build(), config.data.input_size))
+    if low == "nan":  # a network of timm has no such branches
+        return "–"
     return low if low == high else f"{low}–{high}"
 
 

@@ -12,6 +12,9 @@ from metamixer.cost import count
 from metamixer.presets import preset
 from metamixer.timm_models import InPlace, TimmConfig, attention_class, build_timm, replace_mixers
 from metamixer.training.run_config import RunConfig
+from sweeps import Grid, Variant, make_plan
+from sweeps.plan_table import print_plan
+from sweeps.questions import LoadedGrid
 
 
 def attention(head_dim):
@@ -149,6 +152,17 @@ def test_a_run_of_such_a_network_follows_from_its_seed():
     assert not later["blocks.0.attn.mixer.query.proj.weight"].equal(first["blocks.0.attn.mixer.query.proj.weight"])
     plain = one.build().state_dict()  # what the two have in common starts alike
     assert all(plain[key].equal(first[key]) for key in plain)
+
+
+def test_a_plan_of_such_networks_claims_no_branches(tmp_path, capsys):
+    grid = Grid(
+        bases={"digits": run()},
+        base="own",
+        variants={"own": Variant(), "pool": Variant(changes={"model.replace": {"*": "pooling"}})},
+    )
+    print_plan(make_plan(LoadedGrid("mine", "?", grid), tmp_path))
+    shown = capsys.readouterr().out
+    assert "branch" in shown and " – " in shown and "nan" not in shown
 
 
 def test_what_is_not_replaced_keeps_pretrained_weights(tmp_path):
