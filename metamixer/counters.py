@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-ModuleCost = Callable[..., int]
+ModuleCost = Callable[..., float]
 _MODULES: dict[type[nn.Module], ModuleCost] = {}
 
 
@@ -28,7 +28,7 @@ def register_cost(module: type[nn.Module], macs: ModuleCost) -> None:
 
     Args:
         module: its class; classes that derive from it cost the same.
-        macs: `macs(module, *inputs)` gives the multiply-adds for the inputs of its forward.
+        macs: `macs(module, *inputs)` gives the multiply-adds for the inputs of its forward; they are rounded.
     """
     _MODULES[module] = macs
 
@@ -155,10 +155,10 @@ class Tally(TorchDispatchMode):
         def enter(module: nn.Module, inputs: Any, named: Any) -> None:
             self._inside.append(name)
             if callable(size := getattr(module, "state_size", None)):
-                self.costs[name]["state_size"] += size(*inputs, **named)
+                self.costs[name]["state_size"] += round(size(*inputs, **named))
             macs = _declared(module)
             if macs is not None:
-                self.costs[name]["macs"] += 0 if self._declared else macs(module, *inputs, **named)
+                self.costs[name]["macs"] += 0 if self._declared else round(macs(module, *inputs, **named))
                 self._declared += 1
 
         return enter

@@ -532,13 +532,14 @@ def test_a_users_file_declares_what_torch_does_not_tell(registry, tmp_path):
         "        return scores.numel()",
         "",
         "register(Fourier)",
-        "register_cost(Fourier, lambda module, scores: 5 * scores.numel())",
+        "register_cost(Fourier, lambda module, scores: 5.0 * scores.numel() + 0.1)",
     ]
     (tmp_path / "mine.py").write_text("\n".join(lines))
     load_module(tmp_path / "mine.py")
     assert failures(check("fourier", dim=32, coreml=False)) == []
     layers = by_layer(build_mixer(find("fourier", 32).config, Site(32, 8, 8)), (32, 8, 8))
     assert (layers["activation"].macs, layers["activation"].state_size) == (5 * 32 * 64, 32 * 64)
+    assert isinstance(layers["activation"].macs, int)  # result.json and the frame hold whole numbers
 
 
 OPERATION = """
