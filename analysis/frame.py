@@ -160,7 +160,8 @@ def _manifest(root: Path, grid: str, data: str | None) -> tuple[Json, list[str]]
 
 def _more_than_named(manifest: Json) -> list[str]:
     """A line for each variant that changes more than its grid names, with the grid's reason."""
-    reasons = {entry["variant"]: entry["also"] for entry in manifest.get("runs", ()) if entry.get("also")}
+    entries = [entry for entry in manifest.get("runs", ()) if isinstance(entry, dict)]
+    reasons = {str(entry.get("variant")): entry["also"] for entry in entries if entry.get("also")}
     return [f"{variant} changes more than it names: {folders.one_line(why)}" for variant, why in reasons.items()]
 
 

@@ -103,7 +103,7 @@ def test_hash_is_the_same_in_another_process():
         ),
         (
             {f"{TOKEN}.activation": "softmax"},
-            ["'softmax'", "accepts", "map", "goes identity or double_norm or gelu", "goes scaled_dot or neigh"],
+            ["'softmax'", "accepts", "map", "goes identity or double_norm or gelu", "goes scaled_dot or polarity"],
         ),
         ({TOKEN: {"query": "identity"}}, ["a mixer has the slots", "missing query_key"]),
         ({TOKEN: {"name": "poling"}}, ["no baseline operation 'poling'", "pooling"]),

@@ -418,7 +418,7 @@ def test_combinations_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     "slots, expected",
     [
-        ({"activation": "gelo"}, "no activation operation 'gelo'; there are double_norm, gelu"),
+        ({"activation": "gelo"}, "no activation operation 'gelo'; there are differential, double_norm"),
         ({"activation": {"name": "gelu", "keys": 1}}, "'gelu'.keys: unknown key 'keys'; it takes over_keys"),
         ({"query_key": "linear"}, "'linear'.expansion: missing key 'expansion'; it takes expansion"),
         ({"query_key": {"name": "depthwise", "kernel_size": 4}}, "an odd number from 1, got 4"),
