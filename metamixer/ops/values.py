@@ -94,15 +94,27 @@ class Values(CoefficientValue):
         return y
 
 
+class PairValues(Values):
+    """Values summed by coefficients of pairs of tokens (B, heads, N, N')."""
+
+    takes = Layout.PAIRS
+
+    def state_size(self, coefficients: Tensor, x: Tensor, q: Tensor) -> int:
+        return self.channels * coefficients.shape[-1]
+
+    def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
+        v = self.values(x)
+        return self.merge(self.operand(v, x) @ coefficients.transpose(-2, -1), v, x)
+
+
 @register
-class Matmul(Values):
+class Matmul(PairValues):
     """Values of all tokens summed by the coefficients, V = Linear_V(X), then an output projection.
 
     Where keys are pooled, so is X before V. Source: arXiv 1706.03762; pooled: PVTv2, arXiv 2106.13797.
     """
 
     name = "matmul"
-    takes = Layout.PAIRS
 
     def __init__(self, config: ValuesConfig, site: Site, coefficients: Coefficients, query_dim: int) -> None:
         super().__init__(config, site, coefficients, query_dim)
@@ -112,13 +124,6 @@ class Matmul(Values):
 
     def values(self, x: Tensor) -> Tensor:
         return self.ending(self.value(self.pool(x)))
-
-    def state_size(self, coefficients: Tensor, x: Tensor, q: Tensor) -> int:
-        return self.channels * coefficients.shape[-1]
-
-    def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
-        v = self.values(x)
-        return self.merge(self.operand(v, x) @ coefficients.transpose(-2, -1), v, x)
 
 
 @register
@@ -148,7 +153,7 @@ class AgentMatmul(Values):
 
 
 @register
-class StateSpace(Values):
+class StateSpace(PairValues):
     """Values weighed by their token, summed by the coefficients, plus D·V.
 
     Values have expansion·C channels, in heads of `head_dim`. A token's weight is -exp(a)·softplus(Linear(X)), with
@@ -157,7 +162,6 @@ class StateSpace(Values):
     """
 
     name = "state_space"
-    takes = Layout.PAIRS
     channel_counts = ("head_dim",)
 
     class Config(ValuesConfig):
@@ -184,13 +188,6 @@ class StateSpace(Values):
 
     def skip(self, y: Tensor, v: Tensor) -> Tensor:
         return y + (split_heads(v, self.value_heads) * self.factor).reshape(y.shape)
-
-    def state_size(self, coefficients: Tensor, x: Tensor, q: Tensor) -> int:
-        return self.channels * coefficients.shape[-1]
-
-    def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
-        v = self.values(x)
-        return self.merge(self.operand(v, x) @ coefficients.transpose(-2, -1), v, x)
 
 
 @register
