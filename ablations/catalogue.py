@@ -4,12 +4,16 @@ Every preset and baseline as the token mixer of one small network whose channel 
 are mixed nowhere else but in the stem and between the stages. Widths are scaled until each variant has the
 multiply-adds of the base, self-attention. Heads have 16 channels at the base's width.
 
+The base `patches` is the network of `isotropic_images`, which has no such other place.
+
     python launch.py run catalogue --data fashion-mnist    # 147 runs
+    python launch.py run catalogue --data patches          # 147 runs
 
 Measured on Fashion-MNIST: attention 75.19 ± 0.41 %, FFNified attention 78.16 ± 0.06, no mixing 75.70 ± 0.13; nothing
 stands after Holm's correction (docs/mixers.md).
 """
 
+from ablations.isotropic_images import BASE as PATCHES
 from metamixer.config import override
 from metamixer.ffnet import ffnet
 from metamixer.mixer import resolve_mixer
@@ -50,6 +54,7 @@ GRID = Grid(
     bases={
         "digits": override(RunConfig(model=small, data=DIGITS, recipe=SMALL_DIGITS), MODEL),
         "fashion-mnist": override(RunConfig(model=half, data=FASHION_MNIST, recipe=SMALL), MODEL | SHORT),
+        "patches": override(PATCHES, {"data.train_samples": 20_000, "recipe.epochs": 8, "recipe.ema_decay": None}),
     },
     base="attention",
     match="macs",

@@ -2,9 +2,9 @@
 
 Identity, a plain 3×3 depthwise convolution, FFNified attention of 3×3 and 7×7, and attention in windows of 7×7. Blocks
 mix in their channel mixers too, which have a 3×3 convolution (docs/tasks.md). A LayerNorm stands in front of each
-mixer, an option of the released code: without it, no mixing doubles the stream in every block. `--lrs` adds rates.
+mixer, an option of the released code: without it, no mixing doubles the stream in every block.
 
-    python launch.py run photographs    # 15 runs; attention in windows takes far longer than the others
+    python launch.py run photographs    # 45 runs; attention in windows takes far longer than the others
 """
 
 from metamixer.config import override
@@ -22,6 +22,7 @@ WINDOWS = {
 GRID = Grid(
     bases={"photographs": override(named_run("photographs"), {"model.norm": "layer"})},
     base="ffnified_3",
+    lrs=(1e-3, 1e-2),
     variants={
         "ffnified_3": Variant(),
         "ffnified_7": Variant(
