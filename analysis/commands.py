@@ -91,22 +91,21 @@ def show_grid(root: Path, grid: str, setting: str | None) -> None:
     from analysis.frame import load, settings
     from analysis.plots import examples as draw_examples
     from analysis.plots import picture, save
-    from analysis.statistics import declared
+    from analysis.statistics import compare
     from analysis.tables import extremes, render, texts, to_csv, to_latex
 
     launched: list[str | None] = [data for _, data in settings(root, grid) if setting in (None, data)]
     parts = [load(root, grid, data) for data in launched or [setting]]
     whole = len(parts) > 1 and all(meta.metric.solvable for _, meta in parts)
     for runs, meta in parts:
-        comparisons = declared(runs, meta)
-        for comparison in () if whole else comparisons:
+        comparison = compare(runs, meta)
+        if not whole:
             _console().print(render(comparison, meta))
         stem = root / "grids" / f"{grid}@{meta.data}"
         with _keeping(f"{stem}: .csv .tex .png .pdf"):
-            for comparison, path in zip(comparisons, (f"{stem}.csv", f"{stem}-best.csv"), strict=False):
-                to_csv(comparison, meta, path)
-            Path(f"{stem}.tex").write_text(to_latex(texts(extremes(comparisons[-1], meta), meta)), encoding="utf-8")
-            save(picture(comparisons[-1], meta), f"{stem}.png", f"{stem}.pdf")
+            to_csv(comparison, meta, f"{stem}.csv")
+            Path(f"{stem}.tex").write_text(to_latex(texts(extremes(comparison, meta), meta)), encoding="utf-8")
+            save(picture(comparison, meta), f"{stem}.png", f"{stem}.pdf")
         if task_of(runs["folder"]) and not meta.metric.solvable:
             from analysis.inside import examples, networks  # loads torch, which other tables do without
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from . import rates
 from .frame import Meta, plural
 from .intervals import CONFIDENCE, holm, verdicts
 
@@ -90,7 +91,7 @@ def take_apart(runs: pd.DataFrame, meta: Meta) -> Factorial:
         runs: `frame.load(..., with_config=True)`.
     """
     slots, metric = list(SLOTS), meta.metric
-    runs = runs[runs["fixed"]]
+    runs = rates.at_best(runs, meta)
     table = runs[["variant", "seed", "state"]].assign(y=runs[metric.name]).join(slots_of(runs))
     for slot in slots:  # a run that was not started has no configuration, but others of its variant have
         table[slot] = table["variant"].map(table[table[slot] != ""].groupby("variant")[slot].first()).fillna("")

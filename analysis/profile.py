@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from rich.console import Group
 
-from . import rates
 from .folders import Json, task_of
 from .frame import Meta, each, load, plural, settings
 from .metrics import Metric
@@ -36,8 +35,7 @@ def profile(root: str | Path, grid: str) -> tuple[pd.DataFrame, dict[str, Meta]]
         runs, meta = load(root, grid, data)
         metric = meta.metric
         if metric.solvable:
-            best = rates.tried(runs) and rates.judged(runs)
-            table = compare(runs, meta, "best" if best else "fixed").assign(task=data)
+            table = compare(runs, meta).assign(task=data)
             table["level"] = ((table["mean"] - metric.chance) / (metric.solved - metric.chance)).clip(0, 1)
             parts.append(table)
             metas[data] = meta
@@ -98,7 +96,7 @@ def render(table: pd.DataFrame, metas: dict[str, Meta]) -> Group:
 
 def heading(table: pd.DataFrame, metas: dict[str, Meta]) -> str:
     named = " and ".join(dict.fromkeys(meta.metric.heading for meta in metas.values()))
-    best = ", each variant at its best learning rate" if (table["rate"] == "best").any() else ""
+    best = ", each variant at its best learning rate" if table["rates"].notna().any() else ""
     return f"{named}, mean of {plural(int(table['n'].max()), 'seed')}{best}"
 
 

@@ -1,20 +1,15 @@
 """Learning rates tried alike by all variants: which runs a comparison takes.
 
-`fixed` takes the recipe's own rate for every variant. `best` takes for each variant the rate of its set whose runs
-scored best on the validation split, mean over seeds; never on the test split. A rate at which more runs came through
-is preferred to one at which fewer did, and of equal ones the recipe's.
+Each variant has the rate of its set whose runs scored best on the validation split, mean over seeds; never on the test
+split. A rate at which more runs came through is preferred to one at which fewer did, and of equal ones the recipe's.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import pandas as pd
 
 from .frame import Meta
 from .metrics import VALIDATION
-
-Rate = Literal["fixed", "best"]
 
 
 def tried(runs: pd.DataFrame) -> bool:
@@ -22,27 +17,15 @@ def tried(runs: pd.DataFrame) -> bool:
     return not bool(runs["fixed"].all())
 
 
-def at(runs: pd.DataFrame, meta: Meta, rate: Rate) -> pd.DataFrame:
-    """The runs of one rate for each variant; all of them where no rates were tried.
-
-    Raises:
-        ValueError: no validation split to choose the best by.
-    """
-    if rate == "fixed" or not tried(runs):
-        return runs[runs["fixed"]]
-    if not judged(runs):
-        raise ValueError("no run has a validation split, so no best learning rate: give the data data.val_samples")
+def at_best(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
+    """The runs of each variant at its best rate; all of them where no rates were tried."""
+    if not tried(runs):
+        return runs
     figures = validation(runs)
     figures["mean"] *= meta.declared.sign
     figures = figures.sort_values(["count", "mean", "fixed"], ascending=False, kind="stable")
     best = figures.drop_duplicates("variant").set_index("variant")["lr"]
     return runs[runs["lr"] == runs["variant"].map(best)]
-
-
-def judged(runs: pd.DataFrame) -> bool:
-    """Whether there are validation scores, or no finished run yet that lacks them."""
-    done = runs[runs["state"] == "done"]
-    return not len(done) or bool(done[VALIDATION].notna().any())
 
 
 def validation(runs: pd.DataFrame) -> pd.DataFrame:

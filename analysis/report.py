@@ -116,16 +116,18 @@ def made_from(root: str | Path, runs: pd.DataFrame, meta: Meta) -> str:
     ])  # fmt: skip
 
 
-def all_runs(runs: pd.DataFrame, meta: Meta, page: str | Path = ".") -> str:
-    """Every run with a link to its folder, in Markdown; `page` is the folder that the links start from."""
+def all_runs(runs: pd.DataFrame, meta: Meta, page: str | Path | None = None) -> str:
+    """Every run, in Markdown; with links to their folders if `page`, the folder that they start from, is given."""
     metric = meta.declared
     rows = []
     for row in runs.to_dict("records"):
-        score, link = row[metric.name], quote(os.path.relpath(row["folder"], page))
+        score, key = row[metric.name], row["hash"]
+        if page is not None:
+            key = f"[{key}]({quote(os.path.relpath(row['folder'], page))}/)"
         rows.append([
             row["variant"], row["seed"], "" if pd.isna(row["lr"]) else f"{row['lr']:g}", row["state"],
             "–" if pd.isna(score) else metric.value(score), "–" if pd.isna(row["epochs"]) else row["epochs"],
-            f"[{row['hash']}]({link}/)", "; ".join(filter(None, (row["error"], row["note"]))),
+            key, "; ".join(filter(None, (row["error"], row["note"]))),
         ])  # fmt: skip
     heads = ["variant", "seed", "lr", "state", metric.heading, "epochs", "folder", "note"]
     return markdown(pd.DataFrame(rows, columns=heads))

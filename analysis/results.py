@@ -35,15 +35,18 @@ SUFFIX = ".tar.xz"
 _VERSIONS = ("python", "torch", "timm", "numpy", "pillow", "cpu", "threads", "device", "gpu", "commit", "dirty")
 
 
-def open_runs(folder: str | Path) -> Path:
+def open_runs(folder: str | Path, *names: str) -> Path:
     """A folder of runs: `folder` itself, or where it holds packs, a temporary one with their runs.
+
+    Args:
+        names: the grids whose packs are opened (a search: `search-NAME`); all of them if none is given.
 
     Raises:
         ValueError: a pack that is damaged.
     """
-    folder = Path(folder)
-    packs = sorted(folder.glob(f"*{SUFFIX}"))
-    return _unpacked(*packs) if packs else folder
+    packs = sorted(Path(folder).glob(f"*{SUFFIX}"))
+    chosen = [path for path in packs if not names or path.name.split("@")[0] in names]
+    return _unpacked(*chosen) if packs else Path(folder)
 
 
 def _unpacked(*packs: Path) -> Path:

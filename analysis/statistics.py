@@ -22,7 +22,6 @@ from . import rates
 from .frame import Meta, each, plural
 from .intervals import CONFIDENCE, crossed, false_positives, holm, paired, verdicts
 from .predictions import right
-from .rates import Rate
 from .solving import shares
 
 COLUMNS = {
@@ -38,7 +37,7 @@ COLUMNS = {
     "p_steps": "float64", "p_steps_holm": "float64",
     "test": "str", "inside_noise": "bool", "verdict": "str",
     "parameters": "Int64", "macs": "Int64", "epochs": "Int64",
-    "rate": "str", "lr": "float64", "rates": "Int64", "note": "str",
+    "lr": "float64", "rates": "Int64", "note": "str",
 }  # fmt: skip
 
 
@@ -57,8 +56,8 @@ class Scores:
     right: dict[str, np.ndarray]
 
 
-def scores(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> Scores:
-    """The results of a grid in `meta.metric`, at one learning rate for each variant.
+def scores(runs: pd.DataFrame, meta: Meta) -> Scores:
+    """The results of a grid in `meta.metric`, each variant at its best learning rate.
 
     Raises:
         ValueError: no such metric.
@@ -67,7 +66,7 @@ def scores(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> Scores:
     numeric = [name for name in runs.columns if pd.api.types.is_float_dtype(runs[name])]
     if column not in numeric:
         raise ValueError(f"no metric {column!r}; the runs have {', '.join(numeric)}")
-    chosen = rates.at(runs, meta, rate)
+    chosen = rates.at_best(runs, meta)
     done = chosen[(chosen["state"] == "done") & chosen[column].notna()]
     values = done.pivot(index="variant", columns="pair", values=column).reindex(runs["variant"].unique())
     kinds = {name: "", f"{name}_raw": "raw", f"{name}_ema": "ema"} if name in ("top1", "accuracy") else {}
@@ -104,8 +103,10 @@ def differences(of: Scores, pairs: list[tuple[str, str]]) -> pd.DataFrame:
     return table
 
 
-def compare(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> pd.DataFrame:
+def compare(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     """The variants of one grid against its base: one row per variant, in declared order.
+
+    Where learning rates were tried, each variant has the one that is best on validation data (`rates`).
 
     Columns: `variant`; `base` (is it?); `metric`; `exploratory` (not the grid's own metric: nothing is more than a
     hint); `n` (seeds with a result), `failed` and `missing` (running, interrupted, not started or unreadable) runs;
@@ -114,17 +115,16 @@ def compare(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> pd.DataFram
     `solving.shares` says; `test`, "t" or "shares": which one `p` is of; `p_holm` and `p_steps_holm`, corrected for all
     declared comparisons; `inside_noise` (`p` is not below 0.05, or there is none: fewer than two pairs, or pairs
     without spread); `verdict`, that of `intervals.verdicts`, or "base"; `parameters` and `macs` (folded), `epochs`;
-    where learning rates were tried, which `rate` was asked for, the variant's `lr` and how many `rates` ended; `note`.
+    where learning rates were tried, the variant's `lr` and how many `rates` ended; `note`.
     Accuracies are in percent and their differences in points.
 
     Args:
         runs: as `frame.load` gives them, with their `meta`; `meta.by(COLUMN)` compares by another metric.
-        rate: where a set of learning rates was tried, the recipe's own or each variant's best on validation data.
 
     Raises:
         ValueError: no such metric.
     """
-    of = scores(runs, meta, rate)
+    of = scores(runs, meta)
     variants = [str(name) for name in of.values.index]
     table = pd.DataFrame({"variant": variants, "metric": meta.metric.name}, index=variants)
     table["base"] = table["variant"] == meta.base
@@ -143,12 +143,12 @@ def compare(runs: pd.DataFrame, meta: Meta, rate: Rate = "fixed") -> pd.DataFram
     table["pairs"] = table["pairs"].fillna(0)
     base_n = table.loc[table["base"], "n"].sum()
     table["unpaired"] = (table["n"] + base_n - 2 * table["pairs"]).where(~table["base"] & (base_n > 0), 0)
-    table["test"], table["mixed"], table["rate"] = np.where(table["base"], "", "t"), False, ""
+    table["test"], table["mixed"] = np.where(table["base"], "", "t"), False
     if meta.metric.solvable and not exploratory:
         table = _shares_decide(table.drop(columns="mixed").join(shares(of.runs, variants, meta.base)))
     if rates.tried(runs):
         ended = runs[runs["state"].isin(["done", "failed"])].groupby("variant")["lr"].nunique()
-        table["rate"], table["rates"] = rate, ended.reindex(variants, fill_value=0)
+        table["rates"] = ended.reindex(variants, fill_value=0)
     table["note"] = ["; ".join(_notes(row, runs, meta)) for row in each(table)]
     table = judged(table, exploratory, meta.metric.sign)
     return table.reset_index(drop=True).reindex(columns=list(COLUMNS)).astype(COLUMNS)
@@ -160,7 +160,7 @@ def _notes(row: Any, runs: pd.DataFrame, meta: Meta) -> Iterator[str]:
         yield "the same difference at every seed: its spread can't be estimated"
     if row.unpaired and row.n:
         yield f"unpaired results dropped: {row.unpaired:.0f}"
-    if row.rate == "best":
+    if rates.tried(runs):
         yield from rates.notes(runs, row.variant, row.lr)
     if meta.aa and not row.base and (values := runs.loc[runs["state"] == "done", meta.metric.name].dropna()).size >= 4:
         splits = f"of random splits of its {plural(len(values), 'run')} into two"
@@ -192,13 +192,6 @@ def judged(table: pd.DataFrame, exploratory: bool = False, sign: int | pd.Series
     found = verdicts(table.assign(better=better), "better", exploratory)
     inside = others & ~(table["p"] < 1 - CONFIDENCE)
     return table.assign(inside_noise=inside, verdict=np.where(others, found, "base"))
-
-
-def declared(runs: pd.DataFrame, meta: Meta) -> list[pd.DataFrame]:
-    """The comparisons that a grid declared: at the recipe's learning rate, then, where a set of them was tried and
-    there is validation data to choose by, at each variant's best."""
-    best = rates.tried(runs) and rates.judged(runs)
-    return [compare(runs, meta), *([compare(runs, meta, "best")] if best else [])]
 
 
 def pooled_sd(comparison: pd.DataFrame) -> float:

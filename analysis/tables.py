@@ -74,7 +74,7 @@ def texts(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     names = ["variant", "params", "MACs", "lr", f"{about.heading} ± sd", "solved [95 %]", "steps",
              "difference [95 %]", "verdict", "runs"]  # fmt: skip
     table = pd.DataFrame(rows, columns=names)
-    unused = [] if (comparison["rate"] != "").any() else ["lr"]
+    unused = [] if comparison["rates"].notna().any() else ["lr"]
     return table.drop(columns=unused + (["runs"] if comparison["solved"].notna().any() else ["solved [95 %]", "steps"]))
 
 
@@ -109,7 +109,7 @@ def _difference(row: Any, meta: Meta) -> str:
 
 def title(comparison: pd.DataFrame, meta: Meta) -> str:
     """Grid, data and question in a line."""
-    best = ", each variant at its best learning rate on validation data" if (comparison["rate"] == "best").any() else ""
+    best = ", each variant at its best learning rate on validation data" if comparison["rates"].notna().any() else ""
     return f"{meta.title}{best}: " + (meta.question or f"{meta.metric.label} of its variants")
 
 

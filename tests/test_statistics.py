@@ -8,7 +8,7 @@ import pytest
 from grids import key, rewrite, write_grid
 from scipy import stats
 
-from analysis import frame, intervals, power, rates, statistics, tables
+from analysis import frame, intervals, power, statistics, tables
 from analysis.predictions import right
 
 # --- intervals
@@ -197,8 +197,7 @@ def test_the_best_rate_is_chosen_on_validation_data_alone(tmp_path):
         "tie": {0.004: [(90, 80), (90, 80)], 0.001: [(90, 70), (90, 70)], 0.01: [None, None]},
     }
     runs, meta = rates_grid(tmp_path, figures)
-    fixed, best = statistics.declared(runs, meta)
-    assert fixed["mean"].tolist() == [80.5, 81.0, 80.0] and set(fixed["lr"]) == {0.004}
+    best = statistics.compare(runs, meta)
     assert best["lr"].tolist() == [0.004, 0.001, 0.004] and best["mean"].tolist() == [80.5, 70.5, 80.0]
     assert best["rates"].tolist() == [3, 3, 2]
     notes = best.set_index("variant")["note"]
@@ -210,11 +209,9 @@ def test_the_best_rate_is_chosen_on_validation_data_alone(tmp_path):
     assert "gelu seed 0 at 0.01: diverged" in text  # a diverged run stays, and is said
 
 
-def test_without_validation_data_there_is_no_best_rate(tmp_path):
-    runs, meta = rates_grid(tmp_path, {"attention": {0.004: [(None, 80)], 0.001: [(None, 81)]}})
-    assert len(statistics.declared(runs, meta)) == 1
-    with pytest.raises(ValueError, match=r"no run has a validation split.*data\.val_samples"):
-        rates.at(runs, meta, "best")
+def test_before_a_run_has_finished_the_rate_is_the_recipes(tmp_path):
+    runs, meta = rates_grid(tmp_path, {"attention": {0.004: [None], 0.001: [None]}})
+    assert statistics.compare(runs, meta)["lr"].tolist() == [0.004]
 
 
 # --- A/A, and before a launch

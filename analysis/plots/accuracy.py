@@ -124,7 +124,7 @@ def _head(axes: Axes, comparison: pd.DataFrame, meta: Meta, with_result: pd.Data
     absent = len(comparison) - len(with_result)
     missing = int(comparison["missing"].sum())
     left = len(with_result) - len(extremes(with_result, meta))
-    notes = ["each at its best learning rate"] if (comparison["rate"] == "best").any() else []
+    notes = ["each at its best learning rate"] if comparison["rates"].notna().any() else []
     notes += [f"{plural(absent, 'variant')} without a figure"] if absent else []
     notes += [f"preliminary, {plural(missing, 'run')} without a result"] if missing else []
     notes += [f"{left} variants between the best and the worst are not named"] if left else []

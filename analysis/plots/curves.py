@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ..frame import Meta
+from ..rates import at_best
 from .theme import BASE, COLOURS, QUIET, new, nothing, title
 
 NAMED = 12  # with more variants, lines can't be told apart
@@ -19,7 +20,7 @@ def learning_curves(
     """A metric after each epoch: the mean over seeds, one line per variant, in a band over all of its seeds.
 
     With more than 12 variants all but the base are thin grey lines. Where a set of learning rates was tried, the runs
-    at the recipe's own are shown.
+    at each variant's best are shown.
 
     Args:
         curves: `frame.curves` of these runs.
@@ -32,8 +33,8 @@ def learning_curves(
     axes.set(xlabel="epoch", ylabel=label)
     if column not in curves or not curves[column].notna().any():
         return nothing(axes, f"no {label} was written")
-    fixed = runs.loc[runs["fixed"], ["hash", "variant"]]
-    table = curves.merge(fixed, on="hash").dropna(subset=[column])
+    chosen = at_best(runs, meta)[["hash", "variant"]]
+    table = curves.merge(chosen, on="hash").dropna(subset=[column])
     variants = [name for name in dict.fromkeys(runs["variant"]) if name in set(table["variant"])]
     few = len(variants) <= NAMED
     colours = iter(COLOURS * 2 if few else [QUIET] * len(variants))
