@@ -17,15 +17,16 @@ HERE = Path(__file__).parent
 
 def light(png: str) -> str:
     """A picture, in base64, with few colours."""
-    file = BytesIO()
-    Image.open(BytesIO(b64decode(png))).convert("RGB").quantize(96, Image.Quantize.MAXCOVERAGE).save(file, "PNG", optimize=True)
+    picture, file = Image.open(BytesIO(b64decode(png))).convert("RGB"), BytesIO()
+    picture.quantize(96, Image.Quantize.MAXCOVERAGE).save(file, "PNG", optimize=True)
     return b64encode(file.getvalue()).decode()
 
 
 for path in map(Path, sys.argv[1:]) if sys.argv[1:] else sorted(HERE.glob("*.ipynb")):
     notebook = nbformat.read(path, as_version=4)
     before = notebook.metadata.copy()
-    NotebookClient(notebook, kernel_name="python3", record_timing=False, resources={"metadata": {"path": HERE}}).execute()
+    client = NotebookClient(notebook, record_timing=False, resources={"metadata": {"path": HERE}})
+    client.execute()
     notebook.metadata = before  # the client adds versions
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
