@@ -112,7 +112,7 @@ def _last_line(folder: str) -> Json:
 
 def _network(config: Json) -> Json:
     try:
-        return {"network": network_key(config), "resolution": config["data"]["image_size"]}
+        return {"network": network_key(config), "resolution": config["data"].get("image_size")}
     except (KeyError, TypeError):
         return {}
 

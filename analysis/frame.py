@@ -205,8 +205,8 @@ def _table(rows: list[Json], metric: str, with_config: bool) -> pd.DataFrame:
 def with_latency(runs: pd.DataFrame, latencies: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """`runs` with a column of medians, ms for one image, for each way of running that `latencies` has.
 
-    Rows are joined by `network` and `resolution`. Latencies that are too noisy to mean anything are left out, with a
-    line for each.
+    Rows are joined by `network` and `resolution`. A task's run has no resolution before; its network's key tells its
+    size. Latencies that are too noisy to mean anything are left out, with a line for each.
     """
     single = latencies[(latencies["batch"].fillna(1) == 1) & latencies["median_ms"].notna()]
     single = single[single["network"].isin(runs["network"])]
@@ -223,6 +223,8 @@ def with_latency(runs: pd.DataFrame, latencies: pd.DataFrame) -> tuple[pd.DataFr
         how = plural(int(row.threads), "thread") if not pd.isna(row.threads) else row.compute_units
         names.append(f"latency_ms[{', '.join(filter(None, (row.runtime, how, row.precision, row.device)))}]")
     index = ["network", "resolution"]
+    sizes = single.drop_duplicates("network").set_index("network")["resolution"]
+    runs = runs.assign(resolution=runs["resolution"].fillna(runs["network"].map(sizes).astype("Int64")))
     wide = single.assign(column=names).pivot_table("median_ms", index, "column", aggfunc="last").reset_index()
     return runs.merge(wide.astype({"resolution": "Int64"}), on=index, how="left"), left_out
 

@@ -55,6 +55,16 @@ def test_latencies_are_joined_by_network_and_resolution(runs):
     assert any("latency.jsonl:1: row left out" in line for line in frame.load(runs, "ffnification")[1].left_out)
 
 
+def test_latencies_of_a_tasks_runs_are_joined_though_their_configuration_names_no_resolution(runs):
+    model, data = {"stages": []}, {"task": {"name": "garments", "size": 48}}
+    path = runs / key("attention", 0) / "config.json"
+    path.write_text(json.dumps({"schema": 1, "config": {"model": model, "data": data, "seed": 0}}))
+    row = {"network": network_key({"model": model, "data": data}), "name": "n", "resolution": 48, "device": "a board"}
+    append(runs, [Row(**row, os="Linux", runtime="eager", compute_units="CPU", median_ms=1.5)])
+    table = loaded(runs)
+    assert table["latency_ms[eager, CPU, a board]"].tolist()[:1] == [1.5] and table["resolution"][0] == 48
+
+
 def test_published_results_have_the_shape_of_runs(runs):
     table = published()
     own = loaded(runs)
