@@ -113,6 +113,8 @@ def test_costs_of_the_whole_network_are_shown_by_part():
         ({"model": {"network": "dlinear"}}, "needs a super_resolver"),
         ({"model": {"network": "nonsense"}}, "no network 'nonsense'; there are segmenter"),
         ({"data": {"task": "recall", "train_samples": 8, "test_samples": 8}}, "needs a backbone"),
+        ({"data.task.scale": 3}, "model.scale 2: task 'photographs' asks 96×96 pixels, the network gives 64×64"),
+        ({"recipe.layer_decay": 0.9}, "this network does not name its layers"),
         ({"recipe.label_smoothing": 0.1}, "a task's samples are trained on as they are"),
     ],
 )
@@ -160,8 +162,8 @@ def test_small_copies_are_files_of_a_run_too(configs, tmp_path):
         (root / f"{split}_LR_x3").mkdir()
         for n in range(3):
             Image.new("RGB", (16, 13)).save(root / f"{split}_LR_x3" / f"{n}.png")
-    at_three = override(config, {"data.task.scale": 3})
-    assert override(at_three, {"data.task.scale": 2}).data.task.manifest == config.data.task.manifest
+    at_three = override(config, {"data.task.scale": 3, "model.scale": 3})
+    assert override(at_three, {"data.task.scale": 2, "model.scale": 2}).data.task.manifest == config.data.task.manifest
     assert at_three.data.task.manifest != config.data.task.manifest
 
 
@@ -175,6 +177,6 @@ def test_answers_that_are_pictures_are_drawn_beside_the_truth(configs, tmp_path)
 
 
 def test_more_samples_than_there_are_are_refused(configs, tmp_path):
-    with pytest.raises(ConfigError, match=r"data.val_samples 9: task scenes .* has 2"):
+    with pytest.raises(ConfigError, match=r"data.val_samples 9: task scenes .* has 2; hold out more training"):
         train(override(configs["garments"], {"data.val_samples": 9}), tmp_path / "run", "cpu")
     assert not (tmp_path / "run").exists()

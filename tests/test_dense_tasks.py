@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch.nn import functional as F
 
 from metamixer import ConfigError, override
 from metamixer.cost import sizes
@@ -13,6 +15,7 @@ from metamixer.tasks import NOT_ASKED, build_task
 from metamixer.tasks.checks import check_task
 from metamixer.tasks.fashion import FASHION_MNIST
 from metamixer.tasks.superresolution import luma, psnr, ssim
+from metamixer.training.statistics import statistics
 
 needs_fashion_mnist = pytest.mark.skipif(
     not FASHION_MNIST.exists(), reason="Debian's package dataset-fashion-mnist is not installed"
@@ -45,6 +48,15 @@ def scenes(tmp_path):
             picture(tmp_path / "images" / split / f"{n}.png", image)
             picture(tmp_path / "masks" / split / f"{n}.png", np.where(mask == 3, 255, mask))
     return {"name": "scenes", "root": str(tmp_path), "num_classes": 3, "size": 32, "scales": [1.0, 1.0]}
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        for n in range(2):
+            picture(tmp_path / split / f"{n}.png", rng.integers(0, 256, (41, 50 + n, 3)))
+    return {"name": "photographs", "root": str(tmp_path), "patch": 8}
 
 
 def test_the_confusion_matrix_gives_iou_and_accuracy_however_it_is_shared_out(scenes):
@@ -130,6 +142,75 @@ def test_published_layouts_are_read(tmp_path):
     assert task.samples(0, "test", torch.tensor([0]))[1].tolist() == [[[0, 1], [18, NOT_ASKED]]]
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_pictures_of_any_channels_are_arrays(scenes, tmp_path, suffix):
+    """Channel c of a pixel is its class plus c; whole numbers are parts of the largest of their type."""
+    for file in sorted((tmp_path / "images").rglob("*.png")):
+        levels = np.array(Image.open(str(file).replace("images", "masks")))[..., None].astype(np.uint16) + np.arange(5)
+        file.unlink()
+        if suffix == ".npy":
+            np.save(file.with_suffix(suffix), levels.astype(np.uint16))
+        else:
+            tifffile.imwrite(file.with_suffix(suffix), np.moveaxis(levels.astype(np.uint16), -1, 0))
+    config = {**scenes, "channels": 5, "size": 32, "mean": [0.0, 0.5, 0.0, 0.0, 0.0], "std": [1.0, 0.25, 1.0, 1.0, 1.0]}
+    task = build_task(config)
+    images, masks = task.samples(0, "test", torch.tensor([0, 0]))
+    assert images.shape == (2, 5, 53, 32) and masks.shape == (2, 50, 30)
+    torch.testing.assert_close(images[:, 1] * 0.25 + 0.5 - images[:, 0], torch.full((2, 53, 32), 1 / 65535))
+    images, masks = task.samples(0, "train", torch.arange(32))
+    assert images.shape == (32, 5, 32, 32) and bool((images[:, 4] > images[:, 0])[masks != NOT_ASKED].all())
+    run = override(named_run("garments"), {"data": {"task": config, "train_samples": 32}})
+    mean, std = statistics(run, 32)
+    expected = task.samples(0, "train", torch.arange(32))[0].double()[:, 0]
+    assert (mean[0], std[0]) == pytest.approx((float(expected.mean()), float(expected.std(correction=0))))
+    assert [c.shape[0] for c in task.pictures(images[:1], masks[:1], torch.zeros(1, 3, 32, 32))] == [3, 3, 3]
+    first = next((tmp_path / "images" / "validation").glob("0.*"))
+    other = build_task({**scenes, "channels": 4})
+    assert "×5" in (line := refused(lambda: other.samples(0, "test", torch.tensor([0])))) or "5×" in line
+    first.write_bytes(b"no array")
+    assert f"{first}: cannot be read" in refused(lambda: task.samples(0, "test", torch.tensor([0])))
+
+
+def test_grey_files_are_colour_for_networks_of_colour_and_the_other_way_round(scenes, photographs, tmp_path):
+    """16 bits of grey keep their ramp."""
+    ramp = np.linspace(0, 65535, 32 * 50).reshape(50, 32).astype(np.uint16)
+    picture(tmp_path / "masks" / "validation" / "0.png", np.zeros((50, 32)))
+    Image.fromarray(ramp).save(tmp_path / "images" / "validation" / "0.png")
+    colour, grey = (build_task({**scenes, "channels": n}) for n in (3, 1))
+    images = colour.samples(0, "test", torch.tensor([0]))[0][0]
+    levels = images * torch.tensor(colour.std)[:, None, None] + torch.tensor(colour.mean)[:, None, None]
+    np.testing.assert_allclose(levels, np.broadcast_to(ramp / 65535, (3, 50, 32)), atol=1 / 255)
+    torch.testing.assert_close(grey.samples(0, "test", torch.tensor([0]))[0][0], levels[:1])
+    assert grey.samples(0, "test", torch.tensor([1]))[0].shape == (1, 1, 32, 43)
+    Image.fromarray(ramp).save(tmp_path / "validation" / "0.png")
+    found = build_task(photographs).samples(0, "test", torch.tensor([0]))[1][0]
+    np.testing.assert_allclose(found, np.broadcast_to(ramp / 65535, (3, 50, 32)), atol=1 / 255)
+
+
+def test_photometric_distortion_changes_levels_and_nothing_else(scenes):
+    plain, task = build_task({**scenes, "size": 48}), build_task({**scenes, "size": 48, "photometric": True})
+    (before, masks), (after, same) = (each.samples(0, "train", torch.arange(64)) for each in (plain, task))
+    assert torch.equal(masks, same) and "photometric" not in plain.config.identity()
+    left = (before == after).flatten(1).all(1)
+    # what is black stays black for saturation, hue and contrast: of brightness alone half change it
+    assert 0 < int(left.sum()) < 32 and float((before - after).abs().max()) < 255 / 255 / 0.22
+    assert "three channels" in refused(lambda: build_task({**scenes, "photometric": True, "channels": 1}))
+
+
+def test_a_pass_that_asks_for_nothing_does_not_end_a_run(scenes):
+    task = build_task(scenes)
+    outputs = torch.randn(1, 3, 4, 4, requires_grad=True)
+    nothing = torch.full((1, 4, 4), NOT_ASKED)
+    loss = task.loss(outputs, nothing)
+    loss.backward()
+    assert float(loss.detach()) == 0 and not outputs.grad.any()
+    assert "no pixel" in refused(lambda: task.measure(task.tally(outputs.detach(), nothing)))
+    asked = torch.tensor([[1, 2]])
+    assert torch.equal(
+        task.loss(outputs[:, :, :1, :2], asked[None]), F.cross_entropy(outputs[:, :, :1, :2], asked[None])
+    )
+
+
 def test_wrong_masks_are_named(scenes, tmp_path):
     first = torch.tensor([0])
     assert "its mask" in refused(lambda: build_task({**scenes, "layout": "ade20k"}).count("test"))
@@ -138,8 +219,11 @@ def test_wrong_masks_are_named(scenes, tmp_path):
     assert "0.png: class 2, num_classes is 2" in refused(lambda: few.samples(0, "test", first))
     picture(tmp_path / "masks" / "validation" / "0.png", np.zeros((4, 5)))
     assert "0.png: 5×4 pixels, but its image has 30×50" in refused(lambda: build_task(scenes).samples(0, "test", first))
-    (tmp_path / "masks" / "validation" / "0.png").write_text("no picture")
-    assert "cannot be read" in refused(lambda: build_task(scenes).samples(0, "test", first))
+    for part in ("masks", "images"):
+        (file := tmp_path / part / "validation" / "0.png").write_text("no picture")
+        assert f"{file}: cannot be read" in refused(lambda: build_task(scenes).samples(0, "test", first))
+    assert "the smallest factor, then the largest" in refused(lambda: build_task({**scenes, "scales": [2.0, 0.5]}))
+    assert "one number for each of 3" in refused(lambda: build_task({**scenes, "mean": [0.5]}))
 
 
 @needs_fashion_mnist
@@ -168,15 +252,6 @@ def test_psnr_and_ssim_are_those_of_scikit_image():
         assert float(ssim(a, b)[n]) == pytest.approx(structural_similarity(y, x, **settings), abs=1e-6)
 
 
-@pytest.fixture
-def photographs(tmp_path):
-    rng = np.random.default_rng(0)
-    for split in ("train", "validation"):
-        for n in range(2):
-            picture(tmp_path / split / f"{n}.png", rng.integers(0, 256, (41, 50 + n, 3)))
-    return {"name": "photographs", "root": str(tmp_path), "patch": 8}
-
-
 def test_small_patches_are_copies_of_their_large_ones(photographs):
     task = build_task(photographs)
     small, large = task.samples(0, "train", torch.arange(20))
@@ -199,7 +274,7 @@ def test_a_perfect_answer_has_no_loss_and_the_loss_sees_spectra(photographs):
 
 
 def test_wrong_photographs_are_named(photographs, tmp_path):
-    assert "smaller than a patch of 32" in refused(
+    assert "a patch needs 32 a side" in refused(
         lambda: build_task({**photographs, "patch": 32}).samples(0, "train", torch.tensor([0]))
     )
     picture(tmp_path / "validation_LR_x3" / "0.png", np.zeros((5, 6, 3)))
@@ -272,6 +347,18 @@ def test_series_that_can_not_be_used_are_refused_in_a_line(series, tmp_path):
     assert "400 rows are too few for the split 'ett_hours'" in error(split="ett_hours")
     assert "cannot be read" in error(csv="nowhere.csv")
     text = (tmp_path / "walk.csv").read_text().splitlines()
+    for name, lines, message in (
+        (
+            "words.csv",
+            [*text[:9], "2020-01-9,none,1", *text[9:]],
+            "column 'a': 1 of 401 values are no numbers, such as",
+        ),
+        ("semicolons.csv", [line.replace(",", ";") for line in text], "no column of numbers"),
+        ("header.csv", text[:1], "no column of numbers"),
+        ("empty.csv", [], "cannot be read (No columns to parse from file)"),
+    ):
+        (tmp_path / name).write_text("\n".join(lines))
+        assert message in error(csv=str(tmp_path / name))
     text[5] = "2020-01-4,,7"
     (tmp_path / "gap.csv").write_text("\n".join(text))
     gap = {"csv": str(tmp_path / "gap.csv")}

@@ -79,7 +79,8 @@ class Series(Task):
         values = _read(self.config.csv, self.config.interpolate)  # (N, M)
         if values.shape[1] != self.config.variables:
             raise ConfigError(
-                f"{_place(self.config.csv)}: {values.shape[1]} columns of numbers, variables is {self.config.variables}"
+                f"{_place(self.config.csv)}: {values.shape[1]} columns of numbers, variables is "
+                f"{self.config.variables}: set data.task.variables and the network's to {values.shape[1]}"
             )
         first = self._borders(len(values))[0][1]
         train = values[:first]
@@ -173,10 +174,20 @@ def _read(csv: str | None, interpolate: bool) -> np.ndarray:
     try:
         frame = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{_place(csv)}: cannot be read ({str(error).splitlines()[0]})") from None
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{_place(csv)}: cannot be read ({reason})") from None
     if csv is None:
         frame = frame.drop(columns=["No", "year", "month", "day", "hour"])
+    for name, column in frame.select_dtypes(exclude=["number", "bool"]).items():
+        words = column[pd.to_numeric(column, errors="coerce").isna() & column.notna()]
+        if len(words) < column.notna().sum():  # not a column of dates or words
+            raise ConfigError(
+                f"{_place(csv)}: column {name!r}: {len(words)} of {len(column)} values are no numbers, such as "
+                f"{words.iloc[0]!r}"
+            )
     frame = frame.select_dtypes("number").replace([np.inf, -np.inf], np.nan)
+    if frame.empty:
+        raise ConfigError(f"{_place(csv)}: no column of numbers (values are separated by commas)")
     missing = frame.isna().sum()
     if missing.any() and not interpolate:
         named = ", ".join(f"{name} {count}" for name, count in missing[missing > 0].items())

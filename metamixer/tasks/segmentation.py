@@ -44,6 +44,8 @@ class Segmentation(Task):
         """Mean over the classes that are there or predicted, in per cent."""
         confusion = tally[1:].view(self.num_classes, self.num_classes)
         right, all_pixels = confusion.diagonal(), confusion.sum()
+        if not all_pixels:
+            raise ConfigError(f"task {self.name!r}: no pixel of the masks that are evaluated is asked for")
         union = confusion.sum(0) + confusion.sum(1) - right
         there = union > 0
         return {
@@ -55,7 +57,8 @@ class Segmentation(Task):
     def pictures(self, inputs: Tensor, answers: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = F.interpolate(outputs, size=answers.shape[1:], mode="bilinear").argmax(1)
         low, high = inputs.amin(), inputs.amax()
-        return (inputs[0] - low) / (high - low), self._coloured(answers[0]), self._coloured(found[0])
+        shown = inputs[0, :3] if self.in_chans >= 3 else inputs[0, :1].expand(3, -1, -1)
+        return (shown - low) / (high - low), self._coloured(answers[0]), self._coloured(found[0])
 
     def _coloured(self, classes: Tensor) -> Tensor:
         """One colour for each class, black for 0, grey for what is not asked."""
@@ -79,6 +82,7 @@ class Garments(Segmentation):
     name = "garments"
     num_classes = 11
     in_chans = 3
+    mean, std = (128 / 255,) * 3, (64 / 255,) * 3
 
     class Config(TaskConfig):
         """`size` pixels a side; `fewest` to `most` garments; `root` holds Fashion-MNIST's four files."""

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..config import ConfigError
 from ..rng import derive
 from .files import FilesConfig, part_of, without
+from .pictures import SUFFIXES, colour
 from .streams import Streams
 from .task import Metric, Task, register, sums
 
@@ -32,6 +33,8 @@ _FOLDERS = {
     "train": ("train", "DIV2K_train"),
     "test": ("validation", "DIV2K_valid"),
 }
+
+SSIM_WINDOW = 11  # pixels
 
 Pair = tuple[Tensor, Tensor]  # small and large, uint8 (3, H, W)
 
@@ -120,11 +123,15 @@ class Photographs(Task):
         root, scale, held_out = self.config.root, self.config.scale, self.config.held_out
         pairs = _read(root, "train" if root and split == "val" else split, scale)
         pairs = without(pairs, held_out, split) if root and split != "test" else pairs
-        least = self.config.patch if split == "train" else 1
+        # SSIM's window must fit into what is left without the border
+        least = self.config.patch if split == "train" else 2 - -SSIM_WINDOW // scale
         for number, (small, _) in enumerate(pairs):
             if min(small.shape[1:]) < least:
                 size = "×".join(map(str, small.shape[:0:-1]))
-                raise ConfigError(f"task 'photographs': small copy {number} is {size}, smaller than a patch of {least}")
+                what = "a patch" if split == "train" else "SSIM's window"
+                raise ConfigError(
+                    f"task 'photographs': small copy {number} ({split}) is {size}, but {what} needs {least} a side"
+                )
         return pairs
 
     def loss(self, outputs: Tensor, answers: Tensor) -> Tensor:
@@ -173,7 +180,8 @@ def ssim(found: Tensor, right: Tensor) -> Tensor:
 
     Source: Wang et al., "Image quality assessment", 2004: a Gaussian window of 11, sigma 1.5.
     """
-    steps = torch.arange(-5, 6, dtype=found.dtype, device=found.device)
+    half = SSIM_WINDOW // 2
+    steps = torch.arange(-half, half + 1, dtype=found.dtype, device=found.device)
     window = torch.exp(-steps.square() / (2 * 1.5**2))
     window = (window / window.sum())[None, None]
 
@@ -195,7 +203,7 @@ def _enlarged(small: Tensor, scale: int) -> Tensor:
 
 
 def _tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 @cache
@@ -208,11 +216,11 @@ def _read(root: str | None, split: str, scale: int) -> list[Pair]:
     files = _embedded(split) if root is None else _of_folder(Path(root).expanduser(), split)
     pairs = []
     for file in files:
-        large, other = _opened(file), _small_copy(file, root, scale)
+        large, other = colour(file), _small_copy(file, root, scale)
         high, wide = large.height // scale * scale, large.width // scale * scale
         large = large.crop((0, 0, wide, high))
         size = (wide // scale, high // scale)
-        small = _opened(other) if other is not None else large.resize(size, Image.Resampling.BICUBIC)
+        small = large.resize(size, Image.Resampling.BICUBIC) if other is None else colour(other)
         if small.size != size:
             got, right = ("×".join(map(str, each)) for each in (small.size, size))
             raise ConfigError(f"{other}: {got} pixels, but {file.name} at a scale of {scale} needs {right}")
@@ -231,7 +239,7 @@ def _embedded(split: str) -> list[Path]:
 def _of_folder(root: Path, split: str) -> list[Path]:
     plain, div2k = _FOLDERS[split]
     for folder in (root / plain, root / f"{div2k}_HR"):
-        files = sorted(file for file in folder.glob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp"))
+        files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
         if files:
             return files
     raise ConfigError(f"task 'photographs': no images in {root / plain}, nor in {root / f'{div2k}_HR'}")
@@ -249,11 +257,3 @@ def _small_copy(file: Path, root: str | None, scale: int) -> Path | None:
                 return found
         raise ConfigError(f"{folder}: no small copy of {file.name} there")
     return None
-
-
-def _opened(file: Path) -> Image.Image:
-    try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read as an image ({error})") from None

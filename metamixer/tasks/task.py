@@ -73,6 +73,7 @@ class Task:
         answer_size: height and width of the answers, where there is one for every cell.
         num_classes: what the network gives for each answer, e.g. one score for each class.
         networks: the networks that can answer, by the key `network` of their configurations.
+        mean, std: of each channel; inputs in 0 … 1 were normalised by them, None if they were not.
         on_disk: samples are read from files: on the CPU, by data workers where there are any. All others are made on
             the run's device.
         eval_batch: samples of a batch in evaluation; 1 where they differ in size.
@@ -87,6 +88,8 @@ class Task:
     input_size: tuple[int, int]
     answer_size: tuple[int, int]
     num_classes: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     networks: ClassVar[tuple[str, ...]] = ("backbone",)
     on_disk: ClassVar[bool] = False
     eval_batch: ClassVar[int] = 500

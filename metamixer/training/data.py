@@ -71,7 +71,13 @@ class Data:
         if wanted is None and there is None:
             raise ConfigError(f"data.{split}_samples: {self.config.about} has no end of them; say how many")
         if wanted is not None and there is not None and wanted > there:
-            raise ConfigError(f"data.{split}_samples {wanted}: {self.config.about} has {there}; set it to null for all")
+            if split != "val":
+                advice = "set it to null for all"
+            elif hasattr(self.task.config, "held_out"):
+                advice = "hold out more training pictures by data.task.held_out"
+            else:
+                advice = "ask for fewer"
+            raise ConfigError(f"data.{split}_samples {wanted}: {self.config.about} has {there}; {advice}")
         return wanted if wanted is not None else there  # type: ignore[return-value]
 
     def record(self, folder: RunFolder, write: bool = True) -> None:

@@ -128,9 +128,11 @@ class TaskData(Config):
 
     @property
     def about(self) -> str:
-        values = self.task.to_dict().items()
-        parameters = [f"{key} {value}" for key, value in values if key not in ("name", "manifest")]
-        return f"task {self.task.name} ({', '.join(parameters)})"
+        """The task and its parameters that are not at their default."""
+        fields, values = type(self.task).model_fields, self.task.to_dict().items()
+        given = [(key, value) for key, value in values if key not in ("name", "manifest")]
+        changed = [f"{key} {value}" for key, value in given if getattr(self.task, key) != fields[key].default]
+        return f"task {self.task.name}" + (f" ({', '.join(changed)})" if changed else "")
 
     @property
     def manifest(self) -> str | None:
@@ -164,11 +166,11 @@ class TaskData(Config):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        return (0.0,) * self.channels
+        return self.built.mean or (0.0,) * self.channels
 
     @property
     def std(self) -> tuple[float, ...]:
-        return (1.0,) * self.channels
+        return self.built.std or (1.0,) * self.channels
 
 
 AnyData = DataConfig | TaskData

@@ -13,6 +13,7 @@ from timm.data import create_dataset
 from ..config import ConfigError
 from ..rng import permutation
 from ..tasks.fashion import fashion_mnist
+from ..tasks.pictures import eight_bits
 from .image_folder import Parts, Source, open_folder, trained_classes
 from .surroundings import SurroundingsError
 
@@ -135,10 +136,10 @@ def read_image(source: Source, index: int, channels: int) -> tuple[Image.Image, 
     try:
         image, label = source.open(index)
         if isinstance(image, Image.Image):
-            pixels = _eight_bits(image, channels, name)
+            pixels = eight_bits(image, channels, name)
         else:
             with image, Image.open(image) as opened:
-                pixels = _eight_bits(opened, channels, name)
+                pixels = eight_bits(opened, channels, name)
     except (MemoryError, ConfigError, BrokenImage):
         raise
     except Exception as error:
@@ -148,17 +149,6 @@ def read_image(source: Source, index: int, channels: int) -> tuple[Image.Image, 
             raise ConfigError(f"{name}: {error} Make it smaller.") from None
         raise BrokenImage(name, str(error).split("\n")[0][:80] or type(error).__name__) from None
     return pixels, int(label if source.numbers is None else source.numbers[label])
-
-
-def _eight_bits(image: Image.Image, channels: int, name: str) -> Image.Image:
-    # Pillow's `convert` would cut these off at 255
-    if image.mode.startswith("I;16"):
-        levels = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
-        raise ConfigError(f"{name}: its pixels are {kind} of unknown range; save it with 8 or 16 bits a channel")
-    return image.convert("RGB" if channels == 3 else "L")
 
 
 def _digits(split: str) -> Images:

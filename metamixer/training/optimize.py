@@ -23,7 +23,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     Spared are vectors, scalars and what a part of the network names in `no_weight_decay`.
 
     Raises:
-        ConfigError: the recipe asks for the layers or the head of a network that names none.
+        ConfigError: the recipe asks for the head of a network that names none.
     """
     spared = {
         f"{place}.{name}".lstrip(".")
@@ -47,8 +47,6 @@ def _lr_scales(model: nn.Module, recipe: Recipe) -> dict[nn.Parameter, float]:
     found = dict.fromkeys(model.parameters(), 1.0)
     if recipe.layer_decay != 1:
         part: Any = getattr(model, "backbone", model)
-        if not hasattr(part, "group_matcher"):
-            raise ConfigError("recipe.layer_decay: this network does not name its layers; set it to 1")
         layers = group_parameters(part, part.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
         last = max(layers.values()) + (part is not model)  # a decoder is one more layer
         for name, parameter in part.named_parameters():

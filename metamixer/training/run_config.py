@@ -13,7 +13,10 @@ from ..architecture import BackboneConfig
 from ..branches import equalize
 from ..config import Config, ConfigError
 from ..dense import Network, build_network, config_class
+from ..dense.segmentation import SegmenterConfig
+from ..dense.superresolution import SuperResolverConfig
 from ..tasks import Metric
+from ..timm_models import TimmConfig
 from .data_config import AnyData, DataConfig, TaskData
 from .recipe import Recipe, Weights
 
@@ -99,6 +102,13 @@ class RunConfig(Config):
                     f"set it to {json.dumps(plain)}"
                 )
         task = self.data.built
+        if isinstance(self.model, SuperResolverConfig):
+            larger = tuple(self.model.scale * side for side in task.input_size)
+            if larger != task.answer_size:
+                asked, given = ("×".join(map(str, size)) for size in (task.answer_size, larger))
+                raise ConfigError(
+                    f"model.scale {self.model.scale}: task {task.name!r} asks {asked} pixels, the network gives {given}"
+                )
         if task.head == "cells" and isinstance(self.model, BackboneConfig):
             height, width = (self.model.map_sizes(side)[-1] for side in task.input_size)
             if (height, width) != task.answer_size:
@@ -107,6 +117,13 @@ class RunConfig(Config):
                     f"task {task.name!r} asks {asked} cells, the network answers for {height}×{width}: change "
                     "model.stem_stride or model.downsample"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_are_named(self) -> "RunConfig":
+        layered = self.model.backbone if isinstance(self.model, SegmenterConfig) else self.model
+        if self.recipe.layer_decay != 1 and not isinstance(layered, BackboneConfig | TimmConfig):
+            raise ConfigError("recipe.layer_decay: this network does not name its layers; set it to 1")
         return self
 
     @property
