@@ -69,7 +69,7 @@ def ship(
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=110)
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 @contextmanager

@@ -11,12 +11,11 @@ from rich.console import Group
 
 from .folders import Json, task_of
 from .frame import Meta, each, load, plural, settings
-from .metrics import Metric
 from .solving import too_few
 from .statistics import compare, judged
 from .tables import share, terminal, unequal, with_words
 
-SIGNS = {"better": " ▲", "worse": " ▼", "hint": " ?"}
+SIGNS = {"better": "▲", "worse": "▼", "hint": "?"}
 
 
 def profile(root: str | Path, grid: str) -> tuple[pd.DataFrame, dict[str, Meta]]:
@@ -64,30 +63,31 @@ def _dials(configs: dict[str, Json]) -> pd.DataFrame:
 def cells(table: pd.DataFrame, metas: dict[str, Meta]) -> pd.DataFrame:
     """What a reader sees of each variant (row) on each task (column), with a sign where it differs.
 
-    It is the mean, or where some seeds solved the task and some did not, how many did.
+    It is the mean with three digits, or where some seeds solved the task and some did not, how many did.
     """
-    said = [_score(row, metas[row.task].metric) + SIGNS.get(row.verdict, "") for row in each(table)]
+    said = [_score(row) + SIGNS.get(row.verdict, "") for row in each(table)]
     shown = table.assign(said=said).pivot(index="variant", columns="task", values="said")
     return shown.loc[table["variant"].unique(), table["task"].unique()]
 
 
-def _score(row: Any, metric: Metric) -> str:
+def _score(row: Any) -> str:
     if np.isnan(row.mean):
         return ""
-    return f"{share(row)} solve" if row.mixed else metric.value(row.mean)
+    return share(row) if row.mixed else f"{row.mean:#.3g}".removesuffix(".")
 
 
 def render(table: pd.DataFrame, metas: dict[str, Meta]) -> Group:
     """The profile for the terminal."""
     shown = cells(table, metas)
     levels = [
-        [word, *(metas[str(task)].metric.value(getattr(metas[str(task)].metric, word)) for task in shown)]
+        [word, *(f"{getattr(metas[str(task)].metric, word):.3g}" for task in shown)]
         for word in ("chance", "solved")
     ]
     texts = pd.DataFrame([*levels, *shown.reset_index().to_numpy().tolist()], columns=["variant", *shown])
     found = terminal(texts)
+    found.columns[0].no_wrap = True
     for column in found.columns[1:]:
-        column.justify = "right"
+        column.header, column.justify = str(column.header).replace("_", "\n"), "right"
     base = table.loc[table["base"], "variant"].iloc[0]
     for row, variant in zip(found.rows, texts["variant"], strict=True):
         row.style = {"chance": "dim", "solved": "dim", base: "bold"}.get(variant, "")
@@ -110,7 +110,7 @@ def notes(table: pd.DataFrame, metas: dict[str, Meta]) -> list[str]:
     """What a reader must know to read the table, a line each."""
     lines = [legend(table) + "."]
     if table["mixed"].any():
-        lines += ["2/3 solve: some seeds solved the task and some did not; there the shares are tested, not the means."]
+        lines += ["2/3: two of three seeds solved the task. Where some did and some did not, the shares are tested, not the means."]
     by_task = [(str(task), group) for task, group in table.groupby("task", sort=False)]
     if (table["solved"] == 0).any():
         steps = sorted(set(table.loc[table["solved"] == 0, "steps"].dropna().astype(int)))

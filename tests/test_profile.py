@@ -81,9 +81,9 @@ def test_table_and_picture_show_the_same(root):
     assert [column.header for column in shown.columns] == ["variant", "majority", "recall"]
     axes = plots.profile_map(table, metas)
     said = {text.get_text() for text in axes.texts}
-    assert "24.17 ▼" in said and len(axes.texts) == 6
+    assert "24.2▼" in said and len(axes.texts) == 6
     assert np.nanmax(axes.collections[0].get_array()) == 1
-    assert "recall\n6.25 to 90.6" in [label.get_text() for label in axes.get_xticklabels()]
+    assert "recall\n6.25–90.6" in [label.get_text() for label in axes.get_xticklabels()]
     plt.close("all")
 
 
@@ -107,7 +107,7 @@ def test_where_seeds_are_mixed_their_shares_are_compared(tmp_path):
     assert "| 19.00 to 98.00 | 1/6 [0, 64] | – | −83 % solve, p" in text and "| 6/6 [54, 100] | 200 |" in text
     assert "fewer than twice the base's 200" in text and "shares are tested" in text and "accuracy, % ± sd" in text
     table, metas = profile(tmp_path, "probes")
-    assert cells(table, metas).loc["gelu", "recall"] == "1/6 solve ▼"
+    assert cells(table, metas).loc["gelu", "recall"] == "1/6▼"
     assert any(line.startswith("recall: 300 steps are fewer than twice") for line in notes(table, metas))
 
 
@@ -172,7 +172,7 @@ def test_a_grid_runs_on_all_its_tasks_at_once_and_ends_with_the_profile(tmp_path
     )
     shown = launch("run", grid, "--data", "all", "--workers", "2", "--runs", tmp_path / "runs").stdout
     assert "the same on majority" in shown
-    assert "chance" in shown and "25.00" in shown and "50.00" in shown
+    assert "chance" in shown and " 25 " in shown and " 50" in shown
     for form in (".csv", ".tex", ".png", ".pdf"):
         assert (tmp_path / f"runs/grids/tiny_profile{form}").is_file()
     assert "\\toprule" in (tmp_path / "runs/grids/tiny@parity.tex").read_text()
@@ -198,7 +198,7 @@ def test_a_probe_of_one_mixer_is_an_ordinary_grid_that_trains_only_what_is_missi
             result = {"state": "done", "metric": "accuracy", "epochs": 1, "weights": "raw", "raw": rows, **rows}
             plan.folder(run).write("result.json", {**result, "seconds": 1.0})
     shown = launch("probe", "pooling", "--data", "parity, majority", "--runs", tmp_path).stdout
-    assert "nothing to run" in shown and "chance" in shown and "50.00" in shown
+    assert "nothing to run" in shown and "chance" in shown and " 50" in shown
     assert (tmp_path / "grids/probe_pooling_profile.png").is_file()
 
 

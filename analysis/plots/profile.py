@@ -23,17 +23,20 @@ def profile_map(table: pd.DataFrame, metas: dict[str, Meta]) -> Axes:
     said = cells(table, metas)
     tasks = [str(task) for task in said]
     level = table.pivot(index="variant", columns="task", values="level").loc[said.index, said.columns]
-    width = 2.2 + 1.25 * said.shape[1]
-    figure, axes = new(width, 2.1 + 0.42 * said.shape[0])
+    wide, high = 1.25 if said.shape[1] < 8 else 0.72, 0.42 if said.shape[0] < 20 else 0.23
+    width = 2.6 + wide * said.shape[1]
+    figure, axes = new(width, 2.1 + high * said.shape[0])
     colours = sns.light_palette("#0072B2", as_cmap=True)
-    bar = {"ticks": [0, 1], "shrink": 0.8}
+    bar = {"ticks": [0, 1], "shrink": 0.8, "aspect": 40, "pad": 0.01}
     sns.heatmap(level, annot=said, fmt="", cmap=colours, vmin=0, vmax=1, linewidths=1.5, cbar_kws=bar, ax=axes)
     axes.collections[0].colorbar.set_ticklabels(["chance", "solved"])  # type: ignore[union-attr]
-    axes.tick_params(length=0)
     axes.tick_params(axis="y", rotation=0)
-    levels = [f"{task}\n{metas[task].metric.chance:.3g} to {metas[task].metric.solved:.3g}" for task in tasks]
-    axes.set_xticks(axes.get_xticks(), levels)
-    axes.set(ylabel="", xlabel="below each task: from chance to solved")
+    levels = [f"{metas[task].metric.chance:.3g}–{metas[task].metric.solved:.3g}" for task in tasks]
+    heads = [task.replace("_", "\n") + f"\n{level}" for task, level in zip(tasks, levels, strict=True)]
+    axes.set_xticks(axes.get_xticks(), heads)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set(ylabel="", xlabel="above: each task, and its accuracy from chance to solved")
     head(figure, f"{heading(table, metas)}. {legend(table)}", int(12.5 * width))
     return axes
 
