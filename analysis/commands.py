@@ -42,6 +42,7 @@ def ship(
     runs: Runs = Path("runs"),
     out: Annotated[Path, typer.Option(help="The folder for the packs.")] = Path("notebooks/results"),
     weights: Annotated[Optional[str], typer.Option(help="Variants whose weights are packed too: a,b.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="Without predictions and the times of epochs.")] = False,
 ) -> None:
     """Pack finished runs for the notebooks, without checkpoints."""
     from analysis.frame import settings
@@ -56,7 +57,7 @@ def ship(
             packs += [of_search(runs, grid, folder.name.partition("@")[2]) for folder in searches]
         else:
             launched = [setting for _, setting in settings(runs, grid) if data in (None, setting)]
-            packs += [of_grid(runs, grid, setting, wanted) for setting in launched or [data or "any data"]]
+            packs += [of_grid(runs, grid, setting, wanted, small) for setting in launched or [data or "any data"]]
     for variant in wanted:
         if not any(variant in pack.weights for pack in packs):
             there = ", ".join(pack.name for pack in packs)

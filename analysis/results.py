@@ -12,6 +12,7 @@ import atexit
 import io
 import json
 import lzma
+import re
 import shutil
 import tarfile
 import tempfile
@@ -31,6 +32,8 @@ from .frame import load
 from .predictions import UNREADABLE
 
 SUFFIX = ".tar.xz"
+# in a line of metrics.jsonl
+_TIMES = re.compile(rb', "(seconds|images_per_second)": [\d.e+-]+')
 # of environment.json: what a figure may depend on, but nothing of whose machine it was
 _VERSIONS = ("python", "torch", "timm", "numpy", "pillow", "cpu", "threads", "device", "gpu", "commit", "dirty")
 
@@ -77,7 +80,7 @@ class Pack(NamedTuple):
     weights: tuple[str, ...] = ()
 
 
-def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = ()) -> Pack:
+def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = (), small: bool = False) -> Pack:
     """The finished and failed runs of a grid on one data set, as a pack for `write`.
 
     Args:
@@ -86,6 +89,8 @@ def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = ())
         weights: variants whose reported weights go along, where the grid has finished runs of them, for their first
             finished seed at the recipe's learning rate, rounded (`inside.rounded_weights`): good for a look, but not
             quite the network that was scored.
+        small: without predictions and the times of epochs, for grids of thousands of runs. Intervals are then over
+            seeds alone.
 
     Raises:
         ValueError: no such grid, no finished run, or weights that are not kept.
@@ -97,7 +102,7 @@ def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = ())
         raise ValueError(f"grid {grid} on {data} in {root}: no run has finished, so there is nothing to ship")
     files = {f"grids/{grid}@{data}.json": (root / "grids" / f"{grid}@{data}.json").read_bytes()}
     for key in dict.fromkeys(ended["hash"]):
-        files |= dict(_files(root / key))
+        files |= dict(_files(root / key, small))
     networks = set(runs["network"])
     rows = [row for row in read(root, lambda line: None) if row.network in networks]
     if rows:
@@ -127,13 +132,16 @@ def of_search(root: str | Path, name: str, data: str) -> Pack:
     return Pack(f"search-{folder.name}", files)
 
 
-def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _files(folder: Path, small: bool) -> Iterator[tuple[str, bytes]]:
     """What is packed of a run, by its name in the pack."""
     for name in ("config.json", "result.json", "metrics.jsonl"):
         if (folder / name).is_file():
-            yield f"{folder.name}/{name}", (folder / name).read_bytes()
+            content = (folder / name).read_bytes()
+            yield f"{folder.name}/{name}", _TIMES.sub(b"", content) if small and name == "metrics.jsonl" else content
     if made := read_json(folder / "environment.json")[0]:
         yield f"{folder.name}/environment.json", json.dumps({k: made[k] for k in _VERSIONS if k in made}).encode()
+    if small:
+        return
     try:
         with np.load(folder / "predictions.npz") as arrays:
             found = {name: _small(arrays[name]) for name in arrays.files}

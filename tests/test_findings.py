@@ -11,7 +11,7 @@ from analysis.results import open_runs
 from analysis.statistics import compare
 
 ROOT = Path(__file__).parent.parent
-FINDINGS, README = [(ROOT / name).read_text() for name in ("docs/findings.md", "README.md")]
+FINDINGS, README, PROBES = [(ROOT / name).read_text() for name in ("docs/findings.md", "README.md", "docs/probes.md")]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,23 @@ def test_the_profile(runs):
     assert [round(float(cell.split()[0])) for cell in (attention[0], ffnified[0], ffnified[2], attention[2])] == [
         int(figure) for figure in re.findall(r"(\d+) %", README[README.index("## What it found") :])[:4]
     ]
+
+
+def test_the_dials(runs):
+    found, metas = profile(runs, "dials")
+    row = found.set_index(["variant", "task"])
+    said = re.search(r"gets (\d+) %\s+with 2 pairs and (\d+) % with 16", PROBES)
+    levels = [level for at in (2, 16) for level in metas[f"recall_{at}"].metric.levels.values()]
+    assert numbers(" ".join(said.groups())) == pytest.approx(levels, abs=0.51)
+    said = re.search(r"get\s+(\d+), (\d+) and (\d+) % at distances 1 to 3", PROBES)
+    small = [row.loc["kernel_3", f"shift_{far}"]["mean"] for far in (1, 2, 3)]
+    assert numbers(" ".join(said.groups())) == pytest.approx(small, abs=0.51)
+    said = re.search(r"kernels of 7×7 fall from (\d+) to (\d+) %", FINDINGS)
+    large = [row.loc["kernel_7", f"recall_{pairs}"]["mean"] for pairs in (2, 16)]
+    assert numbers(" ".join(said.groups())) == pytest.approx(large, abs=0.51)
+    solved = found.assign(kind=found["kind"].fillna("")).groupby(["variant", "kind"])["solved"].agg(list)
+    assert solved["attention", "recall"] == solved["linear_attention", "recall"] == [3] * 4  # all of 2 to 16 values
+    assert solved["linear_attention", "shift"] == [0] * 4 and sum(solved["attention", "shift"]) in range(1, 12)
 
 
 def test_the_ladder_on_fashion_mnist(runs):

@@ -59,6 +59,18 @@ def test_a_pack_reads_like_the_runs_that_it_was_made_of(root, tmp_path):
     assert path.stat().st_size < sum(file.stat().st_size for file in root.rglob("*.npz"))
 
 
+def test_a_small_pack_keeps_every_figure_but_predictions_and_times(root, tmp_path):
+    name = key("attention", 0)
+    row = {"epoch": 1, "val_top1": 50.25, "seconds": 1.5, "images_per_second": 2e-05}
+    (root / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    results.write(tmp_path / "packs", [results.of_grid(root, "ffnification", "digits", small=True)])
+    opened = results.open_runs(tmp_path / "packs")
+    loaded, original = (frame.load(place, "ffnification", with_config=True)[0] for place in (opened, root))
+    pd.testing.assert_frame_equal(loaded.drop(columns="folder"), original.drop(columns="folder"))
+    assert json.loads((opened / name / "metrics.jsonl").read_text()) == {"epoch": 1, "val_top1": 50.25}
+    assert not list(opened.rglob("predictions.npz"))
+
+
 def test_a_folder_of_runs_is_opened_as_it_is(root):
     assert results.open_runs(root) == root
 
