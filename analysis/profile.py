@@ -110,7 +110,7 @@ def notes(table: pd.DataFrame, metas: dict[str, Meta]) -> list[str]:
     """What a reader must know to read the table, a line each."""
     lines = [legend(table) + "."]
     if table["mixed"].any():
-        lines += ["2/3: two of three seeds solved the task. Where seeds disagree, the shares are tested, not the means."]
+        lines += ["2/3: two of three seeds solved the task. Where they disagree, the shares are tested, not the means."]
     by_task = [(str(task), group) for task, group in table.groupby("task", sort=False)]
     if (table["solved"] == 0).any():
         steps = sorted(set(table.loc[table["solved"] == 0, "steps"].dropna().astype(int)))
