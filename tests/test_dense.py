@@ -86,8 +86,9 @@ BLOCKS = {"depth": 1, "width": 16, "token_mixer": "ffnified_attention", "channel
         small({"name": "uper", "width": 16}, feature_norm=True),
         small({"name": "ffnet", "blocks": BLOCKS}),
         parse(SegmenterConfig, {"backbone": "test_resnet", "decoder": {"name": "fpn", "width": 16}}),
+        parse(SegmenterConfig, {"backbone": "test_vit", "decoder": {"name": "fpn", "width": 16}}),
     ],
-    ids=["fpn", "uper", "ffnet", "timm"],
+    ids=["fpn", "uper", "ffnet", "timm", "vit"],
 )
 def test_every_pixel_gets_an_answer_and_all_weights_a_gradient(config, size):
     model = Segmenter(config, 5, img_size=size, seed=1)
@@ -106,6 +107,15 @@ def test_a_backbone_starts_as_a_classifier_of_its_seed():
     whole = Backbone(CONFIGS["ffnet_mini"], 5, img_size=32, seed=3).state_dict()
     for key, value in Segmenter(small({"name": "fpn"}), 5, img_size=(32, 32), seed=3).backbone.state_dict().items():
         assert torch.equal(value, whole[key]) or "running" in key, key
+
+
+def test_a_backbone_of_timm_whose_maps_are_channels_last_is_read_like_others():
+    name = "swin_tiny_patch4_window7_224"
+    model = Segmenter(parse(SegmenterConfig, {"backbone": name, "decoder": {"name": "fpn"}}), 5, img_size=(64, 96))
+    x = torch.randn(1, 3, 64, 96)
+    for mine, theirs in zip(model.eval().features(x), model.backbone(x), strict=True):
+        assert torch.equal(mine, theirs.movedim(-1, 1))
+    assert model(x).shape == (1, 5, 64, 96)
 
 
 def test_what_a_decoder_can_not_read_is_refused():

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from small import RUN
 from test_training import outcome
-from timm.models import reparameterize_model
+from timm.models import adapt_input_conv, reparameterize_model
 
 from metamixer import ConfigError, digest, override, parse
+from metamixer.backbone import Backbone
 from metamixer.ffnet import CONFIGS, released_name
-from metamixer.recipes import IMAGENET
+from metamixer.recipes import IMAGENET, named_run
 from metamixer.training import checkpoint, weights
 from metamixer.training.learner import Learner
 from metamixer.training.recipe import Weights
@@ -96,6 +98,34 @@ def test_a_released_checkpoint_goes_into_its_network(tmp_path):
     own = model.state_dict()
     for name, value in released.items():
         assert torch.equal(own[released_name(name)], value.to(own[released_name(name)].dtype)), name
+
+
+@pytest.mark.parametrize("backbone", ["ours", "test_resnet", "test_convnext"])
+def test_a_classifiers_weights_go_into_a_segmenters_backbone(backbone, tmp_path):
+    """Grey ones into a network for colour, as timm adapts a first convolution."""
+    run = named_run("garments")
+    if backbone == "ours":
+        classifier = Backbone(run.model.backbone, 10, 1, img_size=48, seed=5)
+    else:
+        run, classifier = override(run, {"model.backbone": backbone}), timm.create_model(backbone, in_chans=1)
+    torch.save(classifier.state_dict(), tmp_path / "weights.pt")
+    run = override(run, {"initial": {"source": str(tmp_path / "weights.pt")}})
+    model, fresh = run.build(), run.build().state_dict()
+    weights.start_from(model, run)
+    theirs = iter(classifier.state_dict().items())
+    stem = weights.first_convolution(model)
+    for name, value in model.state_dict().items():
+        if name.startswith("backbone."):  # in the order of the classifier's, whose head is left
+            own, given = next((n, v) for n, v in theirs if n.rpartition(".")[2] == name.rpartition(".")[2])
+            expected = given if name != stem else adapt_input_conv(3, given, base_chans=1)
+            torch.testing.assert_close(value, expected, msg=f"{name} is not {own}")
+        else:
+            assert torch.equal(value, fresh[name]), name
+    torch.save(model.state_dict(), tmp_path / "whole.pt")
+    again = override(run, {"initial": {"source": str(tmp_path / "whole.pt")}, "seed": 7})
+    other = again.build()
+    weights.start_from(other, again)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_weights_are_known_by_what_they_hold_not_by_where_they_lie(tmp_path):

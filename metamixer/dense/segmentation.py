@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import timm
 from pydantic import SerializeAsAny, field_validator
-from timm.layers import LayerNorm2d
+from timm.layers import Format, LayerNorm2d
 from torch import Tensor, nn
 
 from ..architecture import BackboneConfig
@@ -66,8 +66,7 @@ class Segmenter(nn.Module):
         self.num_classes = num_classes
         with Construction() as construction:
             if isinstance(config.backbone, str):
-                with seeded(seed, "backbone"):
-                    self.backbone = _of_timm(config.backbone, in_chans, drop_path_rate)
+                self.backbone = _of_timm(config.backbone, in_chans, img_size, drop_path_rate, seed)
                 channels, reductions = self.backbone.feature_info.channels(), self.backbone.feature_info.reduction()
             else:
                 rest: dict[str, Any] = {"img_size": img_size, "drop_path_rate": drop_path_rate, "seed": seed}
@@ -75,6 +74,7 @@ class Segmenter(nn.Module):
                 self.backbone.prune_intermediate_layers(len(config.backbone.stages), prune_norm=True)
                 channels = [stage.width for stage in config.backbone.stages]
                 reductions = [info["reduction"] for info in self.backbone.feature_info]
+            self.channels_last = getattr(self.backbone, "output_fmt", None) == Format.NHWC  # a Swin's maps
             self.norms = nn.ModuleList(LayerNorm2d(each) for each in channels if config.feature_norm)
             decoder = config.decoder
             if isinstance(decoder, FFNetDecoderConfig):
@@ -91,21 +91,33 @@ class Segmenter(nn.Module):
             self.classifier = nn.Conv2d(self.decoder.out_dim, num_classes, 1)
         initialise(self, construction, seed, init)
 
+    def get_classifier(self) -> nn.Module:
+        """The last layer, named as timm's networks name theirs."""
+        return self.classifier
+
     def features(self, x: Tensor) -> list[Tensor]:
         """The backbone's maps, finest first."""
-        ours = isinstance(self.backbone, Backbone)
-        maps = self.backbone.forward_intermediates(x, intermediates_only=True) if ours else self.backbone(x)
+        if isinstance(self.backbone, Backbone):
+            maps: Any = self.backbone.forward_intermediates(x, intermediates_only=True)
+        else:
+            maps = [each.permute(0, 3, 1, 2) if self.channels_last else each for each in self.backbone(x)]
         return [norm(each) for norm, each in zip(self.norms, maps, strict=True)] if self.norms else list(maps)
 
     def forward(self, x: Tensor) -> Tensor:
         return resized(self.classifier(self.dropout(self.decoder(self.features(x)))), x)
 
 
-def _of_timm(name: str, in_chans: int, drop_path_rate: float) -> Any:
+def _of_timm(name: str, in_chans: int, img_size: tuple[int, int], drop_path_rate: float, seed: int | None) -> Any:
+    arguments: dict[str, Any] = {"features_only": True, "in_chans": in_chans}
+    arguments |= {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     try:
-        rest = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
-        return timm.create_model(name, features_only=True, in_chans=in_chans, **rest)
-    except (RuntimeError, TypeError) as error:
+        try:
+            with seeded(seed, "backbone"):
+                return timm.create_model(name, img_size=img_size, **arguments)
+        except TypeError:  # convolutional ones know no image size
+            with seeded(seed, "backbone"):
+                return timm.create_model(name, **arguments)
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise ConfigError(f"backbone {name!r}: no timm model that gives features ({error})") from None
 
 

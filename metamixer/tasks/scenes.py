@@ -132,7 +132,9 @@ class Scenes(Segmentation):
             found = [self._crop(*files[draw[0] % len(files)], *(part / 2**20 for part in draw[1:])) for draw in draws]
             if self.config.photometric:
                 distortions = (streams.integers(2**20, 9) / 2**20).tolist()
-                found = [([_distorted(*image, by)], mask) for (image, mask), by in zip(found, distortions, strict=True)]
+                found = [
+                    ([_distorted(image[0], by)], mask) for (image, mask), by in zip(found, distortions, strict=True)
+                ]
         else:
             found = [self._whole(*files[index]) for index in indices.tolist()]
         images, masks = zip(*found, strict=True)

@@ -91,7 +91,7 @@ def pretrained(name: str, **arguments: Any) -> nn.Module:
 
 
 def start_from(model: Any, config: RunConfig, classes: list[str] | None = None) -> None:
-    """Copy a run's initial weights into its network.
+    """Copy a run's initial weights into its network; of a segmenter, those of a classifier into its backbone.
 
     A head for other classes, or none, leaves the network its new one; the first convolution is adapted to other
     channels as timm does. A warning says so.
@@ -106,24 +106,41 @@ def start_from(model: Any, config: RunConfig, classes: list[str] | None = None) 
     except UnknownClasses as error:
         log.warning("%s", error)
         state = {name: value for name, value in read(config.initial).items() if not name.startswith(HEAD)}
+    if hasattr(model, "backbone") and not any(name.startswith("backbone.") for name in state):
+        log.warning("weights %r are those of a backbone: the decoder starts anew", source)
+        state = _into_backbone(state, own)
     lost = [name for name in own if name.endswith("running_mean") and name not in state]
     if lost and any(name.endswith(".bias") for name in state.keys() - own.keys()):
         raise ConfigError(
             f"weights {source!r} are folded, or another model's: {len(lost)} norms have no statistics there, and "
             "convolutions biases in their place; take the weights before folding"
         )
-    head = next(name for name, module in model.named_modules() if module is model.get_classifier())
-    theirs = state.get(f"{head}.weight")
-    if theirs is None or len(theirs) != config.data.num_classes:
-        found = "no head" if theirs is None else f"a head for {len(theirs)} classes"
-        log.warning("weights %r have %s: that of %d classes starts anew", source, found, config.data.num_classes)
-        state |= {name: value for name, value in own.items() if name.startswith(f"{head}.")}
+    if hasattr(model, "get_classifier"):
+        head = next(name for name, module in model.named_modules() if module is model.get_classifier())
+        theirs = state.get(f"{head}.weight")
+        if theirs is None or len(theirs) != config.data.num_classes:
+            found = "no head" if theirs is None else f"a head for {len(theirs)} classes"
+            log.warning("weights %r have %s: that of %d classes starts anew", source, found, config.data.num_classes)
+            state |= {name: value for name, value in own.items() if name.startswith(f"{head}.")}
     stem = first_convolution(model)
     if stem in state and state[stem].shape[1] != own[stem].shape[1]:
         channels = state[stem].shape[1]
         log.warning("weights %r are for %d channels: %r is adapted to %d", source, channels, stem, own[stem].shape[1])
         state[stem] = adapt_input_conv(own[stem].shape[1], state[stem], base_chans=channels)
     checkpoint.load_weights(model, state, source)
+
+
+def _into_backbone(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights `own` of a segmenter, its backbone's from a classifier's."""
+    # timm's networks that give features write some dots of a name as _, or have the whole network in `model`
+    there = {name.replace(".", "_"): value for name, value in state.items()}
+    given = {
+        name: there.get(name.removeprefix("backbone.").removeprefix("model.").replace(".", "_"))
+        for name in own
+        if name.startswith("backbone.")
+    }
+    rest = {name: value for name, value in own.items() if name not in given}
+    return rest | {name: value for name, value in given.items() if value is not None}
 
 
 def first_convolution(model: nn.Module) -> str:
