@@ -23,7 +23,7 @@ def sites() -> set[Site]:
     """Where a mixer has to fit: the first and the last stage on all data."""
     found = set()
     for base in CATALOGUE.bases.values():
-        sizes = base.model.map_sizes(base.data.image_size)
+        sizes = base.model.map_sizes(max(base.data.input_size[1:]))
         found |= {Site(base.model.stages[stage].width, sizes[stage], sizes[stage]) for stage in (0, -1)}
     return found
 

@@ -112,7 +112,8 @@ def _last_line(folder: str) -> Json:
 
 def _network(config: Json) -> Json:
     try:
-        return {"network": network_key(config), "resolution": config["data"].get("image_size")}
+        size = config["data"].get("image_size")
+        return {"network": network_key(config), "resolution": size[1] if isinstance(size, list) else size}
     except (KeyError, TypeError):
         return {}
 

@@ -80,8 +80,7 @@ def render(table: pd.DataFrame, metas: dict[str, Meta]) -> Group:
     """The profile for the terminal."""
     shown = cells(table, metas)
     levels = [
-        [word, *(f"{getattr(metas[str(task)].metric, word):.3g}" for task in shown)]
-        for word in ("chance", "solved")
+        [word, *(f"{getattr(metas[str(task)].metric, word):.3g}" for task in shown)] for word in ("chance", "solved")
     ]
     texts = pd.DataFrame([*levels, *shown.reset_index().to_numpy().tolist()], columns=["variant", *shown])
     found = terminal(texts)

@@ -74,7 +74,7 @@ def size_of(text: str | None) -> Size | None:
     sides = (text or "").replace("×", "x").split("x")
     if text is None:
         return None
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) >= 8 for side in sides):
+    if len(sides) > 2 or not all(map(str.isdecimal, sides)) or max(map(int, sides)) < 8 or min(map(int, sides)) < 1:
         raise ConfigError(f"size {text!r}: a side of at least 8 pixels, e.g. 224, or height x width, e.g. 224x320")
     return int(sides[0]), int(sides[-1])
 

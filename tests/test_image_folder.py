@@ -14,8 +14,9 @@ from small import FOLDER, RUN
 
 from metamixer import ConfigError, digest, override
 from metamixer.config import parse
+from metamixer.networks import find_network
 from metamixer.training.data import Data
-from metamixer.training.image_folder import class_order
+from metamixer.training.image_source import class_order
 from metamixer.training.images import ImageClasses
 from metamixer.training.learner import Learner
 from metamixer.training.score import score
@@ -340,3 +341,81 @@ def test_a_teacher_and_initial_weights_are_matched_by_the_names_of_classes(tmp_p
     assert torch.equal(head(fresh.state_dict()), head(own.state_dict())) and "know no class dogwood" in caplog.text
     name = next(iter(theirs["model"]))
     assert torch.equal(fresh.state_dict()[name], theirs["model"][name])
+
+
+# ---- lists of classes and of images
+
+
+def test_a_list_of_classes_gives_their_order_and_leaves_others_out(tmp_path):
+    names = images("train", "ash", "birch", "cedar") + images("val", "ash", "birch", "cedar", count=2)
+    whole = data(tree(tmp_path, names))
+    before = whole.config.manifest
+    (tmp_path / "classes.txt").write_text("cedar\n\nash\n")
+    found = data(tmp_path, 2)
+    assert found.task.source("train").names == ["ash", "cedar"] and found.task.classes == ["cedar", "ash"]
+    classes = {level: ["cedar", "ash"][number] for level, number in evaluated(found)}
+    assert classes == {level: ["ash", "birch", "cedar"][number] for level, number in evaluated(whole) if number != 1}
+    assert found.task.source("train").passed_over == ["1 folders of classes that are not in classes.txt"]
+    (tmp_path / "classes.txt").write_text("ash\ncedar")
+    assert len({before, found.config.manifest, data(tmp_path, 2).config.manifest}) == 3
+    (tmp_path / "classes.txt").write_text("ash\noak")
+    refused(tmp_path, "no training image of oak, named in classes.txt", classes=2)
+    (tmp_path / "classes.txt").write_text("ash\nash")
+    refused(tmp_path, "class 'ash' stands there twice")
+
+
+def test_images_may_be_listed_in_a_table(tmp_path):
+    """The same images and classes as by folders, wherever the files lie; as far as a list of classes goes."""
+    folders = tree(tmp_path / "a", images("train", "ash", "birch") + images("val", "ash", "birch", count=2))
+    (root := tmp_path / "b").mkdir()
+    for split in ("train", "val"):
+        paths = sorted((folders / split).rglob("*.png"), reverse=True)
+        rows = [f"../a/{path.relative_to(folders)},{path.parent.name},x" for path in paths]
+        (root / f"{split}.csv").write_text("\n".join(["path,label,note", *rows]))
+    listed = data(root, 2)
+    assert sorted(evaluated(listed)) == sorted(evaluated(data(folders, 2)))
+    assert listed.task.classes == ["ash", "birch"] and listed.counts["train"] == 8 and listed.config.manifest
+    file, text = root / "train.csv", (root / "train.csv").read_text()
+    (root / "classes.txt").write_text("birch\nash")
+    assert {(level, 1 - number) for level, number in evaluated(data(root, 2))} == set(evaluated(listed))
+    for content, message in (
+        (text.replace("label", "class"), "no column 'label'; a list of images has the columns path and label"),
+        (text.replace("/0.png", "/9.png"), "9.png: cannot be read (No such file"),
+        ("path,label", "it lists no image"),
+        ("", "cannot be read as CSV (No columns"),
+        (text.replace(",ash", ",oak"), "no training image of ash"),
+    ):
+        file.write_text(content)
+        refused(root, message, classes=2)
+    file.write_text(text)
+    (root / "train").mkdir()
+    refused(root, "holds both train/ and train.csv")
+
+
+# ---- images that are not square
+
+
+def test_images_may_be_rectangles_from_training_to_export(tmp_path):
+    """Of the images' own shape nothing is cut; others are scaled until they cover the rectangle."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for name in ("ash", "birch"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for n in range(count):
+                pixels = rng.integers(0, 256, (48, 72, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{n}.png")
+    config = configure(tmp_path, 2, **{"data.image_size": [24, 36], "recipe.epochs": 1, "recipe.warmup_epochs": 0})
+    assert config.data.input_size == (3, 24, 36) and "at 24×36 px" in config.data.about
+    first = next(Data(config.data, config.recipe).evaluation("test"))[0][0]
+    with Image.open(tmp_path / "val" / "ash" / "0.png") as image:
+        expected = np.asarray(image.resize((36, 24), Image.Resampling.BICUBIC)) / 255
+    np.testing.assert_allclose(first.permute(1, 2, 0), expected, atol=1e-6)
+    large = override(config, {"data.image_size": [96, 72]})
+    assert next(Data(large.data, large.recipe).evaluation("test"))[0].shape == (4, 3, 96, 72)
+    train(config, tmp_path / "run")
+    rows, *_ = score(str(tmp_path / "run"), config.data, {"image_size": [32, 48]}, device="cpu")
+    assert rows["raw"]["images"] == 4 and find_network(str(tmp_path / "run")).input_size == (3, 24, 36)
+    square = override(config, {"data.image_size": [24, 24]})
+    assert square.data.image_size == 24
+    with pytest.raises(ConfigError, match=r"data.image_size: .*height and width, got \[24, 4\]"):
+        override(config, {"data.image_size": [24, 4]})

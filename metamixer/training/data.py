@@ -13,7 +13,7 @@ from ..tasks import Task
 from ..tasks.files import manifest_of
 from .data_config import AnyData
 from .folder import RunFolder
-from .image_folder import what_changed
+from .image_source import what_changed
 from .images import IN_MEMORY_UP_TO
 from .loader import Batch, Loader, Samples
 from .recipe import Recipe
@@ -147,5 +147,5 @@ def default_workers(config: AnyData, device: str, processes: int = 1) -> int:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device == "cpu" or not torch.cuda.is_available():
-        return 0 if config.image_size <= IN_MEMORY_UP_TO else min(16, cores // processes // 4)
+        return 0 if max(config.input_size[1:]) <= IN_MEMORY_UP_TO else min(16, cores // processes // 4)
     return max(1, min(16, cores // processes))

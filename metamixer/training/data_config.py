@@ -3,7 +3,7 @@
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SerializeAsAny, model_validator
 
 from ..config import Config, ConfigError
 from ..tasks import Head, Task, TaskConfig, build_task, resolve_task
@@ -31,6 +31,13 @@ def _data_name(name: str) -> str:
     )
 
 
+def _sides(value: Any) -> int | tuple[int, int]:
+    sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    if not all(isinstance(side, int) and side >= 8 for side in sides):
+        raise ValueError(f"one side of at least 8 pixels, or height and width, got {value!r}")
+    return sides[0] if len(sides) == 1 or sides[0] == sides[1] else (sides[0], sides[1])
+
+
 def _manifest(values: dict[str, Any]) -> str | None:
     root = values.get("root")
     return image_folder.manifest(root) if values.get("name") == "folder" and root is not None else None
@@ -39,11 +46,11 @@ def _manifest(values: dict[str, Any]) -> str | None:
 class DataConfig(Config):
     """Images and their splits.
 
-    `name` is `digits`, `fashion-mnist`, `folder` (`root` holds `train/CLASS/*` and `validation/CLASS/*`) or
-    what `timm.data.create_dataset` opens as `torch/NAME` or `hfds/NAME`, e.g. `torch/cifar10`. Training images
-    beyond `train_samples` are left out; `val_samples` of them are held out for choices made while training, which the
-    test split (the data set's own evaluation images) must not decide. A folder may hold tar files in place of class
-    folders.
+    `image_size` is the side of the images, or their height and width. `name` is `digits`, `fashion-mnist`, `folder`
+    (`root` holds `train/CLASS/*` and `validation/CLASS/*`) or what `timm.data.create_dataset` opens as `torch/NAME` or
+    `hfds/NAME`, e.g. `torch/cifar10`. Training images beyond `train_samples` are left out; `val_samples` of them are
+    held out for choices made while training, which the test split (the data set's own evaluation images) must not
+    decide. A folder may hold tar files in place of class folders.
 
     A broken image stops a run with its name. With `skip_broken` it is recorded by name instead: evaluation leaves it
     out, in training the next whole image takes its place, whichever process meets it.
@@ -61,7 +68,7 @@ class DataConfig(Config):
     manifest: str | None = Field(default_factory=_manifest)
     num_classes: int = Field(gt=1, le=2**15)  # predictions and a teacher's answers are kept as int16
     channels: Literal[1, 3]
-    image_size: int = Field(ge=8)
+    image_size: Annotated[int | tuple[int, int], PlainValidator(_sides)]
     mean: tuple[float, ...]
     std: tuple[Positive, ...]
     eval_crop: float = Field(default=1.0, gt=0, le=2)  # above 1 a border is added, as VOLO's has it
@@ -88,12 +95,14 @@ class DataConfig(Config):
     @property
     def about(self) -> str:
         """The data in a few words."""
-        return f"{self.name} {self.root or ''}".strip() + f" at {self.image_size} px, crop {self.eval_crop:g}"
+        size = "×".join(map(str, dict.fromkeys(self.input_size[1:])))
+        return f"{self.name} {self.root or ''}".strip() + f" at {size} px, crop {self.eval_crop:g}"
 
     @property
     def input_size(self) -> tuple[int, int, int]:
         """Channels, height and width of the network's input."""
-        return self.channels, self.image_size, self.image_size
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
+        return self.channels, *sides
 
     def identity(self) -> dict[str, Any]:
         by_root = self.name == "folder" and self.manifest is None
@@ -158,11 +167,6 @@ class TaskData(Config):
     def input_size(self) -> tuple[int, int, int]:
         """Channels, height and width of the network's input."""
         return self.built.in_chans, *self.built.input_size
-
-    @property
-    def image_size(self) -> int:
-        """The longer side of the input."""
-        return max(self.built.input_size)
 
     @property
     def mean(self) -> tuple[float, ...]:

@@ -14,7 +14,8 @@ from ..config import ConfigError
 from ..rng import permutation
 from ..tasks.fashion import fashion_mnist
 from ..tasks.pictures import eight_bits
-from .image_folder import Parts, Source, open_folder, trained_classes
+from .image_folder import CLASSES, class_list, open_folder, trained_classes
+from .image_source import Parts, Source, few
 from .surroundings import SurroundingsError
 
 if TYPE_CHECKING:
@@ -81,8 +82,11 @@ def class_names(config: DataConfig, split: str, source: Source) -> list[str] | N
         ConfigError: they are not `num_classes`.
     """
     names = source.names
-    if split != "train" and config.name == "folder":
-        names = trained_classes(config.root) or names
+    if config.name == "folder":
+        listed = class_list(config.root or "")
+        if listed and split == "train" and (unseen := [name for name in listed if name not in (names or ())]):
+            raise ConfigError(f"data.root {config.root!r}: no training image of {few(unseen)}, named in {CLASSES}")
+        names = listed or (trained_classes(config.root) if split != "train" else None) or names
     if names is not None and len(names) != config.num_classes:
         raise ConfigError(
             f"data {config.name!r} at {config.root!r} has {len(names)} classes, num_classes is {config.num_classes}: "

@@ -70,11 +70,13 @@ def _of_timm(distillation: Distillation, data: AnyData, classes: list[str] | Non
             f"teacher {name!r} knows {model.num_classes} classes, data.num_classes is {data.num_classes}: use another "
             "teacher, or weights of it for these classes (recipe.distillation.weights.source)"
         )
-    channels, size = settings["input_size"][0], settings["input_size"][-1]
+    channels, *size = settings["input_size"]
     if channels != data.channels:
         raise ConfigError(f"teacher {name!r} takes {channels} channels, data.channels is {data.channels}")
-    if settings.get("fixed_input_size") and size != data.image_size:
-        raise ConfigError(f"teacher {name!r} takes images of {size} px only, data.image_size is {data.image_size}")
+    if settings.get("fixed_input_size") and tuple(size) != data.input_size[1:]:
+        raise ConfigError(
+            f"teacher {name!r} takes images of {size[-1]} px only, data.image_size is {data.input_size[2]}"
+        )
     return model, settings["mean"], settings["std"]
 
 
@@ -84,8 +86,9 @@ def _of_a_run(distillation: Distillation, data: AnyData, classes: list[str] | No
     assert distillation.weights is not None
     state = weights.read(distillation.weights, classes)
     weights.check_classes(state, f"{weights.HEAD}bias", data.num_classes, distillation.weights.source)
+    of_theirs, of_ours = config.data.to_dict(), data.to_dict()
     for key in ("channels", "image_size"):
-        theirs, ours = getattr(config.data, key), getattr(data, key)
+        theirs, ours = of_theirs.get(key), of_ours.get(key)
         if theirs != ours:
             raise ConfigError(f"teacher {name!r} was trained with data.{key} {theirs}, this run has {ours}")
     model = config.build(num_classes=data.num_classes)

@@ -1,22 +1,23 @@
 """A folder of images: one scan of a split gives its images, their classes and what the manifest says of them.
 
 `root` holds `train` and `validation` (or another of `SPLITS`), each with one folder for each class. What lies deeper in
-a class's folder belongs to that class, as in torchvision's `ImageFolder`. Or a split holds tar files, or is one.
+a class's folder belongs to that class, as in torchvision's `ImageFolder`. Or a split holds tar files, or is one. Or it
+is a list, `train.csv`, with the columns `path` (from `root`) and `label`.
+
+`classes.txt` in `root` names the classes in their order, one in each line. Images of other classes are left out.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import os
 import posixpath
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -24,39 +25,13 @@ from timm.data.readers.reader_image_in_tar import extract_tarinfos
 
 from ..config import ConfigError
 from ..tasks.files import manifest_of
+from .image_source import Parts, Source, class_order, digest_of, few
 
+CLASSES = "classes.txt"
 SPLITS = {"train": ("train", "training"), "test": ("validation", "val", "valid", "eval", "test")}
-# of a split: by class or tar file, the number of files and a digest of their names and sizes
-Parts = dict[str, list[Any]]
 
 
-class Source(Protocol):
-    """Images that are opened one at a time.
-
-    `names` are its classes in the order of its numbers, if it knows them; `passed_over` says what else lies there.
-    """
-
-    names: list[str] | None
-    parts: Parts
-    passed_over: Sequence[str] = ()
-    numbers: np.ndarray | None = None  # of its classes in a run, if the run numbers them otherwise
-
-    def __len__(self) -> int: ...
-
-    def open(self, index: int) -> tuple[Image.Image | BinaryIO, int]:
-        """An image, decoded or as a file to decode, and the source's number of its class."""
-
-    def where(self, index: int) -> str:
-        """The image's name in messages."""
-
-
-def class_order(name: str) -> tuple[Any, ...]:
-    """Sort key of class names: numbers in them by value, as in timm; names that are equal so, by their bytes."""
-    pieces = re.split(r"(\d+)", name.lower())
-    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], os.fsencode(name)
-
-
-def open_folder(root: str | None, split: str) -> ClassFolders | TarFiles:
+def open_folder(root: str | None, split: str) -> ClassFolders | TarFiles | Listed:
     """The images of the split `train` or `test`.
 
     Raises:
@@ -65,29 +40,22 @@ def open_folder(root: str | None, split: str) -> ClassFolders | TarFiles:
     place = _place(root, split)
     if place is None:
         raise ConfigError(f"data.root {root!r}: no folder {' or '.join(SPLITS[split])} in it")
+    return _opened(place)
+
+
+def _opened(place: Path) -> ClassFolders | TarFiles | Listed:
     with _one_line(place):
+        if place.suffix == ".csv":
+            return Listed(place)
         tars = _tar_files(place)
         return TarFiles(place, tars) if tars else ClassFolders(place)
 
 
-def number_classes(source: Source, classes: list[str], place: str) -> None:
-    """Let a source number its classes as a run does, by their names.
-
-    Raises:
-        ConfigError: the run does not know one of them.
-    """
-    if source.names is None:
-        return
-    numbers = {name: number for number, name in enumerate(classes)}
-    unknown = [name for name in source.names if name not in numbers]
-    if unknown:
-        raise ConfigError(f"{place}: no such class among the {len(classes)} trained ones: {few(unknown)}")
-    source.numbers = np.array([numbers[name] for name in source.names])
-
-
 def trained_classes(root: str | None) -> list[str] | None:
-    """The training split's classes, by the names of its folders alone; None where it has none."""
+    """The training split's classes, by the names of its folders or its list; None where it has neither."""
     place = _place(root, "train")
+    if place is not None and place.suffix == ".csv":
+        return _opened(place).names
     if place is None or _tar_files(place):
         return None
     with os.scandir(place) as entries:
@@ -108,22 +76,11 @@ def manifest(root: str) -> str | None:
         place = _place(root, split)
         if place is not None:
             with _one_line(place):
-                tars = _tar_files(place)
-                splits[split] = _tar_parts(tars) if tars else ClassFolders(place).parts
+                tars = [] if place.suffix == ".csv" else _tar_files(place)
+                splits[split] = _tar_parts(tars) if tars else _opened(place).parts
+    if (listed := class_list(root)) is not None:
+        splits["classes"] = {"": [len(listed), digest_of([name.encode() + b"\0" for name in listed])]}
     return manifest_of(splits)
-
-
-def what_changed(before: Mapping[str, Parts], now: Mapping[str, Parts]) -> str:
-    """The first differences between two manifests, such as `train/ash has 20 files where it had 40`; "" if none."""
-    found = []
-    for split in sorted({*before, *now}):
-        old, new = before.get(split, {}), now.get(split, {})
-        for name in sorted({*old, *new}, key=class_order):
-            (had, was), (has, is_now) = (part.get(name, (0, "")) for part in (old, new))
-            if (had, was) != (has, is_now):
-                count = "other files" if had == has else f"{has} files where it had {had}"
-                found.append(f"{split}/{name}".rstrip("/") + f" has {count}")
-    return few(found)
 
 
 class ClassFolders(Source):
@@ -137,21 +94,25 @@ class ClassFolders(Source):
         self.place = place
         with os.scandir(os.fsencode(place)) as entries:
             there = [entry for entry in entries if not entry.name.startswith(b".")]
+        wanted = class_list(place.parent)
         other = Counter[str]()
         self.names: list[str] = []
         self.parts: Parts = {}
         paths: list[bytes] = []
-        for name in sorted((os.fsdecode(entry.name) for entry in there if entry.is_dir()), key=class_order):
+        folders = [os.fsdecode(entry.name) for entry in there if entry.is_dir()]
+        for name in sorted(set(folders) & set(wanted or folders), key=class_order):
             files = sorted(_images(os.fsencode(place / name), os.fsencode(name) + b"/", other))
             if files:
                 first = (place / os.fsdecode(files[0][0])).read_bytes()  # so that two folders' names can't be swapped
-                self.parts[name] = [len(files), _digest([first, *(b"%b\0%d\0" % file for file in files)])]
+                self.parts[name] = [len(files), digest_of([first, *(b"%b\0%d\0" % file for file in files)])]
                 self.names.append(name)
                 paths += [path for path, _ in files]
         counts = [self.parts[name][0] for name in self.names]
         # arrays, as forked workers share them; of a list each worker would come to own a copy
         self.paths, self.targets = np.array(paths, "S"), np.repeat(np.arange(len(counts)), counts)
         self.passed_over = [f"{count} {suffix} files, which Pillow does not read" for suffix, count in other.items()]
+        if unwanted := len(set(folders) - set(wanted or folders)):
+            self.passed_over.append(f"{unwanted} folders of classes that are not in {CLASSES}")
         strays = sorted(os.fsdecode(entry.name) for entry in there if not entry.is_dir())
         strays = [name for name in strays if _suffix(name) in readable()]
         if strays:
@@ -168,6 +129,44 @@ class ClassFolders(Source):
 
     def where(self, index: int) -> str:
         return os.path.join(self.place, os.fsdecode(self.paths[index]))
+
+
+class Listed(Source):
+    """A split as a list of paths and labels."""
+
+    def __init__(self, file: Path) -> None:
+        import pandas as pd
+
+        try:
+            rows = pd.read_csv(file, dtype=str, keep_default_na=False)
+        except ValueError as error:
+            raise ConfigError(f"{file}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
+        if missing := {"path", "label"} - set(rows):
+            raise ConfigError(f"{file}: no column {min(missing)!r}; a list of images has the columns path and label")
+        wanted = class_list(file.parent)
+        used = rows if wanted is None else rows[rows["label"].isin(wanted)]
+        if used.empty:
+            raise ConfigError(f"{file}: it lists no image" + (f" of a class in {CLASSES}" if len(rows) else ""))
+        self.names = sorted(set(used["label"]), key=class_order)
+        numbers = {name: number for number, name in enumerate(self.names)}
+        self.paths = np.array([os.fsencode(file.parent / path) for path in used["path"]])
+        self.targets = used["label"].map(numbers).to_numpy()
+        sizes = [os.stat(path).st_size for path in self.paths]
+        self.parts = {}
+        for name, group in used.assign(size=sizes).groupby("label"):
+            lines = [f"{path}\0{size}\0".encode() for path, size in zip(group["path"], group["size"], strict=True)]
+            self.parts[str(name)] = [len(lines), digest_of(sorted(lines))]
+        left = len(rows) - len(used)
+        self.passed_over = [f"{left} images of classes that are not in {CLASSES}"] if left else []
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> tuple[BinaryIO, int]:
+        return open(self.where(index), "rb"), int(self.targets[index])
+
+    def where(self, index: int) -> str:
+        return os.fsdecode(self.paths[index])
 
 
 class TarFiles(Source):
@@ -219,9 +218,10 @@ def _place(root: str | None, split: str) -> Path | None:
     if not folder.is_dir():
         raise ConfigError(f"data.root {root!r}: no such folder")
     for name in SPLITS[split]:
-        found = [place for place in (folder / name, folder / f"{name}.tar") if place.exists()]
-        if len(found) == 2:
-            raise ConfigError(f"data.root {root!r} holds both {name}/ and {name}.tar: move one of them away")
+        found = [place for place in (folder / name, folder / f"{name}.tar", folder / f"{name}.csv") if place.exists()]
+        if len(found) > 1:
+            two = " and ".join(place.name + "/" * place.is_dir() for place in found[:2])
+            raise ConfigError(f"data.root {root!r} holds both {two}: move one of them away")
         if found:
             return found[0]
     return None
@@ -234,6 +234,16 @@ def _one_line(place: Path) -> Iterator[None]:
     except OSError as error:
         name = os.fsdecode(error.filename or place)
         raise ConfigError(f"{name}: cannot be read ({error.strerror or error})") from None
+
+
+def class_list(root: str | Path) -> list[str] | None:
+    """The names in `classes.txt`; None where there is none."""
+    if not (file := Path(root).expanduser() / CLASSES).is_file():
+        return None
+    names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(f"{file}: class {twice[0]!r} stands there twice")
+    return names
 
 
 def _tar_files(place: Path) -> list[Path]:
@@ -252,7 +262,7 @@ def _tar_files(place: Path) -> list[Path]:
 
 
 def _tar_parts(tars: list[Path]) -> Parts:
-    return {path.name: [1, _digest([b"%d" % path.stat().st_size])] for path in tars}
+    return {path.name: [1, digest_of([b"%d" % path.stat().st_size])] for path in tars}
 
 
 def _list_tars(place: Path) -> tuple[Any, Any, dict[str, int]]:
@@ -295,11 +305,6 @@ def _images(folder: bytes, prefix: bytes, other: Counter[str]) -> Iterator[tuple
                 other[suffix or "suffixless"] += 1
 
 
-def few(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
@@ -309,10 +314,3 @@ def readable() -> frozenset[str]:
     """Suffixes of the files that Pillow can open."""
     Image.init()
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..config import ConfigError
 from ..rng import derive, permutation
 from ..tasks import Metric, Task, shuffled, sums
 from .datasets import SPLIT_SEED, BrokenImage, class_names, open_split, read_image
-from .image_folder import Parts, Source, number_classes
+from .image_source import Parts, Source, number_classes
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ class ImageClasses(Task):
         super().__init__(config)
         self.recipe, self.classes = recipe, classes
         self.in_chans, self.num_classes = config.channels, config.num_classes
-        self.input_size = (config.image_size, config.image_size)
-        self.small = config.image_size <= IN_MEMORY_UP_TO and transform is None
+        self.input_size = config.input_size[1:]
+        self.small = max(self.input_size) <= IN_MEMORY_UP_TO and transform is None
         self.eval_batch = 500 if self.small else 125  # type: ignore[misc]
         self.evaluation = transform or eval_transform(config)
         self._sources: dict[str, Source] = {}
@@ -159,12 +160,15 @@ class ImageClasses(Task):
     def _read(self, split: str, index: int) -> tuple[Image.Image, int]:
         if (split, index) in self._kept:
             return self._kept[split, index]
-        source, size = self.source(split), self.config.image_size
+        source, size = self.source(split), self.input_size
         image, label = read_image(source, index, self.config.channels)
-        if self.small and len(source) * self.config.channels * size**2 <= IN_MEMORY_BYTES:
+        if self.small and len(source) * self.config.channels * prod(size) <= IN_MEMORY_BYTES:
             from torchvision.transforms import functional as V
 
-            image = V.center_crop(V.resize(image, size, V.InterpolationMode.BICUBIC), [size, size])
+            # the shorter side of a square; of a rectangle, what covers it
+            scale = max(side / own for side, own in zip(size, image.size[::-1], strict=True))
+            fit = size[:1] if size[0] == size[1] else [round(scale * own) for own in image.size[::-1]]
+            image = V.center_crop(V.resize(image, fit, V.InterpolationMode.BICUBIC), size)
             self._kept[split, index] = image, label
         return image, label
 
@@ -203,7 +207,7 @@ def train_transform(config: DataConfig, recipe: Recipe) -> Any:
 
 def eval_transform(config: DataConfig) -> Any:
     return create_transform(
-        (config.channels, config.image_size, config.image_size),
+        config.input_size,
         interpolation="bicubic",
         mean=config.mean,
         std=config.std,

@@ -179,7 +179,7 @@ class RunConfig(Config):
                     "spoils BatchNorm's small variances: lower recipe.ema_decay or set it to null"
                 )
         if isinstance(self.model, BackboneConfig):
-            sizes = self.model.map_sizes(self.data.image_size)
+            sizes = self.model.map_sizes(max(self.data.input_size[1:]))
             for number, (stage, size) in enumerate(zip(self.model.stages, sizes, strict=True), 1):
                 # of each mixer, wherever a kernel stands in it
                 largest = max(map(int, re.findall(r'"kernel_size":(\d+)', stage.model_dump_json())), default=0)

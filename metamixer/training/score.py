@@ -78,13 +78,13 @@ def _own_images(name: str, data: DataConfig, changes: Mapping[str, Any]) -> tupl
     channels, *size = settings["input_size"]
     own = {
         "channels": channels,
-        "image_size": size[-1],
+        "image_size": size,
         "mean": settings["mean"],
         "std": settings["std"],
         "eval_crop": settings["crop_pct"],
     }
     data = override(data, {**own, **changes})
     if "image_size" in changes:
-        size = [data.image_size, data.image_size]
+        size = data.input_size[1:]
     settings.update(input_size=(data.channels, *size), mean=data.mean, std=data.std, crop_pct=data.eval_crop)
     return data, create_transform(**settings)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..config import ConfigError
 from ..ffnet import checkpoint_filter_fn
 from . import checkpoint
-from .image_folder import few
+from .image_source import few
 from .recipe import Weights, file_digest
 from .run_config import RunConfig
 
