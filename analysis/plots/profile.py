@@ -36,7 +36,8 @@ def profile_map(table: pd.DataFrame, metas: dict[str, Meta]) -> Axes:
     axes.set_xticks(axes.get_xticks(), heads)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
-    axes.set(ylabel="", xlabel="above: each task, and its accuracy from chance to solved")
+    axes.xaxis.set_label_position("top")
+    axes.set(ylabel="", xlabel="each task, and its accuracy from chance to solved")
     head(figure, f"{heading(table, metas)}. {legend(table)}", int(12.5 * width))
     return axes
 
