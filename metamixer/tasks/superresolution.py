@@ -107,7 +107,7 @@ class Photographs(Task):
             chosen = [self._patch(pairs[draw[0] % len(pairs)], *draw[1:]) for draw in draws]
         else:
             chosen = [pairs[index] for index in indices.tolist()]
-        small, large = (torch.stack(each).to(device).float() / 255 for each in zip(*chosen, strict=True))
+        small, large = ((torch.stack(each).float() / 255).to(device) for each in zip(*chosen, strict=True))
         return small, large
 
     def _patch(self, pair: Pair, row: int, column: int, turn: int, flip: int, _: int) -> Pair:
