@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from analysis.frame import load
+from analysis.ladder import steps
 from analysis.profile import profile
 from analysis.results import open_runs
 from analysis.statistics import compare
@@ -42,6 +43,21 @@ def test_the_profile(runs):
     assert [round(float(cell.split()[0])) for cell in (attention[0], ffnified[0], ffnified[2], attention[2])] == [
         int(figure) for figure in re.findall(r"(\d+) %", README[README.index("## What it found") :])[:4]
     ]
+
+
+def test_images_where_nothing_else_mixes(runs):
+    _, rows = table("| variant | isotropic")
+    loaded = load(runs, "isotropic_images")
+    found = compare(*loaded)
+    assert set(found["variant"]) == set(rows)
+    for row in found.itertuples():
+        score, difference, verdict = rows[row.variant]
+        assert numbers(score) == pytest.approx([row.mean, row.sd], abs=0.0051) and verdict == row.verdict
+        if verdict != "base":
+            assert numbers(difference) == pytest.approx([row.difference, row.low, row.high], abs=0.0051)
+    step = steps(*loaded).set_index("variant").loc["no_mixing_no_places"]
+    said = re.search(r"worth (\S+) points \[(\S+), (\S+)\]", FINDINGS).groups()
+    assert numbers(" ".join(said)) == pytest.approx([-step.difference, -step.high, -step.low], abs=0.0051)
 
 
 def test_the_dials(runs):
