@@ -61,7 +61,7 @@ class Strips(Task):
         points = signals.to(indices.device)[chosen] + noise
         if self.config.permuted:
             points = points[:, self._order.to(points.device)]
-        # by a tensor: CUDA multiplies by the reciprocal of a plain number, which rounds otherwise (pytorch/pytorch#191495)
+        # by a tensor: CUDA multiplies by a plain number's reciprocal, which rounds otherwise (pytorch/pytorch#191495)
         points = points.float() / torch.tensor(1000.0, device=points.device)
         return points[:, None, None], digits.to(indices.device)[chosen]
 
