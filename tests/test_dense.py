@@ -152,6 +152,11 @@ def test_forecasts_keep_a_windows_level_and_spread(mixer):
     torch.testing.assert_close(fold(model)(x), y, rtol=1e-4, atol=1e-4)
 
 
+def test_a_window_that_is_not_one_row_high_is_refused():
+    with pytest.raises(ConfigError, match="a forecaster's window is 1×steps, not 32×32"):
+        Forecaster(ffnet_forecast(2, dim=4), 12, 2, (32, 32))
+
+
 def test_dlinear_is_two_linear_maps_of_a_moving_average_and_the_rest():
     model = DLinear(DLinearConfig(kernel_size=3), 4, 1, (1, 5))
     series = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])

@@ -1,5 +1,6 @@
 """Runs of segmentation, super-resolution and forecasting: killed and resumed, evaluated, exported, refused."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from metamixer import ConfigError, digest, override
 from metamixer.config import parse
 from metamixer.dense.forecast import ffnet_forecast
 from metamixer.deploy.export import export
-from metamixer.networks import Network
+from metamixer.networks import of_run
 from metamixer.recipes import named_run
 from metamixer.training import checkpoint
 from metamixer.training.folder import RunFolder
@@ -91,15 +92,30 @@ def test_killed_resumed_and_evaluated_it_gives_the_same_bits(configs, name, metr
     assert same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("name, shape", [("garments", "3×32×32"), ("photographs", "3×8×8")])
-def test_networks_are_exported_and_checked(configs, name, shape, tmp_path):
-    config = configs[name]
-    zeros, ones = (0.0,) * 3, (1.0,) * 3
-    network = Network(name, config.build().eval(), config.data.input_size, zeros, ones, config)
-    for format, suffix in (("onnx", ".onnx"), ("coreml", ".mlpackage")):
-        pytest.importorskip("onnxruntime" if format == "onnx" else "coremltools")
-        made = export(network, format, tmp_path / f"{name}{suffix}")
-        assert made.size > 1000 and (format == "coreml" or "outputs differ by at most" in made.checks[0])
+DECODER = {
+    "name": "ffnet",
+    "blocks": {"depth": 1, "width": 16, "token_mixer": "ffnified_attention", "channel_mixer": "ffn"},
+    "resize": "bilinear",
+}
+
+
+@pytest.mark.parametrize("name, changes", [
+    ("garments", {}), ("garments", {"model.decoder": DECODER}), ("photographs", {}), ("forecaster", {}),
+])  # fmt: skip
+def test_networks_are_exported_and_checked(configs, name, changes, tmp_path):
+    pytest.importorskip("onnxruntime")
+    network = of_run(name, override(configs[name], changes))
+    made = export(network, "onnx", tmp_path / f"{name}.onnx")
+    assert float(re.search("differ by at most (.*?) ", made.checks[0])[1]) < 1e-4
+    pytest.importorskip("coremltools")
+    assert "conv" in export(network, "coreml", tmp_path / f"{name}.mlpackage").checks[1]
+
+
+def test_core_ml_refuses_bicubic_interpolation_by_its_name(configs, tmp_path):
+    pytest.importorskip("coremltools")
+    network = of_run("x", override(configs["garments"], {"model.decoder": {**DECODER, "resize": "bicubic"}}))
+    with pytest.raises(ConfigError, match=r"Core ML does not take .*bicubic"):
+        export(network, "coreml", tmp_path / "x.mlpackage")
 
 
 def test_costs_of_the_whole_network_are_shown_by_part():

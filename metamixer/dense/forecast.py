@@ -54,7 +54,7 @@ class Forecaster(nn.Module):
         img_size: 1 and the steps of a window.
 
     Raises:
-        ConfigError: the width of the blocks is not variables · dim.
+        ConfigError: the width of the blocks is not variables · dim, or a window is not one row high.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class Forecaster(nn.Module):
         dim, stage = config.dim, config.blocks
         if stage.width != in_chans * dim:
             raise ConfigError(f"blocks.width {stage.width}: {in_chans} variables of dim {dim} make {in_chans * dim}")
+        if img_size[0] != 1:
+            raise ConfigError(f"a forecaster's window is 1×steps, not {img_size[0]}×{img_size[1]}")
         self.dim, self.pad = dim, config.patch - config.stride
         tokens = (img_size[1] + self.pad - config.patch) // config.stride + 1
         site = Site(stage.width, 1, tokens, "blocks", seed)
