@@ -24,7 +24,7 @@ from metamixer.rng import derive, permutation
 from metamixer.tasks.fashion import FASHION_MNIST
 from metamixer.training import images as images_module
 from metamixer.training.data import Data, default_workers
-from metamixer.training.datasets import read_image
+from metamixer.training.datasets import open_split, read_image
 from metamixer.training.images import train_transform
 from metamixer.training.statistics import statistics
 from metamixer.training.surroundings import SurroundingsError
@@ -466,6 +466,21 @@ def test_a_data_set_that_timm_opens(tmp_path, side):
     assert torch.cat([y for _, y in found.batches(0)]).bincount().tolist() == [4] * 10
     last = [np.asarray(found.task.source("test").open(i)[0]) for i in range(9)]
     assert np.array_equal(last, images)  # the last split written
+
+
+def test_of_a_set_without_validation_the_test_split_is_evaluated(folder, monkeypatch):
+    """As `datasets` 5.2 refuses a split; it was tried with that package, which the environment does not have."""
+    asked = []
+
+    def create(name, root, split, is_training=False):
+        asked.append(split)
+        if split == "validation":
+            raise ValueError("Unknown split \"validation\". Should be one of ['train', 'test'].")
+        return ImageFolder(folder / "validation")
+
+    monkeypatch.setattr("metamixer.training.datasets.create_dataset", create)
+    config = override(RUN, streamed(folder, **{"data.name": "hfds/mine", "data.num_classes": 3})).data
+    assert len(open_split(config, "test")) == 7 and asked == ["validation", "test"]
 
 
 def test_a_torchvision_folder_is_the_same_as_ours(folder):
