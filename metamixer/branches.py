@@ -52,13 +52,16 @@ def equalize(model: nn.Module, ratio: float, input_size: tuple[int, int, int]) -
     """Scale weights so that every token mixer's branch has `ratio` times its input's standard deviation, on noise.
 
     The weights are those of layer scale, else of the mixer's last layer, else of the norm in front of the mixer. The
-    factors have three digits, so that rounding errors of the measurement change nothing.
+    factors have three digits, so that rounding errors of the measurement change nothing. On the meta device, where
+    only sizes matter, nothing is scaled.
 
     Raises:
         ConfigError: a mixer ends without weights, or starts at zero; or there is none.
     """
     if not any(isinstance(module, Block) for module in model.modules()):
         raise ConfigError("recipe.branch_ratio: the network has no token mixers; set it to null")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return
 
     def scale(name: str, block: Block, x: Tensor) -> None:
         found = _ratio(block.token_branch(x), x)

@@ -137,6 +137,15 @@ def test_a_run_that_costs_the_same_already_stays_the_same():
     assert matched(relu, RUN, "macs") == relu
 
 
+def test_equal_starts_do_not_change_the_widths():
+    """Of a network without numbers no branch can be measured: this once ended in a traceback."""
+    base = named_run("recall")
+    variant = override(base, {"model.stages.*.token_mixer": "pooling"})
+    equal = {"recipe.branch_ratio": 0.5}
+    found = matched(override(variant, equal), override(base, equal), "macs")
+    assert found == override(matched(variant, base, "macs"), equal)
+
+
 def test_a_match_that_cannot_be_had_says_how_near_it_came():
     # eight heads of a channel pair each leave steps of 8 channels, and nothing else to scale
     heads = preset("attention", query_key={"name": "scaled_dot", "head_dim": 2})
