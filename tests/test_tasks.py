@@ -227,6 +227,15 @@ def test_a_users_own_task_is_checked(body, tmp_path, monkeypatch):
     assert {name for name, passed in rows.items() if not passed} == set(FAULTS[body])
 
 
+def test_a_metric_that_is_not_measured_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("metamixer.tasks.task.TASKS", dict(TASKS))
+    own = OWN.replace("BODY", GOOD).replace("solved=95.0),)", 'solved=95.0), Metric("f1", "F1"))')
+    (tmp_path / "own.py").write_text(own)
+    load_module(str(tmp_path / "own.py"))
+    rows = {row.name: row for row in check_task("sign")}
+    assert rows["metrics"].detail.endswith("`measure` gives accuracy, loss, but no f1")
+
+
 def test_a_task_without_an_oracle_fails_that_row(monkeypatch):
     monkeypatch.setattr(TASKS["shift"], "solve", Probe.solve)
     rows = {row.name: row for row in check_task("shift")}

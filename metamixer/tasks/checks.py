@@ -117,14 +117,25 @@ def _oracle(task: Task, inputs: Tensor, answers: Tensor) -> str:
     return f"{metric.name} {got:g} {metric.unit} by the definition"
 
 
+def _metrics(task: Task, inputs: Tensor, answers: Tensor) -> str:
+    found = task.measure(task.tally(_random(task, answers), answers))
+    missing = [name for name in (*(metric.name for metric in task.metrics), "loss") if name not in found]
+    assert not missing, f"`measure` gives {', '.join(found)}, but no {', '.join(missing)}"
+    return ", ".join(f"{name} {value:.3g}" for name, value in found.items()) + " for random outputs"
+
+
 def _loss(task: Task, inputs: Tensor, answers: Tensor) -> str:
-    like = answers if answers.is_floating_point() else _as_outputs(task, answers.clamp(0))
-    outputs = torch.randn(like.shape, requires_grad=True)
+    outputs = _random(task, answers).requires_grad_()
     loss = task.loss(outputs, answers)
     loss.backward()
     assert loss.ndim == 0 and bool(loss.isfinite()), "the loss is no finite number"
     assert outputs.grad is not None and bool(outputs.grad.any()), "the loss has no gradient"
     return f"{float(loss.detach()):.3g} for random outputs"
+
+
+def _random(task: Task, answers: Tensor) -> Tensor:
+    like = answers if answers.is_floating_point() else _as_outputs(task, answers.clamp(0))
+    return torch.randn(like.shape)
 
 
 def _as_outputs(task: Task, classes: Tensor) -> Tensor:
@@ -140,4 +151,5 @@ _PROMISES: dict[str, Callable[[Task, Tensor, Tensor], str]] = {
     "chance": _chance,
     "oracle": _oracle,
     "loss": _loss,
+    "metrics": _metrics,
 }
