@@ -107,6 +107,24 @@ def crossed(differences: np.ndarray) -> Paired:
     return Paired(mean, by_seed.std(-1, ddof=1), mean - half, mean + half, p)
 
 
+def spearman(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float]:
+    """Spearman's correlation, its interval from low to high, and the p of no correlation.
+
+    The interval is Bonett and Wright's ("Sample size requirements for estimating Pearson, Kendall and Spearman
+    correlations", 2000): Fisher's z with variance (1 + r²/2)/(n − 3). There is none, and no p, for fewer than five
+    pairs, nor for a correlation of 1, of which so few pairs can't be sure. All are NaN where nothing varies.
+    """
+    n, unknown = len(x), float("nan")
+    if n < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+        return unknown, unknown, unknown, unknown
+    r = float(stats.spearmanr(x, y).statistic)
+    if n < 5 or abs(r) > 1 - 1e-12:
+        return r, unknown, unknown, unknown
+    z, error = np.arctanh(r), np.sqrt((1 + r**2 / 2) / (n - 3))
+    low, high = np.tanh(z + error * stats.norm.ppf([0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]))
+    return r, float(low), float(high), float(2 * stats.norm.sf(abs(z) / error))
+
+
 def false_positives(values: np.ndarray, draws: int = 2000) -> float:
     """Share of random splits of runs of one and the same network, shape (2n,), that a paired t test calls different.
 

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pandas as pd
 from rich.table import Table
-from scipy import stats
 
 from .frame import each
-from .intervals import CONFIDENCE
+from .intervals import spearman
 from .latency import SETTING, ways
 from .tables import count, plural, terminal
 
@@ -31,8 +29,7 @@ def correlations(rows: pd.DataFrame) -> pd.DataFrame:
 
     A runtime that was timed in several ways (devices, threads, ...) has a row for each, named by `latency.ways`.
     Networks of any resolution count, each pair once, unfolded ones not. Rows without the measure are left out. The
-    interval is Bonett and Wright's (2000): Fisher's z with variance (1 + r²/2)/(n − 3). There is none for fewer than
-    five networks, nor for a correlation of 1, of which so few networks can't be sure.
+    interval is that of `intervals.spearman`.
     """
     found = []
     folded = rows[~rows["network"].str.endswith(" unfolded")]
@@ -40,21 +37,9 @@ def correlations(rows: pd.DataFrame) -> pd.DataFrame:
         group = group.drop_duplicates(["network", "resolution"], keep="last")
         for measure, column in MEASURES.items():
             known = group[group[column].notna()]
-            r, low, high = spearman(known[column].to_numpy(float), known["median_ms"].to_numpy(float))
+            r, low, high, _ = spearman(known[column].to_numpy(float), known["median_ms"].to_numpy(float))
             found.append((runtime, measure, len(known), r, low, high))
     return pd.DataFrame(found, columns=["runtime", "measure", "n", "spearman", "low", "high"])
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Spearman's correlation and its interval; NaN where there is none."""
-    n = len(x)
-    if n < 3 or len(set(x)) < 2 or len(set(y)) < 2:
-        return math.nan, math.nan, math.nan
-    r = float(stats.spearmanr(x, y).statistic)
-    if n < 5 or abs(r) > 1 - 1e-12:
-        return r, math.nan, math.nan
-    half = stats.norm.ppf(0.5 + CONFIDENCE / 2) * math.sqrt((1 + r**2 / 2) / (n - 3))
-    return r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
 
 def ranks(rows: pd.DataFrame) -> list[tuple[int, int]]:

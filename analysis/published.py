@@ -18,6 +18,11 @@ from .latency import published as published_latencies
 _TABLE = Path(__file__).parent / "published.csv"
 
 
+def published_mixers() -> pd.DataFrame:
+    """Top-1 on ImageNet of networks that differ in their token mixer alone (S12), or besides in little (S18)."""
+    return pd.read_csv(_TABLE.with_name("published_mixers.csv"))
+
+
 def published() -> pd.DataFrame:
     """One row per published result: the columns of runs, and `family`, `distilled`, `source` and `counted`.
 

@@ -28,26 +28,27 @@ SCORES = {
 }
 
 
-def write_task(root, task, scores, config=None, courses=(), **metric):
+def write_task(root, task, scores, config=None, courses=(), grid="probes", mixers=(), **metric):
     """A grid on one task; `scores` of each variant's seeds, `courses` the validation scores of each of 3 epochs."""
     metric = {"name": "accuracy", "label": "accuracy", "unit": "%", "decimals": 2, "chance": 6.25, **metric}
     runs = []
     for name, values in scores.items():
         for seed, value in enumerate(values):
-            folder = root / key(task, name, seed)
+            folder = root / key(grid, task, name, seed)
             folder.mkdir()
             both = {"accuracy": value, "loss": 0.1}
             result = {"state": "done", "epochs": 3, "weights": "raw", "metric": "accuracy", **both, "raw": both}
-            content = {"schema": 2, "config": {"data": {"task": config or {"name": task}}}}
-            (folder / "config.json").write_text(json.dumps(content))
+            network = {"blocks": [{"token_mixer": dict(mixers).get(name, {"name": name})}]}
+            content = {"data": {"task": config or {"name": task}}, "model": network}
+            (folder / "config.json").write_text(json.dumps({"schema": 2, "config": content}))
             (folder / "result.json").write_text(json.dumps({**result, "seconds": 1.0, "macs": 1000, "parameters": 10}))
             course = dict(courses).get((name, seed), ())
             rows = [{"epoch": n, "step": 100 * n, "val_accuracy": at} for n, at in enumerate(course, 1)]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             runs.append({"hash": folder.name, "variant": name, "seed": seed, "on": None, "changes": {}})
-    manifest = {"schema": 2, "grid": "probes", "data": task, "base": "attention", "metric": metric, "runs": runs}
+    manifest = {"schema": 2, "grid": grid, "data": task, "base": "attention", "metric": metric, "runs": runs}
     (root / "grids").mkdir(exist_ok=True)
-    (root / "grids" / f"probes@{task}.json").write_text(json.dumps(manifest))
+    (root / "grids" / f"{grid}@{task}.json").write_text(json.dumps(manifest))
 
 
 @pytest.fixture

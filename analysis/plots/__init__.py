@@ -2,6 +2,7 @@
 
 `accuracy`: accuracy against what it costs. `ladder`: what each step changed. `slots`: main
 effects and interactions of a factorial, and what slots cost. `profile`: what each variant can do, and how far.
+`prediction`: whether probes tell what a mixer is worth elsewhere.
 `curves`: how training went. `inside`: what a network looks at, and answers that are pictures. The only modules of the
 package that load matplotlib, which `plt` is.
 """
@@ -12,6 +13,7 @@ from .accuracy import accuracy_by_variant, accuracy_vs, accuracy_vs_latency, pic
 from .curves import learning_curves
 from .inside import examples, receptive_fields
 from .ladder import waterfall
+from .prediction import correlations, worth_by_level
 from .profile import dial_curves, profile_map
 from .slots import cell_means, interactions, main_effects, slot_costs
 from .theme import save
@@ -21,6 +23,7 @@ __all__ = [
     "accuracy_vs",
     "accuracy_vs_latency",
     "cell_means",
+    "correlations",
     "dial_curves",
     "examples",
     "interactions",
@@ -34,4 +37,5 @@ __all__ = [
     "save",
     "slot_costs",
     "waterfall",
+    "worth_by_level",
 ]

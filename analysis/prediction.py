@@ -1,0 +1,131 @@
+"""Do probes predict what a mixer is worth on images? Rank correlations over the mixers that grids have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .folders import read_json
+from .frame import each, load, plural, settings
+from .intervals import holm, spearman, verdicts
+from .profile import profile
+from .published import published_mixers
+from .statistics import compare
+from .tables import markdown
+
+ALL = "mean of all"  # the mean level over all probes, as a probe of its own
+SIGNS = {"better": " ▲", "worse": " ▼", "hint": " ?"}
+
+
+def mixers(runs: pd.DataFrame) -> dict[str, str]:
+    """The first token mixer of each variant's network, as a text by which grids find what they have in common.
+
+    Widths and head sizes are left out: they follow from the network around a mixer.
+    """
+    found = {}
+    for row in each(runs.drop_duplicates("variant")):
+        mixer = _token_mixer((read_json(f"{row.folder}/config.json")[0] or {}).get("config", {}).get("model"))
+        if mixer is not None:
+            found[row.variant] = json.dumps(_without_heads(mixer), sort_keys=True)
+    return found
+
+
+def _token_mixer(node: Any) -> Any:
+    if isinstance(node, dict) and "token_mixer" in node:
+        return node["token_mixer"]
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return next((mixer for mixer in map(_token_mixer, inner) if mixer is not None), None)
+
+
+def _without_heads(node: Any) -> Any:
+    return {k: _without_heads(v) for k, v in node.items() if k != "head_dim"} if isinstance(node, dict) else node
+
+
+def points(root: str | Path, probes: Iterable[str], outcomes: Iterable[str]) -> pd.DataFrame:
+    """One row per outcome, mixer and probe: `levels` on the grids `probes`, and `worths` in `outcomes`."""
+    return worths(root, outcomes).merge(levels(root, probes), on="mixer")
+
+
+def levels(root: str | Path, grids: Iterable[str]) -> pd.DataFrame:
+    """How far each mixer gets on each probe: `variant`, `mixer`, `task`, `score` and `level` (0 chance, 1 solved).
+
+    A mixer that several grids ran counts once, in the first of them. The task `ALL` is the mean level of those mixers
+    that ran on all probes. Grids that never ran are left out.
+    """
+    parts = [pd.DataFrame(columns=["variant", "mixer", "task", "mean", "level"])]
+    for grid in (grid for grid in grids if settings(root, grid)):
+        table, metas = profile(root, grid)
+        names = mixers(load(root, grid, next(iter(metas)))[0])
+        parts.append(table.assign(mixer=table["variant"].map(names)))
+    table = pd.concat(parts).dropna(subset=["mixer", "mean"]).drop_duplicates(["mixer", "task"])
+    table["variant"] = table.groupby("mixer")["variant"].transform("first")
+    table = table.rename(columns={"mean": "score"})[["variant", "mixer", "task", "score", "level"]]
+    wide = table.pivot(index=["variant", "mixer"], columns="task", values="level").dropna()
+    of_all = wide.mean(axis=1).rename("level").reset_index().assign(task=ALL)
+    return pd.concat([table, of_all.assign(score=of_all["level"])], ignore_index=True)
+
+
+def worths(root: str | Path, outcomes: Iterable[str]) -> pd.DataFrame:
+    """What mixers are worth: `outcome` ("GRID@DATA"), `mixer`, `worth` (more is better), its `error` over seeds."""
+    parts = []
+    for outcome in outcomes:
+        grid, data = outcome.split("@")
+        runs, meta = load(root, grid, data, missing="empty")
+        table = compare(runs, meta) if len(runs) else pd.DataFrame(columns=["variant", "mean", "sd", "n"])
+        table = table.assign(outcome=outcome, mixer=table["variant"].map(mixers(runs)).astype(object))
+        table["worth"], table["error"] = meta.metric.sign * table["mean"], table["sd"] / table["n"] ** 0.5
+        parts.append(table.dropna(subset=["mixer", "worth"]).drop_duplicates("mixer"))
+    return pd.concat(parts, ignore_index=True)[["outcome", "mixer", "worth", "error"]]
+
+
+def correlations(points: pd.DataFrame) -> pd.DataFrame:
+    """A row for each outcome and probe: `spearman` over `n` mixers, `low` to `high`, `p`, `p_holm` and `verdict`.
+
+    Holm's correction is over the probes of an outcome. `reliable` is the share of the variance of the mixers' means
+    that is not noise over seeds: with little of it, no probe can predict.
+
+    """
+    rows = []
+    for (outcome, task), own in points.groupby(["outcome", "task"], sort=False):
+        r, low, high, p = spearman(own["score"].to_numpy(), own["worth"].to_numpy())
+        reliable = max(0.0, 1 - (own["error"] ** 2).mean() / own["worth"].var())
+        rows.append((outcome, task, len(own), r, low, high, p, reliable))
+    table = pd.DataFrame(rows, columns=["outcome", "task", "n", "spearman", "low", "high", "p", "reliable"])
+    table["p_holm"] = table.groupby("outcome")["p"].transform(lambda p: holm(p.to_numpy()))
+    return table.assign(verdict=verdicts(table, "spearman"))
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The correlations, one row per probe and one column per outcome, and what a reader must know of them."""
+    said = [
+        f"{row.spearman:+.2f} [{row.low:+.2f}, {row.high:+.2f}]{SIGNS.get(row.verdict, '')}".replace("-", "−")
+        if row.low == row.low
+        else f"too few ({row.n})" if row.n < 5 else "–"
+        for row in each(table)
+    ]  # fmt: skip
+    wide = table.assign(said=said).pivot(index="task", columns="outcome", values="said")
+    wide = wide.loc[table["task"].unique(), table["outcome"].unique()].fillna("–").reset_index(names="probe")
+    lines = [
+        "Spearman's rank correlation over mixers [95 %]. ▲ ▼: not zero after Holm's correction over the probes; ? a "
+        "hint. –: all mixers score alike on the probe."
+    ]
+    for outcome, own in table.groupby("outcome", sort=False):
+        most = own.loc[own["n"].idxmax()]
+        lines.append(
+            f"{outcome}: {plural(most['n'], 'mixer')}; {100 * most['reliable']:.0f} % of the variance of their means "
+            "is not noise over seeds."
+        )
+    return "\n".join([markdown(wide), "", *(f"{line}  " for line in lines)])
+
+
+def beside_published(points: pd.DataFrame, outcome: str) -> str:
+    """Published accuracies of mixers that differ in nothing else, beside their worth and levels here; in Markdown."""
+    known = points[points["outcome"] == outcome]
+    wide = known.pivot(index="variant", columns="task", values="level").map("{:.0%}".format)
+    wide.insert(0, outcome, known.drop_duplicates("variant").set_index("variant")["worth"].map("{:.2f}".format))
+    table = published_mixers().join(wide[[outcome, *points["task"].unique()]], on="mixer").fillna("–")
+    return markdown(table.drop(columns="source"))
