@@ -124,7 +124,8 @@ def test_on_nothing_it_says_so(play, name):
     said, _ = play(name, **({} if name == "08" else {"DATA": "digits"}))
     cell, words = EMPTY[name]
     assert words in said[cell]
-    assert name == "08" or "Left out, no grid" in said["runs"] and "no grid was launched there yet" in said["runs"]
+    if name != "08":
+        assert "Left out, no grid" in said["runs"] and "no grid was launched there yet" in said["runs"]
 
 
 @pytest.mark.parametrize("name, grid", [("01", "ffnification"), ("02", "ffnification"), ("03", "ffnification"),
