@@ -122,10 +122,10 @@ def to_markdown(table: pd.DataFrame) -> str:
     return "\n".join([markdown(wide), "", *(f"{line}  " for line in lines)])
 
 
-def beside_published(points: pd.DataFrame, outcome: str) -> str:
-    """Published accuracies of mixers that differ in nothing else, beside their worth and levels here; in Markdown."""
-    known = points[points["outcome"] == outcome]
-    wide = known.pivot(index="variant", columns="task", values="level").map("{:.0%}".format)
-    wide.insert(0, outcome, known.drop_duplicates("variant").set_index("variant")["worth"].map("{:.2f}".format))
-    table = published_mixers().join(wide[[outcome, *points["task"].unique()]], on="mixer").fillna("–")
-    return markdown(table.drop(columns="source"))
+def beside_published(points: pd.DataFrame) -> str:
+    """Published accuracies of mixers, beside their worth and their levels on probes here; in Markdown."""
+    table = published_mixers().drop(columns="source")
+    for column, value, form in (("outcome", "worth", "{:.2f}"), ("task", "level", "{:.0%}")):
+        found = points.drop_duplicates(["variant", column]).pivot(index="variant", columns=column, values=value)
+        table = table.join(found[points[column].unique()].map(form.format, na_action="ignore"), on="mixer")
+    return markdown(table.fillna("–"))

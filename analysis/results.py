@@ -205,10 +205,11 @@ def readme(folder: str | Path) -> str:
         states = [(read_json(found)[0] or {}).get("state") for found in root.glob("*/result.json")]
         runs = ", ".join(f"{states.count(state)} {state}" for state in ("done", "failed") if state in states)
         made = [read_json(found)[0] or {} for found in sorted(root.glob("*/environment.json"))]
-        versions = [
-            f"{key} {' and '.join(dict.fromkeys(str(of.get(key) or 'unknown').split('+')[0][:10] for of in made))}"
-            for key in ("python", "torch", "timm", "cpu", "commit")
-        ]
+        versions = []
+        for key in ("python", "torch", "timm", "cpu", "gpu", "commit"):
+            values = [str(of.get(key) or "unknown").split("+")[0] for of in made if key != "gpu" or of.get(key)]
+            if values:
+                versions.append(f"{key} {' and '.join(value[:16] for value in dict.fromkeys(values))}")
         versions += ["some with changes that were not committed"] * any(of.get("dirty") for of in made)
         said = ", ".join(versions) if made else ""
         name = path.name.removesuffix(SUFFIX)

@@ -64,7 +64,8 @@ def test_a_small_pack_keeps_every_figure_but_predictions_and_times(root, tmp_pat
     row = {"epoch": 1, "val_top1": 50.25, "seconds": 1.5, "images_per_second": 2e-05}
     (root / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     results.write(tmp_path / "packs", [results.of_grid(root, "ffnification", "digits", small=True)])
-    opened = results.open_runs(tmp_path / "packs")
+    (tmp_path / "packs" / "other@digits.tar.xz").write_bytes(b"not opened, as it has another name")
+    opened = results.open_runs(tmp_path / "packs", "ffnification")
     loaded, original = (frame.load(place, "ffnification", with_config=True)[0] for place in (opened, root))
     pd.testing.assert_frame_equal(loaded.drop(columns="folder"), original.drop(columns="folder"))
     assert json.loads((opened / name / "metrics.jsonl").read_text()) == {"epoch": 1, "val_top1": 50.25}
