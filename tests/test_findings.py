@@ -7,12 +7,14 @@ import pytest
 
 from analysis.frame import load
 from analysis.ladder import steps
-from analysis.profile import profile
+from analysis.profile import cells, profile
 from analysis.results import open_runs
 from analysis.statistics import compare
+from analysis.tables import markdown
 
 ROOT = Path(__file__).parent.parent
-FINDINGS, README, PROBES = [(ROOT / name).read_text() for name in ("docs/findings.md", "README.md", "docs/probes.md")]
+PAGES = ("README.md", "docs/findings.md", "docs/probes.md", "docs/profile.md")
+README, FINDINGS, PROBES, PROFILE = [(ROOT / name).read_text() for name in PAGES]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,22 @@ def test_images_where_nothing_else_mixes(runs):
     step = steps(*loaded).set_index("variant").loc["no_mixing_no_places"]
     said = re.search(r"worth (\S+) points \[(\S+), (\S+)\]", FINDINGS).groups()
     assert numbers(" ".join(said)) == pytest.approx([-step.difference, -step.high, -step.low], abs=0.0051)
+
+
+def test_the_profile_of_every_mixer():
+    """The table of docs/profile.md as a whole, and the figures of its text."""
+    runs = open_runs(ROOT / "notebooks" / "results" / "catalogue_profile")
+    found, metas = profile(runs, "catalogue_profile")
+    assert markdown(cells(found, metas).reset_index()) in PROFILE
+    assert f"{len(list(runs.glob('*/result.json')))} runs" in PROFILE.replace(",", "")
+    means = found.pivot(index="variant", columns="task", values="mean")
+    recall, relation = means["recall"], means["relation"]
+    dynamic = ["attention", "relu_attention", "sigmoid_attention", "linear_attention", "xca", "gated_attention", "rmt"]
+    dynamic += ["differential_attention", "agent_attention", "shvit", "inline"]
+    assert set(recall.index[recall > 98.5]) == set(dynamic)
+    assert set(means.index[(recall > 98.5) & (relation > 94)]) == {"rmt", "agent_attention", "inline"}
+    local = relation[["rmt", "agent_attention", "inline", "mala", "rala", "polaformer"]]
+    assert local.round().between(94, 97).all()
 
 
 def test_the_dials(runs):
