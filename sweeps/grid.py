@@ -302,9 +302,9 @@ class LoadedGrid:
 
 def data_label(data: str, overrides: dict[str, Any]) -> str:
     """Name of a key of bases with overrides, fit for a file: `digits`, `digits+recipe.epochs=3`."""
-    if not overrides:
+    text = ",".join(f"{key}={value}" for key, value in sorted(overrides.items()) if key != "tensorboard")
+    if not text:
         return data
-    text = ",".join(f"{key}={value}" for key, value in sorted(overrides.items()))
     safe = "".join(c if c.isalnum() or c in "=.,-_" else "_" for c in text)
     if len(safe) > 60:
         safe = safe[:48] + "-" + hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

@@ -63,7 +63,7 @@ class RunConfig(Config):
 
     `modules` are those of the loaded users' files that the run uses; they are found, not given. `initial` weights are
     for fine-tuning: the optimizer and the moving average start anew from them. `threads` are those of each process on a
-    CPU, which the last digits depend on.
+    CPU, which the last digits depend on. `tensorboard` logs the metrics for TensorBoard too; no hash holds it.
     """
 
     modules: tuple[UserModule, ...] = ()
@@ -74,6 +74,7 @@ class RunConfig(Config):
     seed: int = Field(default=0, ge=0)
     initial: Weights | None = None
     threads: int = Field(default=1, ge=1)
+    tensorboard: bool = False
 
     @model_validator(mode="after")
     def _find_modules(self) -> "RunConfig":
@@ -138,6 +139,7 @@ class RunConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         values = super().identity()
+        del values["tensorboard"]
         values["modules"] = [module["digest"] for module in values["modules"]]
         values["data"] = self.data.identity()
         for key in _YOUNGER:

@@ -24,6 +24,7 @@ from torch import nn
 from ..config import ConfigError
 from ..cost import sizes
 from . import checkpoint, provenance
+from .board import Board
 from .data import Data
 from .distributed import ALONE, ProcessLost, World, joined, lost_another
 from .evaluate import Predictions, evaluate
@@ -143,6 +144,7 @@ class Trainer:
         self.learner = Learner(config, device, self.data.steps, world, state, data.task.classes)
         if world.first:
             self._record_environment(state is not None)
+        self.board = Board(folder.path, self.learner.step) if config.tensorboard and world.first else None
         self.seconds: float = state["seconds"] if state else 0.0
         self.row: dict[str, Any] = state["row"] if state else {}  # the newest of metrics
         self.best: dict[str, Any] = state["best"] if state else {}  # epoch and score of the best weights so far
@@ -206,6 +208,8 @@ class Trainer:
         self._record_broken_images()
         if self.world.first:
             self.folder.append_metrics(self.row)
+        if self.board:
+            self.board.add(self.row)
         learner.loss_sum.zero_()
         self._save(self.seconds)
         if self.after_epoch is not None:
