@@ -1,6 +1,7 @@
 """Every preset and baseline against an independent reference: timm's module, weights copied, or a naive loop.
 
-References return what the mixer should; they run in double precision on random weights and statistics.
+References return what the mixer should; they run in double precision on random weights and statistics. Those that
+are not here are in `benchmarks/authors.py`.
 """
 
 import math
@@ -9,25 +10,13 @@ from functools import partial
 import pytest
 import torch
 from timm.layers import GatedMlp, Mlp
-from timm.layers.diff_attention import DiffAttention
-from timm.models import (
-    convnext,
-    efficientvim,
-    efficientvit_mit,
-    fastvit,
-    focalnet,
-    mambaout,
-    metaformer,
-    shvit,
-    starnet,
-    swiftformer,
-    xcit,
-)
+from timm.models import convnext, efficientvit_mit, fastvit, mambaout, metaformer, starnet, swiftformer, xcit
 from timm.models.mlp_mixer import SpatialGatingUnit
 from timm.models.vision_transformer import Attention
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.authors import AUTHORS
 from metamixer import Backbone, Baseline, ConfigError, Site, StageConfig, build_mixer, override, register, resolve_mixer
 from metamixer.architecture import hybrid
 from metamixer.checks import find
@@ -85,14 +74,15 @@ def test_agrees_with_reference(name, size):
     mixer = build(name, size)
     x = torch.randn(2, DIM, *size, dtype=torch.double)
     with torch.no_grad():
-        y, expected = mixer(x), REFERENCES[name](mixer, x)
+        y = mixer(x)
+        expected = REFERENCES[name](mixer, x) if name in REFERENCES else AUTHORS[name](mixer)(x)
     assert y.shape == x.shape
     assert (y - expected).norm() / expected.norm() < 1e-5
     assert name == "identity" or (y - x).norm() > 1e-2 * x.norm()
 
 
 def test_every_mixer_has_a_reference():
-    assert REFERENCES.keys() == PRESETS.keys() | BASELINES.keys()
+    assert REFERENCES.keys() | AUTHORS.keys() == PRESETS.keys() | BASELINES.keys()
     assert not PRESETS.keys() & BASELINES.keys()
 
 
@@ -247,20 +237,6 @@ def distance(i, j, x):
     return abs(i // width - j // width) + abs(i % width - j % width)
 
 
-def finish(value, y, v, x, gate=torch.clone):
-    """What authors do with the sums of values: add the local path, multiply by the gate, project."""
-    y = y if value.local is None else y + depthwise(value.local, v)
-    y = y if value.gate is None else y * gate(conv1(value.gate[0], x))
-    return conv1(value.proj, y)
-
-
-@reference("gated_attention")
-def _(mixer, x):
-    q, k, v = (heads(t) for t in qkv(mixer, x))
-    y = F.scaled_dot_product_attention(q, k, v)
-    return finish(mixer.coefficient_value, unheads(y, x), None, x, nn.Sigmoid())
-
-
 @reference("rmt")
 def _(mixer, x):
     q, k, v = (heads(t) for t in qkv(mixer, x))
@@ -271,42 +247,8 @@ def _(mixer, x):
         for i in range(n):
             for j in range(n):
                 scores[:, head, i, j] += math.log(decay ** distance(i, j, x))
-    y = unheads(scores.softmax(-1) @ v, x)
-    return finish(mixer.coefficient_value, y, unheads(v, x), x)
-
-
-@reference("differential_attention")
-def _(mixer, x):
-    value, factors = mixer.coefficient_value, mixer.activation.factors
-    timm = DiffAttention(DIM, num_heads=3, qkv_bias=True).double().eval()
-    copy(timm.qkv, mixer.query.proj, mixer.query_key.key, value.value)
-    copy(timm.proj, value.proj)
-    timm.lambda_init = 0.8
-    timm.sub_norm.weight.copy_(value.norm.weight[:, 0])
-    for name, factor in zip(("q1", "k1", "q2", "k2"), factors, strict=True):
-        getattr(timm, f"lambda_{name}").data = factor
-    return to_map(timm(tokens(x)), x)
-
-
-@reference("agent_attention")
-def _(mixer, x):
-    value = mixer.coefficient_value
-    q, k, v = conv1(mixer.query.proj, x), conv1(value.key, x), conv1(value.value, x)
-    agents = heads(F.adaptive_avg_pool2d(q, 7)) / HEAD**0.5
-    found = (agents @ heads(k).transpose(-2, -1)).softmax(-1) @ heads(v)
-    y = (heads(q) @ agents.transpose(-2, -1)).softmax(-1) @ found
-    return finish(value, unheads(y, x), v, x)
-
-
-@reference("shvit")
-def _(mixer, x):
-    timm = shvit.SHSA(DIM, 16, DIM // 4).double().eval()
-    layers = [mixer.query.proj[1], mixer.query_key.key[1], mixer.coefficient_value.value[1]]
-    for target, sources in ((timm.qkv, layers), (timm.proj[1], [mixer.coefficient_value.proj])):
-        copy(target.c, *(source.conv for source in sources))
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            getattr(target.bn, name).copy_(torch.cat([getattr(source.norm, name) for source in sources]))
-    return timm(x)
+    value, y = mixer.coefficient_value, unheads(scores.softmax(-1) @ v, x)
+    return conv1(value.proj, y + depthwise(value.local, unheads(v, x)))
 
 
 @reference("slide_attention")
@@ -337,19 +279,6 @@ def _(mixer, x):
     return conv1(mixer.coefficient_value.proj, y)
 
 
-def linear_attention(q, k, v):
-    """Positive q, k and v, (B, heads, N, d), as in the code of MLLA, RALA and PolaFormer."""
-    z = 1 / (q @ k.mean(-2, keepdim=True).transpose(-2, -1) + 1e-6)
-    return q @ (k.transpose(-2, -1) @ v / q.shape[2]) * z
-
-
-@reference("mlla")
-def _(mixer, x):
-    q, k = F.elu(conv1(mixer.query.proj, x)) + 1, F.elu(conv1(mixer.query_key.key, x)) + 1
-    y = linear_attention(heads(q), heads(k), heads(x))
-    return finish(mixer.coefficient_value, unheads(y, x), x, x, nn.SiLU())
-
-
 @reference("inline")
 def _(mixer, x):
     q, k, v = (heads(t) for t in qkv(mixer, x))
@@ -369,53 +298,6 @@ def _(mixer, x):
     return conv1(value.proj, y + torch.cat(local))
 
 
-@reference("mala")
-def _(mixer, x):
-    q, k, v = qkv(mixer, x)
-    q, k = heads(F.elu(q) + 1), heads(F.elu(k) + 1)
-    n, scale = q.shape[2], HEAD**-0.5
-    z = q @ k.mean(-2, keepdim=True).transpose(-2, -1) * scale
-    y = q @ (k.transpose(-2, -1) @ heads(v) * scale / n) * (1 + 1 / (z + 1e-6))
-    y = y - z * heads(v).mean(-2, keepdim=True)
-    return finish(mixer.coefficient_value, unheads(y, x), v, x)
-
-
-@reference("rala")
-def _(mixer, x):
-    q, k, v = qkv(mixer, x)
-    q, k = heads(F.elu(q) + 1), heads(F.elu(k) + 1)
-    weights = (q.mean(-2, keepdim=True) @ k.transpose(-2, -1) * HEAD**-0.5).softmax(-1).transpose(-2, -1)
-    y = linear_attention(q, k * weights * q.shape[2], heads(v))
-    return finish(mixer.coefficient_value, unheads(y, x), v, x)
-
-
-@reference("polaformer")
-def _(mixer, x):
-    q, k, v = qkv(mixer, x)
-    scale, power = F.softplus(mixer.query_key.spread), 1 + 4 * mixer.query_key.power.sigmoid()
-    plus, minus = (lambda t: heads(F.relu(t / scale) ** power)), (lambda t: heads(F.relu(-t / scale) ** power))
-    keys = torch.cat([plus(k), minus(k)], -1)
-    first, second = heads(v).chunk(2, -1)
-    equal = linear_attention(torch.cat([plus(q), minus(q)], -1), keys, first)
-    opposite = linear_attention(torch.cat([minus(q), plus(q)], -1), keys, second)
-    return finish(mixer.coefficient_value, unheads(torch.cat([equal, opposite], -1), x), v, x)
-
-
-@reference("non_causal_ssd")
-def _(mixer, x):
-    value, layers = mixer.coefficient_value, (mixer.query, mixer.query_key, mixer.coefficient_value)
-    projections = (mixer.query.proj, mixer.query_key.key, value.value)
-    parts = zip(projections, layers, strict=True)
-    q, k, v = (F.silu(depthwise(layer.ending[0], conv1(projection, x))) for projection, layer in parts)
-    dt = F.softplus(conv1(value.step, x)).flatten(2)  # (B, heads, N)
-    values = heads(v, 32)
-    weighed = values * (-dt * value.rate.exp()[:, 0])[..., None]
-    y = tokens(q)[:, None] @ (tokens(k)[:, None].transpose(-2, -1) @ weighed) + values * value.factor
-    y = F.layer_norm(y.transpose(1, 2).flatten(2), [2 * DIM], value.layer_norm.weight, value.layer_norm.bias, 1e-6)
-    y = y.transpose(1, 2).reshape(v.shape)
-    return conv1(value.proj, y * conv1(value.gate[0], x))
-
-
 def delta_rule(mixer, x, decay):
     """The recurrence over the raster: decay, read, correct, write, answer."""
     key, value = mixer.query_key, mixer.coefficient_value
@@ -429,7 +311,8 @@ def delta_rule(mixer, x, decay):
         state = state + torch.einsum("bhk,bhv->bhkv", k[:, :, i], error * beta[:, :, i, None])
         y[:, :, i] = torch.einsum("bhk,bhkv->bhv", q[:, :, i], state)
     y = y * (y.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * value.norm.weight[:, 0]
-    return finish(value, unheads(y, x), None, x, nn.SiLU())
+    y = unheads(y, x)
+    return conv1(value.proj, y if value.gate is None else y * F.silu(conv1(value.gate[0], x)))
 
 
 @reference("delta_net")
@@ -594,40 +477,6 @@ def _(mixer, x):
             window = padded[:, channel, i : i + x.shape[2], j : j + x.shape[3]]
             y[:, channel] += weights[:, channel // 8, offset] * window
     return y
-
-
-@reference("focalnet")
-def _(mixer, x):
-    timm, key = focalnet.FocalModulation(DIM, 3, 2).double(), mixer.query_key
-    copy(timm.f, mixer.coefficient_value.value, mixer.query.proj, key.gate)
-    copy(timm.h, key.key)
-    copy(timm.proj, mixer.coefficient_value.proj)
-    for target, link in zip(timm.focal_layers, key.links, strict=True):
-        copy(target[0], link)
-    return timm(x)
-
-
-@reference("hornet")
-def _(mixer, x):
-    value = mixer.coefficient_value
-    first, second = depthwise(mixer.query_key.key, conv1(mixer.query.proj, x)).split([DIM // 2, DIM], 1)
-    return conv1(value.proj, conv1(value.widen, conv1(value.value, x) * first) * second)
-
-
-@reference("efficient_vim")
-def _(mixer, x):
-    value, key = mixer.coefficient_value, mixer.query_key
-    timm = efficientvim.HSMSSD(DIM, state_dim=64).double()
-    for target, read, written in (
-        (timm.BCdt_proj.conv, key.key, value.weights[0]),
-        (timm.dw.conv, key.spread, value.weights[1]),
-    ):
-        number, share = written.weight.chunk(2)
-        target.weight.copy_(torch.cat([number, read.weight, share]).reshape(target.weight.shape))
-    copy(timm.hz_proj.conv, value.value)
-    copy(timm.out_proj.conv, value.proj)
-    timm.D.fill_(value.direct)
-    return timm(x)[0]
 
 
 # ---- dynamic keys, static values
