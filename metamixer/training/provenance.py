@@ -19,7 +19,7 @@ from .folder import RunFolder
 PACKAGE = Path(__file__).parents[1]
 # files that training runs through but that no number depends on
 _WITHOUT_PART = set(
-    "checkpoint data_config folder preload provenance run_config score show signals state statistics "
+    "board checkpoint data_config folder preload provenance run_config score show signals state statistics "
     "surroundings".split()
 )
 
