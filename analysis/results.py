@@ -39,7 +39,7 @@ _VERSIONS = ("python", "torch", "timm", "numpy", "pillow", "cpu", "threads", "de
 
 
 def open_runs(folder: str | Path, *names: str) -> Path:
-    """A folder of runs: `folder` itself, or where it holds packs, a temporary one with their runs.
+    """A folder of runs: `folder` itself, or where it or folders in it hold packs, a temporary one with their runs.
 
     Args:
         names: the grids whose packs are opened (a search: `search-NAME`); all of them if none is given.
@@ -48,8 +48,10 @@ def open_runs(folder: str | Path, *names: str) -> Path:
         ValueError: a pack that is damaged.
     """
     packs = sorted(Path(folder).glob(f"*{SUFFIX}"))
-    chosen = [path for path in packs if not names or path.name.split("@")[0] in names]
-    return _unpacked(*chosen) if packs else Path(folder)
+    if not packs:
+        return Path(folder)
+    packs += sorted(Path(folder).glob(f"*/*{SUFFIX}"))
+    return _unpacked(*(path for path in packs if not names or path.name.split("@")[0] in names))
 
 
 def _unpacked(*packs: Path) -> Path:
