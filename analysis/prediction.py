@@ -7,18 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .folders import read_json
 from .frame import each, load, plural, settings
 from .intervals import holm, spearman, verdicts
-from .profile import profile
+from .profile import SIGNS, profile
 from .published import published_mixers
 from .statistics import compare
 from .tables import markdown
 
 ALL = "mean of all"  # the mean level over all probes, as a probe of its own
-SIGNS = {"better": " ▲", "worse": " ▼", "hint": " ?"}
 
 
 def mixers(runs: pd.DataFrame) -> dict[str, str]:
@@ -86,13 +86,12 @@ def correlations(points: pd.DataFrame) -> pd.DataFrame:
     """A row for each outcome and probe: `spearman` over `n` mixers, `low` to `high`, `p`, `p_holm` and `verdict`.
 
     Holm's correction is over the probes of an outcome. `reliable` is the share of the variance of the mixers' means
-    that is not noise over seeds: with little of it, no probe can predict.
-
+    that is not noise over seeds: with little of it, no probe can predict. NaN where one seed ran.
     """
     rows = []
     for (outcome, task), own in points.groupby(["outcome", "task"], sort=False):
         r, low, high, p = spearman(own["score"].to_numpy(), own["worth"].to_numpy())
-        reliable = max(0.0, 1 - (own["error"] ** 2).mean() / own["worth"].var())
+        reliable = np.maximum(0, 1 - (own["error"] ** 2).mean() / own["worth"].var())
         rows.append((outcome, task, len(own), r, low, high, p, reliable))
     table = pd.DataFrame(rows, columns=["outcome", "task", "n", "spearman", "low", "high", "p", "reliable"])
     table["p_holm"] = table.groupby("outcome")["p"].transform(lambda p: holm(p.to_numpy()))
@@ -102,8 +101,8 @@ def correlations(points: pd.DataFrame) -> pd.DataFrame:
 def to_markdown(table: pd.DataFrame) -> str:
     """The correlations, one row per probe and one column per outcome, and what a reader must know of them."""
     said = [
-        f"{row.spearman:+.2f} [{row.low:+.2f}, {row.high:+.2f}]{SIGNS.get(row.verdict, '')}".replace("-", "−")
-        if row.low == row.low
+        f"{row.spearman:+.2f} [{row.low:+.2f}, {row.high:+.2f}] {SIGNS.get(row.verdict, '')}".replace("-", "−").rstrip()
+        if pd.notna(row.low)
         else f"too few ({row.n})" if row.n < 5 else "–"
         for row in each(table)
     ]  # fmt: skip
@@ -113,12 +112,9 @@ def to_markdown(table: pd.DataFrame) -> str:
         "Spearman's rank correlation over mixers [95 %]. ▲ ▼: not zero after Holm's correction over the probes; ? a "
         "hint. –: all mixers score alike on the probe."
     ]
-    for outcome, own in table.groupby("outcome", sort=False):
-        most = own.loc[own["n"].idxmax()]
-        lines.append(
-            f"{outcome}: {plural(most['n'], 'mixer')}; {100 * most['reliable']:.0f} % of the variance of their means "
-            "is not noise over seeds."
-        )
+    for row in each(table.sort_values("n").drop_duplicates("outcome", keep="last").sort_index()):
+        share = f"{100 * row.reliable:.0f} % of the variance of their means is not noise over seeds"
+        lines.append(f"{row.outcome}: {plural(row.n, 'mixer')}; {'one seed' if pd.isna(row.reliable) else share}.")
     return "\n".join([markdown(wide), "", *(f"{line}  " for line in lines)])
 
 

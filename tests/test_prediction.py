@@ -62,7 +62,7 @@ def test_correlations_are_scipys_over_the_mixers_in_common(points, scores):
 def test_table_and_pictures_say_it(points):
     table = prediction.correlations(points)
     text = prediction.to_markdown(table)
-    assert "| majority | – |" in text and "elsewhere@images: 12 mixers; 100 % of the variance" in text
+    assert "| majority | – |" in text and "elsewhere@images: 12 mixers; 100 % of the variance of their means is" in text
     assert text.count("▲ |") == (table["verdict"] == "better").sum() > 0
     few = prediction.to_markdown(prediction.correlations(points[points["variant"].isin(NAMES[:4])]))
     assert "| recall | too few (4) |" in few

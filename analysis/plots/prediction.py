@@ -31,10 +31,10 @@ def correlations(table: pd.DataFrame) -> np.ndarray:
             part.errorbar(rows["spearman"], at, xerr=reach, fmt="o", color=VARIANT, capsize=3, markeredgewidth=1.6,
                           markerfacecolor=_FILLS.get(str(verdict), "white"))  # fmt: skip
         part.axvline(0, color=INK, linewidth=0.8)
-        part.set(xlim=(-1, 1), yticks=range(len(tasks)), yticklabels=tasks, ylim=(len(tasks) - 0.5, -0.5))
+        part.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), ylim=(len(tasks) - 0.5, -0.5))
+        part.set_yticks(range(len(tasks)), tasks)
         part.set_xlabel(f"{outcome}\n{own['n'].max() if len(own) else 'too few'} mixers")
-    said = "Spearman's rank correlation with each probe, 95 % interval; full: not zero after Holm, pale: a hint"
-    head(figure, said, 34 + 30 * parts)
+    head(figure, "Rank correlation with each probe, 95 %; full: not zero after Holm, pale: a hint", 28 + 32 * parts)
     return axes[0]
 
 
@@ -50,7 +50,7 @@ def worth_by_level(points: pd.DataFrame, outcome: str, task: str = ALL) -> Axes:
     own = points[(points["outcome"] == outcome) & (points["task"] == task)]
     axes = new(10, 6.4)[1]
     title(axes, f"{outcome}: {len(own)} mixers")
-    axes.set(xlabel=f"level on probes, {task}: 0 is chance, 1 is solved", ylabel=f"{outcome}, mean over seeds")
+    axes.set(xlabel=f"level on {task}: 0 is chance, 1 is solved", ylabel=f"{outcome}, mean over seeds")
     if not len(own):
         return nothing(axes, "no mixer has finished both")
     axes.errorbar(own["level"], own["worth"], own["error"], fmt="o", color=VARIANT, ecolor=QUIET, markersize=5)
