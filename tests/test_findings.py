@@ -60,6 +60,10 @@ def test_images_where_nothing_else_mixes(runs):
     step = steps(*loaded).set_index("variant").loc["no_mixing_no_places"]
     said = re.search(r"worth (\S+) points \[(\S+), (\S+)\]", FINDINGS).groups()
     assert numbers(" ".join(said)) == pytest.approx([-step.difference, -step.high, -step.low], abs=0.0051)
+    row = found.set_index("variant")
+    scores, gain = [row.loc[name, "mean"] for name in ("no_mixing", "attention")], row.loc["ffnified_attention"]
+    assert "({:.2f} and {:.2f} %)".format(*scores) in README and gain["verdict"] == "better"
+    assert f"gains {gain['difference']:.2f} points" in README and f"worth {-step.difference:.2f}." in README
 
 
 def test_the_profile_of_every_mixer():
@@ -74,6 +78,8 @@ def test_the_profile_of_every_mixer():
     dynamic += ["differential_attention", "agent_attention", "shvit", "inline"]
     assert set(recall.index[recall > 98.5]) == set(dynamic)
     assert set(means.index[(recall > 98.5) & (relation > 94)]) == {"rmt", "agent_attention", "inline"}
+    counts = (recall > 98).sum(), (relation > 94).sum(), ((recall > 98) & (relation > 94)).sum()
+    assert len(means) == 49 and counts == (11, 20, 3)  # as in the README
     local = relation[["rmt", "agent_attention", "inline", "mala", "rala", "polaformer"]]
     assert local.round().between(94, 97).all()
 
@@ -106,4 +112,3 @@ def test_the_ladder_on_fashion_mnist(runs):
         assert verdict == row.verdict
         if verdict != "base":
             assert numbers(difference) == pytest.approx([row.difference, row.low, row.high], abs=0.0051)
-    assert f"({numbers(rows['no_mixing'][2])[0]:.2f} and {numbers(rows['attention'][2])[0]:.2f} %)" in README
