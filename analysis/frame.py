@@ -106,9 +106,8 @@ def load(
         missing: where there is no such grid, or nothing of it can be read, raise or give an empty frame and a `Meta`
             that says so (for notebooks).
 
-    Raises:
-        ValueError: there is no such grid (the line lists those that there are), it ran on several data sets and none
-            is named, its manifest can't be read, or it declares no runs.
+    Raises ValueError: there is no such grid (the line lists those that there are), it ran on several data sets and none
+    is named, its manifest can't be read, or it declares no runs.
     """
     root = Path(root)
     manifest, problems = _manifest(root, grid, data)

@@ -49,8 +49,7 @@ class Inside:
 def network(folder: str | Path, name: str = "") -> Inside:
     """The network of a run's folder with its reported weights; where they are not kept, untrained.
 
-    Raises:
-        ConfigError: no run there, or weights that do not fit.
+    Raises ConfigError: no run there, or weights that do not fit.
     """
     folder = Path(folder)
     name = name or folder.name

@@ -26,8 +26,7 @@ def profile(root: str | Path, grid: str) -> tuple[pd.DataFrame, dict[str, Meta]]
     together, and `task`; `level` (where the mean stands: 0 chance, 1 solved); and where bases are one task at several
     values of a parameter, the task's `kind`, that parameter as `dial`, and its value as `at`.
 
-    Raises:
-        ValueError: the grid ran on no task that can be solved.
+    Raises ValueError: the grid ran on no task that can be solved.
     """
     parts, metas, configs = [], {}, {}
     for _, data in settings(root, grid):

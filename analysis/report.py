@@ -41,9 +41,8 @@ pre {{ font-size: .85rem; white-space: pre-wrap; }} .prompt, .anchor-link {{ dis
 def write_report(root: str | Path, grid: str, data: str | None = None, out: str | Path | None = None) -> Path:
     """Run the notebook on a grid and write its page; beside the grid's other files if `out` is None.
 
-    Raises:
-        ValueError: no such grid, or it ran on several data sets and `data` names none; papermill or nbconvert is
-            missing; the page can't be written.
+    Raises ValueError: no such grid, or it ran on several data sets and `data` names none; papermill or nbconvert is
+    missing; the page can't be written.
     """
     try:
         import papermill

@@ -44,8 +44,7 @@ def open_runs(folder: str | Path, *names: str) -> Path:
     Args:
         names: the grids whose packs are opened (a search: `search-NAME`); all of them if none is given.
 
-    Raises:
-        ValueError: a pack that is damaged.
+    Raises ValueError: a pack that is damaged.
     """
     packs = sorted(Path(folder).glob(f"*{SUFFIX}"))
     if not packs:
@@ -94,8 +93,7 @@ def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = (),
         small: without predictions and the times of epochs, for grids of thousands of runs. Intervals are then over
             seeds alone.
 
-    Raises:
-        ValueError: no such grid, no finished run, or weights that are not kept.
+    Raises ValueError: no such grid, no finished run, or weights that are not kept.
     """
     root = Path(root)
     runs, _ = load(root, grid, data, with_config=True)
@@ -124,8 +122,7 @@ def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = (),
 def of_search(root: str | Path, name: str, data: str) -> Pack:
     """A search as a pack for `write`: what was searched and its trials, each with how it ended; without their runs.
 
-    Raises:
-        ValueError: no such search.
+    Raises ValueError: no such search.
     """
     folder = find_search(Path(root), name, data)
     place = f"searches/{folder.name}"
@@ -168,8 +165,7 @@ def _npz(arrays: dict[str, np.ndarray]) -> bytes:
 def write(out: str | Path, packs: list[Pack]) -> list[Path]:
     """Write packs into the folder `out`, and its `README.md` anew; returns the packs' files.
 
-    Raises:
-        ValueError: the folder can't be written.
+    Raises ValueError: the folder can't be written.
     """
     out = Path(out)
     paths = [write_pack(out / f"{pack.name}{SUFFIX}", pack.files) for pack in packs]

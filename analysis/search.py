@@ -42,8 +42,7 @@ def load_study(
         data: the key of its bases; the only one it has if None.
         missing: "empty" gives a study without trials where there is no such search.
 
-    Raises:
-        ValueError: no such search, or several; the line says which there are.
+    Raises ValueError: no such search, or several; the line says which there are.
     """
     try:
         folder = find_search(Path(root), name, data)
@@ -154,8 +153,7 @@ def importances_picture(study: optuna.Study) -> Axes:
 def export(study: optuna.Study, path: Path) -> None:
     """Write the study into a new SQLite file, which optuna-dashboard opens.
 
-    Raises:
-        ValueError: the file is there already, or can't be written.
+    Raises ValueError: the file is there already, or can't be written.
     """
     if path.exists():
         raise ValueError(f"{path}: there already; name another file, or remove it")

@@ -59,8 +59,7 @@ class Scores:
 def scores(runs: pd.DataFrame, meta: Meta) -> Scores:
     """The results of a grid in `meta.metric`, each variant at its best learning rate.
 
-    Raises:
-        ValueError: no such metric.
+    Raises ValueError: no such metric.
     """
     column, name = meta.metric.name, meta.declared.name
     numeric = [name for name in runs.columns if pd.api.types.is_float_dtype(runs[name])]
@@ -121,8 +120,7 @@ def compare(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     Args:
         runs: as `frame.load` gives them, with their `meta`; `meta.by(COLUMN)` compares by another metric.
 
-    Raises:
-        ValueError: no such metric.
+    Raises ValueError: no such metric.
     """
     of = scores(runs, meta)
     variants = [str(name) for name in of.values.index]

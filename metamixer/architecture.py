@@ -115,8 +115,7 @@ class BackboneConfig(BlockConfig):
     def map_sizes(self, image_size: int) -> tuple[int, ...]:
         """Height of the maps in each stage, for square images.
 
-        Raises:
-            ConfigError: patches do not fill the image or a map.
+        Raises ConfigError: patches do not fill the image or a map.
         """
         sizes = [_divided(image_size, self.stem_stride, self.stem != "patch", "the image")]
         for _ in self.stages[1:]:

@@ -113,8 +113,7 @@ class Backbone(nn.Module):
         seed: what all initial values follow from (`initialise.py`); torch's own generator if None.
         init: the spread of initial weights.
 
-    Raises:
-        ValueError: operations whose sizes do not fit each other.
+    Raises ValueError: operations whose sizes do not fit each other.
     """
 
     def __init__(

@@ -55,8 +55,7 @@ def equalize(model: nn.Module, ratio: float, input_size: tuple[int, int, int]) -
     factors have three digits, so that rounding errors of the measurement change nothing. On the meta device, where
     only sizes matter, nothing is scaled.
 
-    Raises:
-        ConfigError: a mixer ends without weights, or starts at zero; or there is none.
+    Raises ConfigError: a mixer ends without weights, or starts at zero; or there is none.
     """
     if not any(isinstance(module, Block) for module in model.modules()):
         raise ConfigError("recipe.branch_ratio: the network has no token mixers; set it to null")

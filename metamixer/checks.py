@@ -40,8 +40,7 @@ def find(value: Any, dim: int = 64) -> Candidate:
     An operation stands in the first preset that has it, else in the first whose slot it can take. Where several slots
     have an operation of the name, `SLOT.NAME` says which, e.g. `query_key.linear`.
 
-    Raises:
-        ConfigError: nothing of that name, parameters that it does not take, or an operation that fits no preset.
+    Raises ConfigError: nothing of that name, parameters that it does not take, or an operation that fits no preset.
     """
     parameters = {key: each for key, each in value.items() if key != "name"} if isinstance(value, dict) else {}
     full = value.get("name") if isinstance(value, dict) else value

@@ -50,8 +50,7 @@ class Config(BaseModel):
 def parse(cls: type[C], values: Any, where: str = "") -> C:
     """Validate `values` (JSON types, tuples or configs) as a `cls`.
 
-    Raises:
-        ConfigError: one line that names the key, what was given and what would be right.
+    Raises ConfigError: one line that names the key, what was given and what would be right.
     """
     try:
         text = json.dumps(values, default=_encode)
@@ -102,8 +101,7 @@ def override(config: C, changes: dict[str, Any]) -> C:
             for all of them: `{"model.stages.*.token_mixer.activation": "relu"}`. A key below a null makes a new
             configuration there: `{"initial.source": "last.pt"}`.
 
-    Raises:
-        ConfigError: a key that does not exist, or a value that does not fit.
+    Raises ConfigError: a key that does not exist, or a value that does not fit.
     """
     values = config.to_dict()
     for key in changes:
@@ -162,8 +160,7 @@ def _assign(node: Any, path: list[str], value: Any, key: str) -> None:
 def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
     """A command line's `KEY=VALUE`s by their keys.
 
-    Raises:
-        ConfigError: one is no assignment, or a key is given twice.
+    Raises ConfigError: one is no assignment, or a key is given twice.
     """
     found: dict[str, Any] = {}
     for text in texts:
@@ -177,11 +174,7 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def from_text(text: str) -> Any:
-    """A name as it is; JSON where the text begins with a brace.
-
-    Raises:
-        ConfigError: no JSON.
-    """
+    """A name as it is; JSON where the text begins with a brace. Raises ConfigError: no JSON."""
     if not text.lstrip().startswith("{"):
         return text
     try:

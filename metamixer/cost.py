@@ -84,8 +84,7 @@ def count(model: nn.Module, input_size: tuple[int, int, int], inplace: bool = Fa
     Args:
         inplace: fold `model` itself, not a copy; twice as fast.
 
-    Raises:
-        ValueError: the network holds an operation that nothing counts; the line names it.
+    Raises ValueError: the network holds an operation that nothing counts; the line names it.
     """
     return total(by_layer(model, input_size, inplace).values())
 

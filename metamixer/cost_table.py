@@ -70,8 +70,7 @@ def _grouped(costs: dict[str, Cost], key: Callable[[str], str]) -> dict[str, Cos
 def print_costs(network: Network, layers: bool = False, console: Console | None = None) -> None:
     """Print what one image costs: by stage, by slot where there are slots, with `layers` by module.
 
-    Raises:
-        ValueError: an operation that nothing counts.
+    Raises ValueError: an operation that nothing counts.
     """
     console = console or Console()
     costs = by_layer(network.model, network.input_size)

@@ -37,8 +37,7 @@ def read(
         report: called with the file, the line and the reason for each row that is torn or that `make` refuses. The
             others are read all the same.
 
-    Raises:
-        OSError: the file can't be read.
+    Raises OSError: the file can't be read.
     """
     try:
         with open(path, encoding="utf-8", errors="replace") as file:

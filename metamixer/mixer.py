@@ -38,8 +38,7 @@ __all__ = [
 def resolve_mixer(value: Any) -> MetaMixerConfig | OperationConfig:
     """A mixer from the name of a preset or a baseline, its four slots, or a baseline's `name` and parameters.
 
-    Raises:
-        ConfigError: none of these, an unknown operation or parameter, or slots that do not fit.
+    Raises ConfigError: none of these, an unknown operation or parameter, or slots that do not fit.
     """
     if isinstance(value, MetaMixerConfig):
         return value

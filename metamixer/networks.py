@@ -66,11 +66,7 @@ class Held:
 
 
 def size_of(text: str | None) -> Size | None:
-    """Height and width from a command line: `224`, or `224x320` for a rectangle.
-
-    Raises:
-        ConfigError: neither.
-    """
+    """Height and width from a command line: `224`, or `224x320` for a rectangle. Raises ConfigError: neither."""
     sides = (text or "").replace("×", "x").split("x")
     if text is None:
         return None
@@ -91,8 +87,7 @@ def find_network(
         trained: load what a run's folder has reported, the average of the weights or the last ones.
         source: weights of a timm model: a checkpoint's file, or "pretrained" for timm's own.
 
-    Raises:
-        ConfigError: no such name, a size that the network can't have, or weights that do not fit.
+    Raises ConfigError: no such name, a size that the network can't have, or weights that do not fit.
     """
     size = (size, size) if isinstance(size, int) else size
     if source is not None and not timm.is_model(name):
@@ -172,8 +167,7 @@ def _of_timm(name: str, size: Size | None, state: State | None = None, source: s
 def timm_model(name: str, state: State | None = None, source: str = "", **arguments: Any) -> Any:
     """A timm model; with the weights of `source`, it has their classes and channels unless `arguments` say others.
 
-    Raises:
-        ConfigError: the weights do not fit.
+    Raises ConfigError: the weights do not fit.
     """
     if state is None:
         return timm.create_model(name, **arguments)
@@ -209,8 +203,7 @@ def held_by(source: str, network: str | None = None) -> Held:
     Args:
         network: timm name of the network that a checkpoint of unknown name belongs to.
 
-    Raises:
-        ConfigError: no such checkpoint, a damaged one, or one of a network that is not known.
+    Raises ConfigError: no such checkpoint, a damaged one, or one of a network that is not known.
     """
     path = Path(source)
     folder = path if path.is_dir() else path.parent

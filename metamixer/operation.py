@@ -215,8 +215,7 @@ O = TypeVar("O", bound=type[Operation])  # noqa: E741
 def register(cls: O) -> O:
     """Make an operation known by its `name` in its slot.
 
-    Raises:
-        ConfigError: the class has no name, no layout, no `Config` of its own kind, or its name is taken.
+    Raises ConfigError: the class has no name, no layout, no `Config` of its own kind, or its name is taken.
     """
     where = f"{cls.__module__}.{cls.__qualname__}"
     if not (isinstance(cls, type) and issubclass(cls, Operation) and hasattr(cls, "slot")):
@@ -239,8 +238,7 @@ def register(cls: O) -> O:
 def resolve(slot: Slot, value: Any) -> OperationConfig:
     """The configuration of an operation from a name, a dict with a `name`, or a ready configuration.
 
-    Raises:
-        ConfigError: no such operation, or no such parameter; the line names those that exist.
+    Raises ConfigError: no such operation, or no such parameter; the line names those that exist.
     """
     if isinstance(value, OperationConfig):
         value = value.to_dict()

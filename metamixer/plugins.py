@@ -48,8 +48,7 @@ _loaded: dict[str, Plugin] = {}  # by digest
 def load_module(source: str | Path) -> ModuleType:
     """Run a .py file, whose classes then stand in the registries; again only if its code has changed.
 
-    Raises:
-        ConfigError: no such file, or one that fails; the line says where.
+    Raises ConfigError: no such file, or one that fails; the line says where.
     """
     path = Path(source).expanduser().resolve()
     if path.suffix != ".py" or not path.is_file():
@@ -63,8 +62,7 @@ def load_module(source: str | Path) -> ModuleType:
 def load_copy(folder: Path, name: str, digest: str) -> None:
     """Have a run's copy of a user's file ready for `active`; classes that stand in the registries stay there.
 
-    Raises:
-        ConfigError: the copy is missing or was edited.
+    Raises ConfigError: the copy is missing or was edited.
     """
     if digest in _loaded:
         return
@@ -117,9 +115,8 @@ def _load(path: Path, copy: bool) -> Plugin:
 def add(registry: dict[str, Any], cls: Any) -> None:
     """Put a class into a registry under its `name`.
 
-    Raises:
-        ConfigError: another class has the name. The same class of the same file again is a reload after an edit, and of
-            a run's copy another version of it.
+    Raises ConfigError: another class has the name. The same class of the same file again is a reload after an edit, and
+    of a run's copy another version of it.
     """
     known = registry.get(cls.name)
     plugin = _plugin(cls)
@@ -171,8 +168,7 @@ def _strings(node: Any) -> Iterator[str]:
 def active(digests: Collection[str]) -> Iterator[None]:
     """Let the classes of these loaded files stand in the registries, in place of other versions of them.
 
-    Raises:
-        ConfigError: one of them is not loaded.
+    Raises ConfigError: one of them is not loaded.
     """
     replaced = []
     for digest in digests:
@@ -192,8 +188,7 @@ def active(digests: Collection[str]) -> Iterator[None]:
 def code_digest(path: Path) -> str:
     """16 hexadecimal digits of a Python file's code; comments, docstrings and formatting do not count.
 
-    Raises:
-        ConfigError: the file holds no Python; the line says where.
+    Raises ConfigError: the file holds no Python; the line says where.
     """
     try:
         tree = ast.parse(path.read_bytes())

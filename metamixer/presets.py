@@ -211,8 +211,7 @@ BASELINES: dict[str, Mixer] = {
 def preset(name: str, **changes: Any) -> Mixer:
     """A preset or a registered baseline with some of its slots (of a baseline: parameters) replaced.
 
-    Raises:
-        ConfigError: no such preset or baseline; the line lists those there are.
+    Raises ConfigError: no such preset or baseline; the line lists those there are.
     """
     baselines = REGISTRY["baseline"]
     if name not in PRESETS and name not in baselines:

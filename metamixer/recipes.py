@@ -118,8 +118,7 @@ def named_run(name: str, overrides: Mapping[str, Any] | None = None, runs: Path 
         overrides: changes by dotted key, as `metamixer.override` takes them.
         runs: folder of the runs, where those lie that this one builds on.
 
-    Raises:
-        ConfigError: no such name, a change that does not fit, or a run that it builds on is missing.
+    Raises ConfigError: no such name, a change that does not fit, or a run that it builds on is missing.
     """
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
@@ -143,8 +142,7 @@ def named_run(name: str, overrides: Mapping[str, Any] | None = None, runs: Path 
 def configured_run(name: str, overrides: Mapping[str, Any], runs: Path) -> RunConfig:
     """A named run, or the one in a `config.json`, with some keys changed.
 
-    Raises:
-        ConfigError: no such name or file, or one that does not make a run.
+    Raises ConfigError: no such name or file, or one that does not make a run.
     """
     if not name.endswith(".json"):
         return named_run(name, overrides, runs)

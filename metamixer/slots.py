@@ -140,8 +140,7 @@ def fast_path(
     `build_mixer` then uses it for exactly these classes. It shares parameters and their names with the slots,
     and `trace` still goes slot by slot.
 
-    Raises:
-        ConfigError: another class does this already.
+    Raises ConfigError: another class does this already.
     """
 
     def add(cls: M) -> M:

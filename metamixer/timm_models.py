@@ -85,8 +85,7 @@ def build_timm(
 ) -> nn.Module:
     """The network of a configuration. It pools as timm has it; `init` is for the mixers alone.
 
-    Raises:
-        ConfigError: timm does not take the arguments, or a mixer does not fit its place.
+    Raises ConfigError: timm does not take the arguments, or a mixer does not fit its place.
     """
     if not global_pool:
         raise ConfigError(f"timm model {config.timm!r} answers once for an image; this task asks for every cell")
@@ -128,9 +127,8 @@ def replace_mixers(
     Returns:
         The names of what was replaced.
 
-    Raises:
-        ConfigError: nothing has such a name; a module that changes the size of its input; or a mixer that does not
-            fit.
+    Raises ConfigError: nothing has such a name; a module that changes the size of its input; or a mixer that does not
+    fit.
     """
     config = resolve_mixer(mixer)
     there = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in TOKEN_MIXERS]

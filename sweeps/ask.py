@@ -47,8 +47,7 @@ INTERRUPTED = 2  # runs of one launch, until it proposes no more: something arou
 def print_search(definition: Definition) -> None:
     """Print a search's question, parameters, aim and limits. Writes nothing.
 
-    Raises:
-        ConfigError: no draw makes a run, there is nothing to choose, or a known configuration is none.
+    Raises ConfigError: no draw makes a run, there is nothing to choose, or a known configuration is none.
     """
     search, base = definition.search, definition.base
     for name in search.known:
@@ -91,8 +90,7 @@ class Asker:
     def __init__(self, root: Path, definition: Definition, wanted: int) -> None:
         """Make the search's folder or find it.
 
-        Raises:
-            ConfigError: the folder can't be written, or holds a search that differs in more than its question.
+        Raises ConfigError: the folder can't be written, or holds a search that differs in more than its question.
         """
         self.root, self.definition, self.wanted = root, definition, wanted
         self.folder, self.about = root / "searches" / f"{definition.name}@{definition.data}", definition.about()
@@ -128,8 +126,7 @@ class Asker:
     def open_runs(self, at_least: int = 0) -> list[PlannedRun]:
         """The runs of trials that have not ended, of which proposals make `at_least` as long as more are wanted.
 
-        Raises:
-            ConfigError: hundreds of proposals in a row make no run or cost too much.
+        Raises ConfigError: hundreds of proposals in a row make no run or cost too much.
         """
         with launch_lock(self.root):
             while True:
@@ -167,8 +164,7 @@ class Asker:
     def _propose(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         """The row of a configuration that was not tried yet; None if the search's function gives no other.
 
-        Raises:
-            ConfigError: nothing that was proposed makes a run.
+        Raises ConfigError: nothing that was proposed makes a run.
         """
         search, tried = self.definition.search, {row["hash"] for row in rows}
         for name in search.known:
@@ -194,8 +190,7 @@ class Asker:
     def _row(self, number: int, trial: Proposing, source: str, tried: set[str]) -> dict[str, Any] | None:
         """What is recorded of a proposal, latencies only if its other costs are allowed; None if it was tried.
 
-        Raises:
-            ValueError: its parameters make no run.
+        Raises ValueError: its parameters make no run.
         """
         asked = self._asked(trial)
         config = override(self.definition.base, asked["changes"])
@@ -265,8 +260,7 @@ def search_on_slurm(
 
     Jobs run on without this process; a later call goes on with them.
 
-    Raises:
-        ConfigError: SLURM can't be asked, or the trials may take more than `max_gpu_hours`.
+    Raises ConfigError: SLURM can't be asked, or the trials may take more than `max_gpu_hours`.
     """
     cluster.check_budget([(profile, asker.left())], max_gpu_hours)
     size = scheduler.max_array_size()

@@ -58,8 +58,7 @@ def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[
         targets: names of grids or searches, beginnings of hashes (8 digits or more) or names of variants.
         data: a key of the grid's bases; all that were launched if None.
 
-    Raises:
-        ConfigError: nothing of this name was launched.
+    Raises ConfigError: nothing of this name was launched.
     """
     entries = []
     for path in sorted((root / "grids").glob("*.json")):

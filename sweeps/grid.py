@@ -93,8 +93,7 @@ class Grid(Config):
             data: a key of `bases`; the first if None.
             overrides: changes by dotted key.
 
-        Raises:
-            ConfigError: no such key, or changes that do not make a run.
+        Raises ConfigError: no such key, or changes that do not make a run.
         """
         overrides = overrides or {}
         if data is not None and data not in self.bases:
@@ -127,9 +126,8 @@ class Grid(Config):
             lrs: in place of the grid's own; none if empty.
             scale: makes a run with other widths of a run, the base and the measure; `iso_cost.matched` if None.
 
-        Raises:
-            ConfigError: no such data or variant, a variant that does not make a valid run, or variants that change more
-                than they declare (one line for each).
+        Raises ConfigError: no such data or variant, a variant that does not make a valid run, or variants that change
+        more than they declare (one line for each).
         """
         seeds = self._seeds(seeds)
         resolved: dict[str | None, RunConfig] = {None: self.start(data, overrides)}

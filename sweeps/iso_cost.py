@@ -48,11 +48,7 @@ def cost(config: RunConfig, whole: bool = True) -> Cost:
 
 
 def check_measure(measure: str) -> str:
-    """The measure itself, if it exists.
-
-    Raises:
-        ConfigError: no such measure.
-    """
+    """The measure itself, if it exists. Raises ConfigError: no such measure."""
     if measure in COUNTED or (measure.startswith(LATENCY) and measure.removeprefix(LATENCY) in RUNTIMES):
         return measure
     raise ConfigError(f"no cost {measure!r}: macs, params, or latency:RUNTIME, of the runtimes {', '.join(RUNTIMES)}")
@@ -67,9 +63,8 @@ def matched(
         root: the folder of the runs, which holds the widths of equal latency.
         timed: whether to time what it does not hold, and keep that.
 
-    Raises:
-        ConfigError: no width comes near enough, and the line says how near the nearest came; or its latency would have
-            to be timed.
+    Raises ConfigError: no width comes near enough, and the line says how near the nearest came; or its latency would
+    have to be timed.
     """
 
     def ratios(*runs: RunConfig) -> list[float]:
@@ -128,13 +123,13 @@ def _equal(config: RunConfig, ratios: Callable[..., list[float]], measure: str) 
     points: list[int] = []
     for wanted in (start, 0.6 * start, 1.4 * start):
         nearest = sorted(range(unit, 3 * start, unit), key=lambda width: abs(width - wanted))
-        fitting = (width for width in nearest if width not in points and _builds(config, width))
+        fitting = (width for width in nearest if width not in points and _builds(config, width, measure))
         points += islice(fitting, 1)  # a build takes a while, so no more than are needed
     if len(points) < 3:
         raise ConfigError(f"too few widths near {start} channels in stage 1 can be built: take a wider base")
     parabola = np.polynomial.Polynomial.fit(points, ratios(*(_scaled(config, each, 1.0) for each in points)), 2)
     nearest = sorted(range(unit, widest * start, unit), key=lambda width: abs(parabola(width) - 1))
-    width = next(width for width in nearest if _builds(config, width))
+    width = next(width for width in nearest if _builds(config, width, measure))
     factor, (ratio, wider) = 1.0, ratios(_scaled(config, width, 1.0), _scaled(config, width, step))
     slope = (wider - ratio) / (step - 1)
     if slope > 0 and not (timed and abs(ratio - 1) <= tolerance / 2):
@@ -168,10 +163,14 @@ def _unit(config: RunConfig) -> int:
     return lcm(1, *(first // gcd(first, size) for size in counts))
 
 
-def _builds(config: RunConfig, width: int) -> bool:
+def _builds(config: RunConfig, width: int, measure: str) -> bool:
     try:
-        with torch.device("meta"):
-            _scaled(config, width, 1.0).build()
+        scaled = _scaled(config, width, 1.0)
+        if measure in COUNTED:
+            cost(scaled, whole=False)  # kept, and needed next
+        else:
+            with torch.device("meta"):
+                scaled.build()
     except ValueError:
         return False
     return True

@@ -131,8 +131,7 @@ def make_plan(
             are an error.
         chosen: seeds, only, match and lrs, as `Grid.runs` takes them.
 
-    Raises:
-        ConfigError: see `Grid.runs`.
+    Raises ConfigError: see `Grid.runs`.
     """
     from .iso_cost import check_measure, matched
 

@@ -48,8 +48,7 @@ def probe(
 def grid_of(mixer: str, modules: list[str], runs: Path) -> "LoadedGrid":
     """The grid that `launch.py probe MIXER` runs: the bases and rates of `ablations/profile.py`, other variants.
 
-    Raises:
-        ConfigError: no such mixer or operation, or one that fits no mixer.
+    Raises ConfigError: no such mixer or operation, or one that fits no mixer.
     """
     from metamixer.checks import find
     from metamixer.config import from_text

@@ -94,8 +94,7 @@ def load_profile(name: str, file: Path | None = None, changes: dict[str, Any] | 
     Args:
         file: a TOML file with a table for each profile; the project's `slurm.toml` if None.
 
-    Raises:
-        ConfigError: no such file or profile, or a key or value that does not fit.
+    Raises ConfigError: no such file or profile, or a key or value that does not fit.
     """
     file = file or PROFILES
     try:

@@ -28,8 +28,7 @@ def grid_questions(folder: Path = GRIDS) -> dict[str, str]:
 def find_file(name: str, folder: Path, kind: str) -> Path:
     """The file of a grid or a search that ships with the project, or of the user's own by its path.
 
-    Raises:
-        ConfigError: no such file.
+    Raises ConfigError: no such file.
     """
     path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
     if not path.is_file() or path.stem == "__init__":
@@ -45,8 +44,7 @@ def load_grid(name: str, more_modules: Sequence[str] = (), root: Path = Path("ru
             are taken from the grid's folder.
         root: the folder of the runs; a grid that builds on other runs is a function of it.
 
-    Raises:
-        ConfigError: no such grid, or a file that does not make one; the line says where.
+    Raises ConfigError: no such grid, or a file that does not make one; the line says where.
     """
     path = find_file(name, GRIDS, "grid")
     grid = from_file(path, "GRID", Grid, more_modules, root)
@@ -63,8 +61,7 @@ def from_file(
 
     The file may import other files beside it. Its `modules` are made absolute and joined by `more_modules`.
 
-    Raises:
-        ConfigError: the file does not make one; the line says where.
+    Raises ConfigError: the file does not make one; the line says where.
     """
     for source in more_modules:
         load_module(source)  # before the file, which may be made from what is registered

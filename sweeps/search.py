@@ -84,8 +84,7 @@ class Definition:
     def changes(self, trial: Proposing) -> dict[str, Any]:
         """What a trial changes in the base, as JSON types by dotted key.
 
-        Raises:
-            ValueError: the search's function fails, gives no changes, or says that these parameters make no run.
+        Raises ValueError: the search's function fails, gives no changes, or says that these parameters make no run.
         """
         try:
             changes = self.search.propose(trial)
@@ -105,8 +104,7 @@ class Definition:
     def known(self, name: str) -> FixedTrial:
         """A known configuration as a trial.
 
-        Raises:
-            ConfigError: its parameters are not those that the search's function asks for, or make no run.
+        Raises ConfigError: its parameters are not those that the search's function asks for, or make no run.
         """
         trial = FixedTrial(self.search.known[name])
         try:
@@ -133,8 +131,7 @@ def load_search(
         overrides: changes to the base by dotted key.
         more_modules: absolute paths of files that register operations, besides the search's own.
 
-    Raises:
-        ConfigError: no such search or data, no validation samples, or a file that makes no search.
+    Raises ConfigError: no such search or data, no validation samples, or a file that makes no search.
     """
     path = find_file(name, SEARCHES, "search")
     search = from_file(path, "SEARCH", Search, more_modules)

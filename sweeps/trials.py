@@ -29,8 +29,7 @@ OPEN = "open"  # outcome of a trial that waits, runs or was interrupted
 def find_search(root: Path, name: str | None = None, data: str | None = None) -> Path:
     """The folder of a search; of the only one there is without name and data.
 
-    Raises:
-        ConfigError: no such search, or several; the line says which there are.
+    Raises ConfigError: no such search, or several; the line says which there are.
     """
     there = sorted(path.parent for path in (root / "searches").glob("*/search.json"))
     chosen = [each for each in there if name in (None, each.name.partition("@")[0])]

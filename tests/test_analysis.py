@@ -41,12 +41,6 @@ def test_one_row_per_run_in_declared_order(runs):
     assert (loaded["note"] == "").all()
 
 
-def test_config_on_request(runs):
-    loaded, _ = frame.load(runs, "ffnification", with_config=True)
-    assert loaded["config.model.stages.0.token_mixer.name"].iloc[0] == "metamixer"
-    assert (loaded["config.model.stages.1.depth"] == 2).all()
-
-
 def test_configs_are_read_only_on_request(runs):
     """With thousands of runs, parsing them all would take most of the time."""
     (runs / key("gelu", 0) / "config.json").write_text('{ "schema": 1, "config": {"mod')

@@ -191,8 +191,3 @@ def test_squeeze_excite_stands_in_every_second_block():
     model = Backbone(override(CONFIGS["ffnet_mini"], {"squeeze_excite": True}), 10)
     kinds = [type(block.squeeze_excite).__name__ for block in model.stages[2].blocks]
     assert kinds == ["SEModule", "Identity", "SEModule"]
-
-
-def test_widths_that_do_not_divide_are_refused():
-    with pytest.raises(ConfigError, match="multiple"):
-        override(CONFIGS["ffnet_mini"], {"stages.1.width": 50})

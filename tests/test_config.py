@@ -9,7 +9,7 @@ import pytest
 
 from metamixer import CONFIGS, BackboneConfig, ConfigError, differences, digest, override, parse
 from metamixer.config import digests_of, parse_assignments
-from metamixer.recipes import DIGITS, FASHION_MNIST, FFNET_1, SMALL, SMALL_DIGITS
+from metamixer.recipes import DIGITS, FASHION_MNIST, SMALL, SMALL_DIGITS
 from metamixer.training.data_config import DataConfig
 from metamixer.training.recipe import Recipe
 from metamixer.training.run_config import RunConfig
@@ -156,18 +156,6 @@ def test_command_line_values_fit_their_fields():
 def test_what_is_no_assignment(texts, message):
     with pytest.raises(ConfigError, match=message):
         parse_assignments(texts)
-
-
-def test_ffnet_1_recipe_is_the_published_one():
-    published = {
-        "lr": 1e-3, "batch_size": 8 * 128, "weight_decay": 0.05, "min_lr": 1e-5, "epochs": 300,
-        "warmup_epochs": 5, "warmup_lr": 1e-6, "cooldown_epochs": 20, "crop_scale": (0.08, 1.0),
-        "crop_ratio": (3 / 4, 4 / 3), "flip_prob": 0.5, "color_jitter": 0.0, "rand_augment": "rand-m9-mstd0.5-inc1",
-        "erase_prob": 0.25, "mixup_alpha": 0.2, "cutmix_alpha": 1.0, "mixup_prob": 0.5, "cutmix_prob": 0.5,
-        "label_smoothing": 0.1, "ema_decay": 0.9995, "drop_path_rate": 0.1, "layer_scale_decay": True,
-    }  # fmt: skip
-    assert {key: getattr(FFNET_1, key) for key in published} == published
-    assert FFNET_1.total_epochs == 320
 
 
 def test_kernels_larger_than_their_map_are_noticed():

@@ -163,15 +163,14 @@ def test_tar_files_beside_class_folders_are_refused(tmp_path, tar):
     refused(tmp_path, "holds both", tar.removeprefix("train/"), classes=2)
 
 
-@pytest.mark.parametrize("suffix", ["webp", "tif", "tiff", "bmp", "gif", "jfif", "JPG", "ppm"])
 @pytest.mark.parametrize("tars", [False, True])
-def test_all_that_pillow_reads_is_an_image(tmp_path, suffix, tars):
+def test_all_that_pillow_reads_is_an_image(tmp_path, tars):
     """13.5"""
     tree(tmp_path, images("train", "ash", "birch") + images("validation", "ash", count=1))
-    name = {"jfif": "jpeg", "JPG": "jpeg", "tif": "tiff"}.get(suffix, suffix)
     (tmp_path / "train" / "cedar").mkdir()
-    for i in range(3):
-        Image.new("RGB", (80, 80)).save(tmp_path / "train" / "cedar" / f"{i}.{suffix}", format=name)
+    for suffix in ("webp", "tif", "tiff", "bmp", "gif", "jfif", "JPG", "ppm"):
+        name = {"jfif": "jpeg", "JPG": "jpeg", "tif": "tiff"}.get(suffix, suffix)
+        Image.new("RGB", (80, 80)).save(tmp_path / "train" / "cedar" / f"0.{suffix}", format=name)
     root = tmp_path
     if tars:
         root = tmp_path / "tars"
@@ -180,8 +179,8 @@ def test_all_that_pillow_reads_is_an_image(tmp_path, suffix, tars):
             with tarfile.open(root / f"{split}.tar", "w") as file:
                 file.add(tmp_path / split, ".")
     found = data(root)
-    assert np.bincount(found.task.source("train").targets).tolist() == [4, 4, 3]
-    assert sum(len(y) for _, y in found.batches(0)) == 8
+    assert np.bincount(found.task.source("train").targets).tolist() == [4, 4, 8]
+    assert sum(len(y) for _, y in found.batches(0)) == 16
 
 
 @pytest.mark.parametrize("kind", ["png", "tif"])

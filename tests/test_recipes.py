@@ -1,7 +1,6 @@
-"""Named runs against the published table, written out here, and their schedules against closed forms."""
+"""Named runs against the published table, written out here, and what builds on what."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from timm.models import get_pretrained_cfg
 from metamixer import CONFIGS, ConfigError, differences, digest, override
 from metamixer.recipes import RECIPES, named_run
 from metamixer.training.folder import RunFolder
-from metamixer.training.optimize import Schedule
 from metamixer.training.recipe import Weights
 
 GPUS = 8
@@ -94,67 +92,6 @@ def test_the_teacher_is_deits_regnet():
     cfg = get_pretrained_cfg(TEACHER)
     assert cfg.architecture == "regnety_160" and cfg.url.endswith("deit/regnety_160-a5fe301d.pth")
     assert (cfg.mean, cfg.std, cfg.num_classes) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1000)
-
-
-def schedule(recipe, steps):
-    one, two = (torch.nn.Parameter(torch.zeros(n)) for n in (1, 2))
-    groups = [
-        {"params": [one], "weight_decay": 0.0, "decays": False},
-        {"params": [two], "weight_decay": recipe.weight_decay, "decays": True},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr * recipe.lr_scale)
-    return optimizer, Schedule(optimizer, recipe, steps)
-
-
-def cosine(start, end, share):
-    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * share))
-
-
-@pytest.mark.parametrize("name", ["ffnet_1", "ffnet_2", "ffnet_3", "ffnet_4", "ffnet_3_distilled"])
-@pytest.mark.parametrize(
-    "epoch, expected",
-    [
-        (0, 1e-6),
-        (2.5, (1e-6 + 1e-3) / 2),
-        (5, cosine(1e-3, 1e-5, 5 / 300)),
-        (150, (1e-3 + 1e-5) / 2),
-        (225, cosine(1e-3, 1e-5, 3 / 4)),
-        (300, 1e-5),
-        (319.5, 1e-5),
-    ],
-)
-def test_learning_rate_at_an_epoch(name, epoch, expected):
-    recipe, steps = named_run(name).recipe, 1250
-    optimizer, moving = schedule(recipe, steps)
-    moving.set(int(epoch * steps))
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected] * 2, rel=1e-9)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.05]
-
-
-@pytest.mark.parametrize("epoch", [0, 0.5, 12, 29.5])
-def test_fine_tuning_keeps_its_learning_rate(epoch, weights):
-    for config in (named_run("ffnet_3_384"), named_run("ffnet_4_384", {"initial.source": weights})):
-        optimizer, moving = schedule(config.recipe, 2500)
-        moving.set(int(epoch * 2500))
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([5e-6] * 2, rel=1e-12)
-        assert optimizer.param_groups[1]["weight_decay"] == 1e-8
-
-
-@pytest.mark.parametrize("epoch, expected", [(0, 0.05), (150, 0.0275), (100, cosine(0.05, 0.005, 1 / 3)), (310, 0.005)])
-def test_weight_decay_down_to_a_tenth(epoch, expected):
-    recipe = named_run("ffnet_1", {"recipe.weight_decay_end": 0.005}).recipe
-    optimizer, moving = schedule(recipe, 1250)
-    moving.set(epoch * 1250)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.0, expected], rel=1e-9)
-
-
-def test_learning_rates_are_scaled_only_when_asked():
-    smaller = {"recipe.batch_size": 256, "recipe.lr_batch": 1024}
-    optimizer, moving = schedule(named_run("ffnet_1", smaller).recipe, 5000)
-    moving.set(0)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-6 / 4)
-    moving.set(150 * 5000)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx((1e-3 + 1e-5) / 2 / 4)
 
 
 def test_the_small_runs_are_the_published_ones_scaled_down():

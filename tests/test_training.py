@@ -90,7 +90,7 @@ def at_steps(monkeypatch, steps, act):
     monkeypatch.setattr(Learner, "train_step", step)
 
 
-@pytest.mark.parametrize("steps", [[1], [5], [6], [4, 9, 14], [STEPS - 1], [STEPS]])
+@pytest.mark.parametrize("steps", [[1], [5], [4, 9, 14], [STEPS]])
 def test_killed_at_any_step_and_resumed_gives_the_same_bits(undisturbed, tmp_path, monkeypatch, steps):
     def kill():
         raise Killed
@@ -103,8 +103,9 @@ def test_killed_at_any_step_and_resumed_gives_the_same_bits(undisturbed, tmp_pat
     assert same(outcome(tmp_path / "run"), undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-@pytest.mark.parametrize("step", [1, 5, 8, STEPS])
+@pytest.mark.parametrize(
+    "number, step", [(signal.SIGINT, 1), (signal.SIGTERM, 5), (signal.SIGUSR2, 8), (signal.SIGTERM, STEPS)]
+)
 def test_signals_save_within_the_epoch_and_resume_to_the_same_bits(undisturbed, tmp_path, monkeypatch, number, step):
     at_steps(monkeypatch, [step], lambda: os.kill(os.getpid(), number))
     try:
@@ -211,30 +212,6 @@ def test_a_signal_during_a_signal_does_not_hang():
     command = [sys.executable, "-c", SIGNALS_IN_SIGNALS]
     run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
     assert run.stdout == "True True\n", run.stderr
-
-
-@pytest.mark.parametrize("keep", [0, 100, -1])
-def test_a_truncated_checkpoint_is_refused_in_one_line(tmp_path, keep):
-    torch.save({"model": torch.zeros(1000)}, tmp_path / "whole.pt")
-    (tmp_path / "torn.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:keep])
-    with pytest.raises(ConfigError, match=r"torn\.pt: not a whole checkpoint") as caught:
-        checkpoint.read(tmp_path / "torn.pt")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_checkpoint_with_foreign_objects_is_refused(tmp_path):
-    torch.save({"args": object}, tmp_path / "foreign.pt")
-    with pytest.raises(ConfigError, match="more than weights"):
-        checkpoint.read(tmp_path / "foreign.pt")
-
-
-def test_a_checkpoint_of_another_model_is_refused_by_the_name_that_differs():
-    one, two = RUN.build(), override(RUN, {"model.stages.3.width": 32}).build()
-    with pytest.raises(ConfigError, match=r"another model: 'stages\.3.*has shape"):
-        checkpoint.load_weights(one, two.state_dict(), "x.pt")
-    three = override(RUN, {"model.stages.1.token_mixer": {"name": "identity"}}).build()
-    with pytest.raises(ConfigError, match=r"it lacks 'stages\.1"):
-        checkpoint.load_weights(one, three.state_dict(), "x.pt")
 
 
 def test_what_a_run_leaves_behind(undisturbed, tmp_path):

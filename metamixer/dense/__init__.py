@@ -34,8 +34,7 @@ _CLASSES: dict[type[Config], type[nn.Module]] = {
 def config_class(values: Any) -> type[Config]:
     """The class that a network's configuration is read as: by its key `network`, else the backbone's.
 
-    Raises:
-        ConfigError: no such network.
+    Raises ConfigError: no such network.
     """
     if isinstance(values, dict) and "timm" in values:
         return TimmConfig

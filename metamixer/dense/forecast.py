@@ -53,8 +53,7 @@ class Forecaster(nn.Module):
         in_chans: variables.
         img_size: 1 and the steps of a window.
 
-    Raises:
-        ConfigError: the width of the blocks is not variables · dim, or a window is not one row high.
+    Raises ConfigError: the width of the blocks is not variables · dim, or a window is not one row high.
     """
 
     def __init__(

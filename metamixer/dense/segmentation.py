@@ -48,8 +48,7 @@ class Segmenter(nn.Module):
         drop_path_rate: stochastic depth of the backbone's last block.
         seed: what all initial values follow from.
 
-    Raises:
-        ConfigError: no such timm model, or a decoder that needs more maps than the backbone has.
+    Raises ConfigError: no such timm model, or a decoder that needs more maps than the backbone has.
     """
 
     def __init__(

@@ -50,8 +50,7 @@ class Deployed(nn.Module):
 def require(packages: Iterable[str], extra: str) -> None:
     """Refuse to go on without a package.
 
-    Raises:
-        ConfigError: the line names the first that is missing, and the extra to install.
+    Raises ConfigError: the line names the first that is missing, and the extra to install.
     """
     for package in packages:
         if importlib.util.find_spec(package) is None:
@@ -73,11 +72,7 @@ def quiet() -> Iterator[None]:
 
 
 def exported(model: nn.Module, inputs: tuple[Tensor, ...], format: str) -> torch.export.ExportedProgram:
-    """The graph of `torch.export`.
-
-    Raises:
-        NotConvertible: the network can't be captured; the line says why.
-    """
+    """The graph of `torch.export`. Raises NotConvertible: the network can't be captured; the line says why."""
     try:
         with torch.no_grad():
             return torch.export.export(model, inputs)

@@ -40,8 +40,7 @@ def export(network: Network, format: str, out: Path | None = None) -> Export:
         format: coreml (an ML program at fp16), executorch or onnx (fp32).
         out: the file; `NAME.mlpackage`, `.pte` or `.onnx` if None.
 
-    Raises:
-        ConfigError: no such format, a missing package, or an operation that can't be converted.
+    Raises ConfigError: no such format, a missing package, or an operation that can't be converted.
     """
     if format not in SUFFIXES:
         raise ConfigError(f"format {format!r}: one of {', '.join(SUFFIXES)}")

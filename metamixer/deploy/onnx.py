@@ -35,8 +35,7 @@ def convert(model: nn.Module, image: Tensor) -> bytes:
 def session(path: Path, threads: int = 0) -> Any:
     """A written model, loaded by ONNX Runtime for its CPU kernels; as many threads as cores if 0.
 
-    Raises:
-        ConfigError: onnxruntime is missing.
+    Raises ConfigError: onnxruntime is missing.
     """
     require(["onnxruntime"], "onnx")
     import onnxruntime

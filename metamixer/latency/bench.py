@@ -19,8 +19,7 @@ console = Console()
 def time_networks(subjects: Sequence[Subject], names: Sequence[str], **options: Any) -> Report:
     """`measure` on the runtimes of these names; "all" are those that run here, and the others are named.
 
-    Raises:
-        ConfigError: a runtime that was asked for by name and can't run here.
+    Raises ConfigError: a runtime that was asked for by name and can't run here.
     """
     chosen: dict[str, Runtime] = {}
     for name in [each for given in names for each in (RUNTIMES if given == "all" else [given])]:
@@ -43,8 +42,7 @@ def time_networks(subjects: Sequence[Subject], names: Sequence[str], **options: 
 def time_runs(name: str, runs: Sequence[RunConfig]) -> list[float]:
     """Milliseconds of runs' networks on a runtime, one thread, one image, timed together.
 
-    Raises:
-        ConfigError: the runtime can't run here, or does not take one of the networks.
+    Raises ConfigError: the runtime can't run here, or does not take one of the networks.
     """
     subjects = [Subject(of_run(f"network {i}", run)) for i, run in enumerate(runs)]
     report = time_networks(subjects, [name], sessions=3)

@@ -55,8 +55,7 @@ def read_csv(path: str | Path) -> list[Row]:
 
     The model is a timm name or a run's hash; names are taken as they are.
 
-    Raises:
-        ConfigError: a missing or unknown column, or a row's value that can't be; the line names the row.
+    Raises ConfigError: a missing or unknown column, or a row's value that can't be; the line names the row.
     """
     name = Path(path).name
     try:

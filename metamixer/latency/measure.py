@@ -63,11 +63,7 @@ class Subject:
         return ("" if height == width else f" {height}×{width}") + ("" if self.folded else " unfolded")
 
     def costs(self) -> dict[str, int]:
-        """The costs that a row has.
-
-        Raises:
-            ValueError: an operation that nothing counts.
-        """
+        """The costs that a row has. Raises ValueError: an operation that nothing counts."""
         found = asdict(count(self.network.model, self.network.input_size))
         return {name: found[name] for name in COSTS}
 
@@ -236,11 +232,7 @@ def _keep(task: _Task, index: int, lines: list[dict[str, Any]], refused: list[st
 
 
 def _session(job: dict[str, Any], tasks: Sequence[_Task]) -> list[dict[str, Any]]:
-    """What one process says.
-
-    Raises:
-        RuntimeError: it ended before its work was done.
-    """
+    """What one process says. Raises RuntimeError: it ended before its work was done."""
     modules = [(plugin.name, plugin.digest) for plugin in plugins.loaded()]
     numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job["threads"]))
     # this package is found where this process found it, also where it is not installed

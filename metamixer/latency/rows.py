@@ -87,8 +87,7 @@ def network_key(run: dict[str, Any], image_size: int | tuple[int, int] | None = 
 def append(root: str | Path, rows: Iterable[Row]) -> Path:
     """Keep rows beside the runs; several processes may do so at once. Returns the file.
 
-    Raises:
-        ConfigError: the folder can't be written.
+    Raises ConfigError: the folder can't be written.
     """
     path = Path(root) / FILE
     try:

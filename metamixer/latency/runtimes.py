@@ -46,11 +46,7 @@ class Runtime(ABC):
     extra: ClassVar[str] = ""
 
     def check(self) -> None:
-        """Refuse where it can't run.
-
-        Raises:
-            ConfigError: a package or a compiler is missing.
-        """
+        """Refuse where it can't run. Raises ConfigError: a package or a compiler is missing."""
         from ..deploy.common import require
 
         require(self.packages, self.extra)
@@ -59,8 +55,7 @@ class Runtime(ABC):
     def prepare(self, model: Any, image: Any, path: Path) -> None:
         """Write `model` for inputs like the tensor `image` to `path`.
 
-        Raises:
-            ConfigError: it does not convert; the line names the operation and its layer.
+        Raises ConfigError: it does not convert; the line names the operation and its layer.
         """
 
     @abstractmethod
@@ -176,8 +171,7 @@ RUNTIMES: dict[str, type[Runtime]] = {
 def find_runtime(name: str) -> Runtime:
     """A runtime by its name.
 
-    Raises:
-        ConfigError: no such runtime, or one that can't run here; the line says what it needs.
+    Raises ConfigError: no such runtime, or one that can't run here; the line says what it needs.
     """
     if name not in RUNTIMES:
         raise ConfigError(f"runtime {name!r}: one of {', '.join(RUNTIMES)}, or all")

@@ -21,8 +21,7 @@ def fashion_mnist(split: str, root: str | None = None) -> tuple[Tensor, Tensor]:
 
     They are read from the four idx files in `root` or Debian's package, or downloaded by torchvision.
 
-    Raises:
-        ConfigError: they are not there and cannot be downloaded, or cannot be read.
+    Raises ConfigError: they are not there and cannot be downloaded, or cannot be read.
     """
     folder = Path(root).expanduser() if root else FASHION_MNIST
     if not (folder / "train-images-idx3-ubyte.gz").exists():

@@ -31,11 +31,7 @@ class FilesConfig(TaskConfig):
     manifest: str | None = None
 
     def parts(self) -> dict[str, dict[str, list[Any]]]:
-        """What `Task.parts` says of the files.
-
-        Raises:
-            ConfigError: they are not there.
-        """
+        """What `Task.parts` says of the files. Raises ConfigError: they are not there."""
         raise NotImplementedError
 
     @model_validator(mode="after")

@@ -73,8 +73,7 @@ class Series(Task):
     def values(self) -> Tensor:
         """The z-scored series (M, N).
 
-        Raises:
-            ConfigError: the file can't be used, or a part is shorter than a window.
+        Raises ConfigError: the file can't be used, or a part is shorter than a window.
         """
         values = _read(self.config.csv, self.config.interpolate)  # (N, M)
         if values.shape[1] != self.config.variables:

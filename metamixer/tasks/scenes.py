@@ -231,11 +231,7 @@ def _distorted(image: Image.Image, draws: list[float]) -> Image.Image:
 
 @cache
 def _pairs(root: str, layout: str, split: str) -> list[tuple[Path, Path]]:
-    """Images and their masks, in order.
-
-    Raises:
-        ConfigError: no image, or one without a mask.
-    """
+    """Images and their masks, in order. Raises ConfigError: no image, or one without a mask."""
     top = Path(root).expanduser()
     if layout == "cityscapes":
         images = sorted((top / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))

@@ -210,8 +210,7 @@ def _tensor(image: Image.Image) -> Tensor:
 def _read(root: str | None, split: str, scale: int) -> list[Pair]:
     """All photographs of a split with their small copies.
 
-    Raises:
-        ConfigError: none are there, one can't be read, or a small copy is of another size.
+    Raises ConfigError: none are there, one can't be read, or a small copy is of another size.
     """
     files = _embedded(split) if root is None else _of_folder(Path(root).expanduser(), split)
     pairs = []

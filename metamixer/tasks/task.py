@@ -116,8 +116,7 @@ class Task:
     def count(self, split: str) -> int | None:
         """How many samples a split has; None if it has no end.
 
-        Raises:
-            ConfigError: the data are missing or can't be used.
+        Raises ConfigError: the data are missing or can't be used.
         """
         return None
 
@@ -183,8 +182,7 @@ T = TypeVar("T", bound=type[Task])
 def register(cls: T) -> T:
     """Make a task known by its `name`.
 
-    Raises:
-        ConfigError: the class is no task, has no name or no `Config` of its own kind, or its name is taken.
+    Raises ConfigError: the class is no task, has no name or no `Config` of its own kind, or its name is taken.
     """
     where = f"{cls.__module__}.{cls.__qualname__}"
     if not (isinstance(cls, type) and issubclass(cls, Task)):
@@ -200,8 +198,7 @@ def register(cls: T) -> T:
 def resolve_task(value: Any) -> TaskConfig:
     """The configuration of a task from its name, a dict with a `name`, or a ready configuration.
 
-    Raises:
-        ConfigError: no such task, or parameters that it does not take.
+    Raises ConfigError: no such task, or parameters that it does not take.
     """
     if isinstance(value, TaskConfig):
         value = value.to_dict()

@@ -41,8 +41,7 @@ def _write(path: Path, state: dict[str, Any]) -> None:
 def load_newest(folder: RunFolder) -> dict[str, Any] | None:
     """The newest whole checkpoint of a run; None if there is none at all.
 
-    Raises:
-        ConfigError: there are checkpoints, and all of them are damaged. They and the metrics are left as they are.
+    Raises ConfigError: there are checkpoints, and all of them are damaged. They and the metrics are left as they are.
     """
     damaged = []
     for name in (LAST, PREVIOUS):
@@ -66,8 +65,7 @@ def load_newest(folder: RunFolder) -> dict[str, Any] | None:
 def read(path: Path | str) -> dict[str, Any]:
     """A checkpoint, its checksums verified where it has them.
 
-    Raises:
-        ConfigError: missing, truncated, damaged, or holding more than tensors and plain values.
+    Raises ConfigError: missing, truncated, damaged, or holding more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,8 +92,7 @@ def read(path: Path | str) -> dict[str, Any]:
 def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
     """Copy a state dict into `model`.
 
-    Raises:
-        ConfigError: it belongs to another model; the line names the first difference.
+    Raises ConfigError: it belongs to another model; the line names the first difference.
     """
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())

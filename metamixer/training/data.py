@@ -35,8 +35,7 @@ class Data:
         counts: samples by split, for `train` those of an epoch.
         broken: with `skip_broken`, the reason by the name of each broken image that was met so far.
 
-    Raises:
-        ConfigError: data that are missing, empty or broken, or that do not fit the configuration.
+    Raises ConfigError: data that are missing, empty or broken, or that do not fit the configuration.
     """
 
     def __init__(
@@ -83,8 +82,7 @@ class Data:
     def record(self, folder: RunFolder, write: bool = True) -> None:
         """Keep class names, and by split and class the number and digest of the files, in a run's folder.
 
-        Raises:
-            ConfigError: the files are not those that the run was planned or begun with; the line says what changed.
+        Raises ConfigError: the files are not those that the run was planned or begun with; the line says what changed.
         """
         parts = self.task.parts()
         if not parts:

@@ -57,8 +57,7 @@ class Images(Source):
 def open_split(config: DataConfig, split: str) -> Source:
     """The images of the split `train` or `test`, to be read by `read_image`.
 
-    Raises:
-        ConfigError: missing or empty data, or classes that do not fit the configuration.
+    Raises ConfigError: missing or empty data, or classes that do not fit the configuration.
     """
     if config.name == "digits":
         found = _digits(split)
@@ -78,8 +77,7 @@ def open_split(config: DataConfig, split: str) -> Source:
 def class_names(config: DataConfig, split: str, source: Source) -> list[str] | None:
     """The classes of the training split, in order, from one of the splits; None if the data set does not name them.
 
-    Raises:
-        ConfigError: they are not `num_classes`.
+    Raises ConfigError: they are not `num_classes`.
     """
     names = source.names
     if config.name == "folder":

@@ -33,8 +33,7 @@ def distillation_loss(student: Tensor, taught: Tensor, temperature: float = 1.0)
 class Teacher:
     """A frozen network in eval mode, from (B, C, S, S) normalised for the student to what `distillation_loss` takes.
 
-    Raises:
-        ConfigError: no such teacher, or one that does not fit the data.
+    Raises ConfigError: no such teacher, or one that does not fit the data.
     """
 
     def __init__(

@@ -82,8 +82,7 @@ ALONE = World()
 def world_of_environment(environment: dict[str, str] | os._Environ[str] = os.environ) -> World:
     """The processes that torchrun or srun started; one alone if neither did.
 
-    Raises:
-        ConfigError: a number of processes without this one's rank.
+    Raises ConfigError: a number of processes without this one's rank.
     """
     # SLURM_NTASKS will not do: in a batch script, which runs once, it counts the tasks that srun would start
     for size, rank, local_rank in (
@@ -120,8 +119,7 @@ def joined(device: str, threads: int | None = None) -> Iterator[tuple[World, tor
         device: a torch device, or `auto` for a GPU where there is one; each process takes a GPU of its own.
         threads: of this process on a CPU meanwhile; sums take another order with another number.
 
-    Raises:
-        ConfigError: the others can't be reached, or there are fewer GPUs than processes.
+    Raises ConfigError: the others can't be reached, or there are fewer GPUs than processes.
     """
     world = world_of_environment()
     own = _own_device(device, world)

@@ -33,8 +33,7 @@ def evaluate(
         The task's metrics by name, `loss` and the number of `images`; then what was predicted and the answers, int16
         (N,), or None for a task that keeps no predictions.
 
-    Raises:
-        ConfigError: there is no sample.
+    Raises ConfigError: there is no sample.
     """
     training = model.training
     model.eval()

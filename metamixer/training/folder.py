@@ -49,8 +49,7 @@ class RunFolder:
     def create(self, config: RunConfig) -> None:
         """Make the folder and record the configuration.
 
-        Raises:
-            ConfigError: it can't be written, or holds another configuration.
+        Raises ConfigError: it can't be written, or holds another configuration.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -67,8 +66,7 @@ class RunFolder:
     def config(self, name: str = "config.json") -> RunConfig:
         """The run's configuration, from its file; the run's own copies of users' files are loaded for it.
 
-        Raises:
-            ConfigError: no such file, one of another schema, or one that does not make a run.
+        Raises ConfigError: no such file, one of another schema, or one that does not make a run.
         """
         from .run_config import RunConfig  # loads torch, which reading the other files does not need
 
@@ -137,8 +135,7 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the run for this process; the kernel lets go when the process ends, however it ends.
 
-        Raises:
-            RunBusy: another process holds it.
+        Raises RunBusy: another process holds it.
         """
         file = os.open(self.path / "lock", os.O_WRONLY | os.O_CREAT, 0o644)
         _held.add(file)

@@ -34,8 +34,7 @@ SPLITS = {"train": ("train", "training"), "test": ("validation", "val", "valid",
 def open_folder(root: str | None, split: str) -> ClassFolders | TarFiles | Listed:
     """The images of the split `train` or `test`.
 
-    Raises:
-        ConfigError: the split is missing, can't be read, or can't be told apart from something else.
+    Raises ConfigError: the split is missing, can't be read, or can't be told apart from something else.
     """
     place = _place(root, split)
     if place is None:
@@ -66,8 +65,7 @@ def trained_classes(root: str | None) -> list[str] | None:
 def manifest(root: str) -> str | None:
     """A digest of the names, sizes and classes of all images of a root; None where there is no such folder.
 
-    Raises:
-        ConfigError: a split can't be read, or can't be told apart from something else.
+    Raises ConfigError: a split can't be read, or can't be told apart from something else.
     """
     if not Path(root).expanduser().is_dir():
         return None

@@ -71,8 +71,7 @@ class ImageClasses(Task):
     def source(self, split: str) -> Source:
         """The images of `train` or `test`, their classes numbered as in training.
 
-        Raises:
-            ConfigError: missing or empty data, or classes that do not fit the configuration.
+        Raises ConfigError: missing or empty data, or classes that do not fit the configuration.
         """
         if split not in self._sources:
             config, found = self.config, open_split(self.config, split)

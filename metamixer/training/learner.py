@@ -42,8 +42,7 @@ class Learner:
         step: optimizer steps done, the position of the run.
         share: forward passes of a step in this process.
 
-    Raises:
-        ConfigError: weights or a precision that do not fit, passes that the processes can't share, or no compiler.
+    Raises ConfigError: weights or a precision that do not fit, passes that the processes can't share, or no compiler.
     """
 
     def __init__(

@@ -22,8 +22,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
     Spared are vectors, scalars and what a part of the network names in `no_weight_decay`.
 
-    Raises:
-        ConfigError: the recipe asks for the head of a network that names none.
+    Raises ConfigError: the recipe asks for the head of a network that names none.
     """
     spared = {
         f"{place}.{name}".lstrip(".")

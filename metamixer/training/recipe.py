@@ -62,11 +62,7 @@ def is_timm_model(name: str) -> bool:
 
 
 def file_digest(path: str) -> str:
-    """16 hexadecimal digits of a file's content.
-
-    Raises:
-        ConfigError: no such file.
-    """
+    """16 hexadecimal digits of a file's content. Raises ConfigError: no such file."""
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
@@ -242,8 +238,7 @@ class Recipe(Config):
     def share(self, processes: int) -> int:
         """Forward passes of a step in each of so many processes.
 
-        Raises:
-            ConfigError: they can't be shared out evenly.
+        Raises ConfigError: they can't be shared out evenly.
         """
         if self.passes % processes == 0:
             return self.passes // processes

@@ -39,8 +39,7 @@ def score(
     Returns:
         Scores by kind of weights: `raw`, `ema`, `best`; the data they are of; reasons by name of broken images.
 
-    Raises:
-        ConfigError: no such checkpoint, a damaged one, one of another network, or data that can't be used.
+    Raises ConfigError: no such checkpoint, a damaged one, one of another network, or data that can't be used.
     """
     held = held_by(source, network)
     run, name, transform = held.run, held.timm_name, None

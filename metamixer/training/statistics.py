@@ -19,8 +19,7 @@ def statistics(config: RunConfig, samples: int) -> tuple[list[float], list[float
     Args:
         samples: as many of the first epoch, up to a whole batch; all of them if there are fewer.
 
-    Raises:
-        ConfigError: the data are missing or can't be used.
+    Raises ConfigError: the data are missing or can't be used.
     """
     config = override(config, {f"recipe.{key}": plain for key, plain in OF_IMAGES.items()})
     total = torch.zeros(3, config.data.channels, dtype=torch.float64)

@@ -64,8 +64,7 @@ def train(
         path: the run's folder; a grid names it by the run's digest.
         device: a torch device, or `auto` for a GPU where there is one.
         workers: processes that load images which do not fit in memory, for each training process.
-        after_epoch: called with each epoch's row of metrics once it is saved; may raise `Interrupted` to leave the run
-            there, if the run has one process.
+        after_epoch: called with each saved epoch's metrics; may raise `Interrupted` if the run has one process.
         watch: called in the first process with what `progress.json` holds, every few seconds.
 
     Returns:
@@ -256,10 +255,7 @@ class Trainer:
         return row
 
     def _finish(self) -> dict[str, Any]:
-        """Evaluate the final weights, raw and averaged, and those of the best epoch on the test split.
-
-        The average is reported where there is one. The row of the best epoch is left out if its file is lost.
-        """
+        """Test the final weights, raw and averaged (reported if kept), and the best epoch's unless its file is lost."""
         config, learner = self.config, self.learner
         rows, arrays = dict[str, dict[str, Any]](), dict[str, np.ndarray]()
 

@@ -35,9 +35,8 @@ def read(weights: Weights, classes: list[str] | None = None) -> dict[str, Tensor
 
     A run's checkpoint names its classes: of its head, the rows of `classes` are taken, in their order.
 
-    Raises:
-        ConfigError: no such file, another one than was planned, a damaged one, one without weights, or without one of
-            the classes.
+    Raises ConfigError: no such file, another one than was planned, a damaged one, one without weights, or without one
+    of the classes.
     """
     source = weights.source
     if weights.digest is None:
@@ -76,11 +75,7 @@ def read(weights: Weights, classes: list[str] | None = None) -> dict[str, Tensor
 
 
 def pretrained(name: str, **arguments: Any) -> nn.Module:
-    """A timm model with its pretrained weights.
-
-    Raises:
-        ConfigError: it has none, or they can't be fetched.
-    """
+    """A timm model with its pretrained weights. Raises ConfigError: it has none, or they can't be fetched."""
     try:
         return timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # whatever the network, the hub's client or timm raise
@@ -96,8 +91,7 @@ def start_from(model: Any, config: RunConfig, classes: list[str] | None = None) 
     A head for other classes, or none, leaves the network its new one; the first convolution is adapted to other
     channels as timm does. A warning says so.
 
-    Raises:
-        ConfigError: they do not fit; the line says what differs.
+    Raises ConfigError: they do not fit; the line says what differs.
     """
     assert config.initial is not None
     source, own = config.initial.source, model.state_dict()
@@ -149,11 +143,7 @@ def first_convolution(model: nn.Module) -> str:
 
 
 def check_classes(state: dict[str, Tensor], bias: str, num_classes: int, source: str) -> None:
-    """Refuse weights for another number of classes; `bias` names the classifier's.
-
-    Raises:
-        ConfigError: they are.
-    """
+    """Refuse weights for another number of classes, by a ConfigError; `bias` names the classifier's."""
     if bias in state and (theirs := len(state[bias])) != num_classes:
         raise ConfigError(
             f"weights {source!r} are for {theirs} classes, data.num_classes is {num_classes}: set "
