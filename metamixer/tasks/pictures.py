@@ -21,8 +21,7 @@ Bands = list[Image.Image]
 def eight_bits(image: Image.Image, channels: int, name: str) -> Image.Image:
     """An image as RGB, or as grey for one channel, with 8 bits a channel.
 
-    Raises:
-        ConfigError: the range of its pixels is not known.
+    Raises ConfigError: the range of its pixels is not known.
     """
     # Pillow's `convert` would cut these off at 255
     if image.mode.startswith("I;16"):
@@ -35,11 +34,7 @@ def eight_bits(image: Image.Image, channels: int, name: str) -> Image.Image:
 
 
 def opened(file: Path) -> Image.Image:
-    """An image as it is stored, decoded.
-
-    Raises:
-        ConfigError: it can't be read.
-    """
+    """An image as it is stored, decoded. Raises ConfigError: it can't be read."""
     try:
         with Image.open(file) as image:
             image.load()
@@ -50,11 +45,7 @@ def opened(file: Path) -> Image.Image:
 
 
 def colour(file: Path) -> Image.Image:
-    """An image as RGB.
-
-    Raises:
-        ConfigError: it can't be read.
-    """
+    """An image as RGB. Raises ConfigError: it can't be read."""
     return eight_bits(opened(file), 3, str(file))
 
 
@@ -63,8 +54,7 @@ def bands(file: Path, channels: int) -> Bands:
 
     An array is (height, width, channels) or (channels, height, width); whole numbers are divided by their largest.
 
-    Raises:
-        ConfigError: it can't be read, or has other channels.
+    Raises ConfigError: it can't be read, or has other channels.
     """
     if channels in (1, 3) and file.suffix.lower() != ".npy":
         return [eight_bits(opened(file), channels, str(file))]

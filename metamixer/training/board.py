@@ -11,8 +11,7 @@ from ..config import ConfigError
 class Board:
     """The log in a run's folder. What an earlier start wrote beyond `step` is not shown.
 
-    Raises:
-        ConfigError: TensorBoard is not installed.
+    Raises ConfigError: TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, step: int) -> None:

@@ -46,8 +46,7 @@ def class_order(name: str) -> tuple[Any, ...]:
 def number_classes(source: Source, classes: list[str], place: str) -> None:
     """Let a source number its classes as a run does, by their names.
 
-    Raises:
-        ConfigError: the run does not know one of them.
+    Raises ConfigError: the run does not know one of them.
     """
     if source.names is None:
         return
