@@ -3,7 +3,7 @@
 The ladder of `ffnification` in a small FFNet under a plain decoder (docs/tasks.md). Pictures are made up of
 Fashion-MNIST's garments, so nothing is downloaded.
 
-    python launch.py run garments       # 117 runs, one to three minutes of one core each
+    python launch.py run garments       # 117 runs, about half a minute of one core each
 
 Measured with widths as they come: 17 to 19.6 % mIoU, all inside the noise (docs/tasks.md).
 """

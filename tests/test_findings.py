@@ -13,8 +13,8 @@ from analysis.statistics import compare
 from analysis.tables import markdown
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/findings.md", "docs/probes.md", "docs/profile.md")
-README, FINDINGS, PROBES, PROFILE = [(ROOT / name).read_text() for name in PAGES]
+PAGES = ("README.md", "docs/findings.md", "docs/probes.md", "docs/profile.md", "docs/tasks.md")
+README, FINDINGS, PROBES, PROFILE, TASKS = [(ROOT / name).read_text() for name in PAGES]
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +22,26 @@ def runs():
     return open_runs(ROOT / "notebooks" / "results")
 
 
-def table(heading):
+def table(heading, page=FINDINGS):
     """The rows below the row that begins with `heading`: by variant, the other cells."""
-    lines = FINDINGS[FINDINGS.index(heading) :].split("\n\n")[0].splitlines()
+    lines = page[page.index(heading) :].split("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return rows[0][1:], {name: cells for name, *cells in rows[2:]}
 
 
 def numbers(text):
     return [float(number) for number in re.findall(r"[-+]?[\d.]+", text.replace("−", "-"))]
+
+
+def compared(rows, found):
+    """A table's scores, differences and verdicts against a comparison, in as many digits as it has."""
+    assert set(found["variant"]) == set(rows)
+    for row in found.itertuples():
+        score, difference, verdict = rows[row.variant]
+        off = 0.51 * 10 ** -len(score.split()[0].partition(".")[2])
+        assert numbers(score) == pytest.approx([row.mean, row.sd], abs=off) and verdict == row.verdict
+        if verdict != "base":
+            assert numbers(difference) == pytest.approx([row.difference, row.low, row.high], abs=off)
 
 
 def test_the_profile(runs):
@@ -51,12 +62,7 @@ def test_images_where_nothing_else_mixes(runs):
     _, rows = table("| variant | isotropic")
     loaded = load(runs, "isotropic_images")
     found = compare(*loaded)
-    assert set(found["variant"]) == set(rows)
-    for row in found.itertuples():
-        score, difference, verdict = rows[row.variant]
-        assert numbers(score) == pytest.approx([row.mean, row.sd], abs=0.0051) and verdict == row.verdict
-        if verdict != "base":
-            assert numbers(difference) == pytest.approx([row.difference, row.low, row.high], abs=0.0051)
+    compared(rows, found)
     step = steps(*loaded).set_index("variant").loc["no_mixing_no_places"]
     said = re.search(r"worth (\S+) points \[(\S+), (\S+)\]", FINDINGS).groups()
     assert numbers(" ".join(said)) == pytest.approx([-step.difference, -step.high, -step.low], abs=0.0051)
@@ -112,3 +118,10 @@ def test_the_ladder_on_fashion_mnist(runs):
         assert verdict == row.verdict
         if verdict != "base":
             assert numbers(difference) == pytest.approx([row.difference, row.low, row.high], abs=0.0051)
+
+
+@pytest.mark.parametrize("grid, data, heading", [("photographs", "photographs", "| variant | PSNR dB")])
+def test_the_tables_of_tasks(runs, grid, data, heading):
+    _, rows = table(heading, TASKS)
+    found = compare(*load(runs, grid, data))
+    compared(rows, found)

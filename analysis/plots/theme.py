@@ -44,7 +44,7 @@ def new(width: float = 8, height: float = 5.4, rows: int = 1, columns: int = 1, 
 
 
 def title(axes: Axes, text: str) -> None:
-    axes.set_title(textwrap.fill(text, 96))
+    axes.set_title(textwrap.fill(text, 84))
 
 
 def head(figure: Figure, text: str, width: int = 92) -> None:
