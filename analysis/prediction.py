@@ -59,7 +59,7 @@ def levels(root: str | Path, grids: Iterable[str]) -> pd.DataFrame:
     parts = [pd.DataFrame(columns=["variant", "mixer", "task", "mean", "level"])]
     for grid in (grid for grid in grids if settings(root, grid)):
         table, metas = profile(root, grid)
-        names = mixers(load(root, grid, next(iter(metas)))[0])
+        names = {name: mixer for task in metas for name, mixer in mixers(load(root, grid, task)[0]).items()}
         parts.append(table.assign(mixer=table["variant"].map(names)))
     table = pd.concat(parts).dropna(subset=["mixer", "mean"]).drop_duplicates(["mixer", "task"])
     table["variant"] = table.groupby("mixer")["variant"].transform("first")

@@ -104,7 +104,7 @@ def play(tmp_path, monkeypatch, capsys):
 def test_every_notebook_runs_on_the_shipped_results(execute, path):
     """In a kernel, from top to bottom: it says what is kept in it, and shows as many pictures."""
     found = texts(execute(path))
-    assert found == texts(nbformat.read(path, as_version=4))
+    assert found == texts(nbformat.read(path, as_version=4)), f"python notebooks/execute.py {path}"
     assert any(pictures for _, pictures in found.values())
 
 

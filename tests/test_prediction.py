@@ -1,8 +1,11 @@
 """Rank correlations of probes with what mixers are worth elsewhere, against scipy, statsmodels and simulation."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
+from grids import key
 from matplotlib import pyplot as plt
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -33,6 +36,8 @@ def scores():
 def points(tmp_path, scores):
     for task in TASKS:
         write_task(tmp_path, task, scores[task], solved=90.0)
+    write_task(tmp_path, "absent", {"mixer0": (0.0,)})  # declared, but not begun
+    shutil.rmtree(tmp_path / key("probes", "absent", "mixer0", 0))
     # elsewhere the first mixer has another name and other heads, and there is one more, last and the same as the first
     known = {"first": {"name": NAMES[0], "head_dim": 7}, "again": {"name": NAMES[0]}}
     elsewhere = {"first": scores["errors"][NAMES[0]], **{name: scores["errors"][name] for name in NAMES[1:]}}
