@@ -79,7 +79,7 @@ def matched(
 
     if _network(config) == _network(base):
         return config
-    if not _stages(config.to_dict()["model"]):
+    if not stages_of(config.to_dict()["model"]):
         raise ConfigError(f"match {measure!r}: only widths of blocks with mixers can be scaled, this network has none")
     if measure in COUNTED:
         near = abs(ratios(config)[0] - 1) <= TOLERANCE / 10
@@ -144,16 +144,16 @@ def _equal(config: RunConfig, ratios: Callable[..., list[float]], measure: str) 
     return width, factor, ratio
 
 
-def _stages(node: Any) -> list[dict[str, Any]]:
+def stages_of(node: Any) -> list[dict[str, Any]]:
     """All stages of blocks in a network's configuration, in its order."""
     if isinstance(node, dict) and "token_mixer" in node:
         return [node]
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return [stage for child in children for stage in _stages(child)]
+    return [stage for child in children for stage in stages_of(child)]
 
 
 def _first_width(config: RunConfig) -> int:
-    return _stages(config.to_dict()["model"])[0]["width"]
+    return stages_of(config.to_dict()["model"])[0]["width"]
 
 
 def _unit(config: RunConfig) -> int:
@@ -182,7 +182,7 @@ def _scaled(config: RunConfig, width: int, expansion: float) -> RunConfig:
     first = _first_width(config)
     for node, name in _sizes(values["model"]):
         node[name] = node[name] * width // first
-    for stage in _stages(values["model"]):
+    for stage in stages_of(values["model"]):
         stage["width"] = stage["width"] * width // first
         mixers = stage["channel_mixer"]
         for mixer in mixers if isinstance(mixers, list) else [mixers]:
@@ -195,7 +195,7 @@ def _scaled(config: RunConfig, width: int, expansion: float) -> RunConfig:
 def _sizes(model: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     """What is a number of channels in a network's configuration besides its widths, and grows with them."""
     of_variables = [(model, "dim")] if "dim" in model else []
-    return [*of_variables, *(found for stage in _stages(model) for found in _in_channels(stage))]
+    return [*of_variables, *(found for stage in stages_of(model) for found in _in_channels(stage))]
 
 
 def _in_channels(node: Any, slot: str = "baseline") -> Iterator[tuple[dict[str, Any], str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -16,7 +15,7 @@ from metamixer.cost import Cost, readable
 from metamixer.training.run_config import RunConfig
 
 from .grid import PlannedRun, blaming
-from .iso_cost import cost
+from .iso_cost import cost, stages_of
 from .plan import Plan
 from .states import in_words
 
@@ -50,7 +49,7 @@ def print_plan(plan: Plan) -> None:
         table.add_row(
             name,
             _changes(variant.changes, variant.on, name == plan.loaded.grid.base),
-            ", ".join(map(str, _widths(runs[0].config.model.to_dict()))),
+            ", ".join(str(stage["width"]) for stage in stages_of(runs[0].config.model.to_dict())),
             readable(costs[name].parameters),
             readable(costs[name].macs),
             *branch,
@@ -73,15 +72,6 @@ def print_plan(plan: Plan) -> None:
         )
     for name, reason in plan.loaded.grid.left_out.items():
         console.print(f"left out: {name}: {reason}", style="yellow", highlight=False)
-
-
-def _widths(node: Any) -> Iterator[int]:
-    """The widths of the stages in a network's configuration."""
-    if isinstance(node, dict) and "token_mixer" in node:
-        yield node["width"]
-    elif isinstance(node, dict | list):
-        for child in node.values() if isinstance(node, dict) else node:
-            yield from _widths(child)
 
 
 def _branch(config: RunConfig) -> str:

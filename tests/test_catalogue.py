@@ -21,7 +21,7 @@ from metamixer import Backbone, Baseline, ConfigError, Site, StageConfig, build_
 from metamixer.architecture import hybrid
 from metamixer.checks import find
 from metamixer.ffnet import CONFIGS
-from metamixer.mixer import FAST_PATHS, MetaMixer
+from metamixer.mixer import FAST_PATHS
 from metamixer.operation import REGISTRY
 from metamixer.presets import BASELINES, PRESETS, preset
 
@@ -625,24 +625,15 @@ def test_a_users_baseline_goes_by_its_name(monkeypatch):
         resolve_mixer("halved!")
 
 
-# ---- tracing, initialisation, introspection
+# ---- tracing and initialisation
 
 
 @pytest.mark.parametrize("name", [*PRESETS, *BASELINES])
-def test_traces_and_scripts(name):
-    """fx bitwise, TorchScript, bf16 autocast, channels_last, `meta`, on an odd map smaller than a kernel."""
-    mixer, site = build(name, (5, 9)).float(), Site(DIM, 5, 9)
-    x = torch.randn(2, DIM, 5, 9)
+def test_scripts(name):
+    """On an odd map smaller than a kernel; `check` has what else a mixer goes through."""
+    mixer, x = build(name, (5, 9)).float(), torch.randn(2, DIM, 5, 9)
     with torch.no_grad():
-        y = mixer(x)
-        assert torch.equal(torch.fx.symbolic_trace(mixer)(x), y)
-        torch.testing.assert_close(torch.jit.script(mixer)(x), y, rtol=1e-4, atol=1e-5)
-        last = mixer(x.contiguous(memory_format=torch.channels_last))
-        torch.testing.assert_close(last, y, rtol=1e-3, atol=1e-4)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert (mixer(x) - y).norm() < 0.05 * y.norm()
-    with torch.device("meta"):
-        assert all(p.is_meta for p in build_mixer(config(name), site).parameters())
+        torch.testing.assert_close(torch.jit.script(mixer)(x), mixer(x), rtol=1e-4, atol=1e-5)
 
 
 def test_networks_trace_script_and_start_alike():
@@ -668,20 +659,3 @@ def test_networks_trace_script_and_start_alike():
     once, again = (Backbone(small, num_classes=3, img_size=64, seed=5).state_dict() for _ in range(2))
     for key, value in once.items():
         assert torch.equal(value, again[key]), key
-
-
-def test_fixed_sizes_are_refused_in_one_line():
-    for name in ("mlp_mixer", "gmlp", "random_mixing", "global_filter"):
-        mixer = build_mixer(resolve_mixer(name), Site(32, 4, 4))
-        with pytest.raises(AssertionError, match="is built for maps of 16 tokens"):
-            mixer(torch.randn(1, 32, 4, 5))
-
-
-def test_trace_goes_slot_by_slot():
-    mixer = build_mixer(resolve_mixer("attention"), Site(64, 4, 5))
-    assert isinstance(mixer, MetaMixer)
-    x = torch.randn(2, 64, 4, 5)
-    query, scores, coefficients, output = mixer.trace(x)
-    assert query.shape == x.shape and scores.shape == coefficients.shape == (2, 2, 20, 20)
-    torch.testing.assert_close(coefficients.sum(-1), torch.ones(2, 2, 20))
-    torch.testing.assert_close(output, mixer(x))

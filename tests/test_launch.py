@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_commands import launch as launch_here
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +36,7 @@ def test_help_does_not_import_torch():
 
 
 def test_list_shows_every_grid():
-    shown = launch("list").stdout
+    shown = launch_here("list").stdout
     assert all(path.stem in shown for path in (ROOT / "ablations").glob("[a-z]*.py"))
 
 
@@ -144,7 +145,7 @@ def test_an_operation_of_ones_own_runs_from_its_file(grid, tmp_path):
     )
     (tmp_path / "mine.py").write_text(grid.read_text().replace('KEY: "relu"', 'KEY: "sine"'))
     arguments = ["run", tmp_path / "mine.py", "--only", "relu", "--seeds", "0", "--runs", tmp_path / "runs"]
-    assert "no activation operation 'sine'" in launch(*arguments, code=2).stderr
+    assert "no activation operation 'sine'" in launch_here(*arguments, code=2).stderr
     assert "top-1" in launch(*arguments, "--module", tmp_path / "my_op.py").stdout
 
 
@@ -194,7 +195,7 @@ def test_data_mistakes_are_one_line_each_and_are_mended_by_launching_again(grid,
 
 def test_an_empty_folder_is_named(grid, tmp_path):
     (tmp_path / "images" / "train" / "class0").mkdir(parents=True)
-    line = error_line(launch("run", grid, *on_folder(tmp_path / "images"), code=2))
+    line = error_line(launch_here("run", grid, *on_folder(tmp_path / "images"), code=2))
     assert "images/train: no image in a folder of its class" in line
 
 
@@ -223,8 +224,9 @@ def test_a_terminal_that_knows_ascii_only(grid):
         (["collect", "ffnification", "--runs", "nowhere"], ["no grid", "nowhere"]),
     ],
 )
-def test_mistakes_are_one_line_and_a_non_zero_exit(arguments, parts, tmp_path):
-    done = launch(*arguments, code=2, cwd=tmp_path)
+def test_mistakes_are_one_line_and_a_non_zero_exit(arguments, parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = launch_here(*arguments, code=2)
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     for part in parts:
         assert part in done.stderr
@@ -233,7 +235,7 @@ def test_mistakes_are_one_line_and_a_non_zero_exit(arguments, parts, tmp_path):
 
 def test_an_unwritable_output_folder_is_one_line(grid, tmp_path):
     (tmp_path / "runs").write_text("")
-    done = launch("run", grid, "--runs", tmp_path / "runs", code=2)
+    done = launch_here("run", grid, "--runs", tmp_path / "runs", code=2)
     assert len(done.stderr.strip().splitlines()) == 1 and "cannot write" in done.stderr
 
 

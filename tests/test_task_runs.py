@@ -127,18 +127,6 @@ def test_one_row_for_each_answer():
     assert asked(logits[..., 0, 0], torch.tensor([1, 2]))[1].tolist() == [1, 2]
 
 
-def test_a_users_own_task_is_part_of_the_run(tmp_path):
-    (tmp_path / "own.py").write_text(
-        "from metamixer.tasks import register\nfrom metamixer.tasks.local import Shift\n\n"
-        "@register\nclass Mine(Shift):\n    name = 'mine'\n"
-    )
-    load_module(str(tmp_path / "own.py"))
-    config = override(CONFIG, {"data.task": {"name": "mine", "symbols": 3}})
-    assert [module.name for module in config.modules] == ["own.py"] and not CONFIG.modules
-    assert train(override(config, {"recipe.epochs": 2}), tmp_path / "run", "cpu")["state"] == "done"
-    assert list((tmp_path / "run").rglob("own-*.py"))
-
-
 def test_a_users_own_task_is_trained_and_evaluated_from_the_command_line(tmp_path):
     (tmp_path / "own.py").write_text(
         "from metamixer.tasks import register\nfrom metamixer.tasks.local import Parity\n\n"
@@ -183,7 +171,6 @@ def test_the_pages_own_data_set_is_trained_from_files_with_any_number_of_workers
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"data.task": "recal"}, "data.task: no task 'recal'; there are"),
         ({"data.task.pairs": 17}, "data.task: task recall: 17 pairs need as many keys"),
         ({"data.test_samples": None}, "data: test_samples: task 'recall' makes them without end; say how many"),
         ({"data.test_samples": 0}, "data.test_samples: .*greater than 0"),
