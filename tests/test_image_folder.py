@@ -357,6 +357,15 @@ def test_a_list_of_classes_gives_their_order_and_leaves_others_out(tmp_path):
     assert found.task.source("train").passed_over == ["1 folders of classes that are not in classes.txt"]
     (tmp_path / "classes.txt").write_text("ash\ncedar")
     assert len({before, found.config.manifest, data(tmp_path, 2).config.manifest}) == 3
+    levels = {(level, 1 - number) for level, number in evaluated(found)}
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
+            tar.add(tmp_path / split, ".")
+        (tmp_path / split).rename(tmp_path / f"_{split}")
+    assert set(evaluated(data(tmp_path, 2))) == levels
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.tar").unlink()
+        (tmp_path / f"_{split}").rename(tmp_path / split)
     (tmp_path / "classes.txt").write_text("ash\noak")
     refused(tmp_path, "no training image of oak, named in classes.txt", classes=2)
     (tmp_path / "classes.txt").write_text("ash\nash")

@@ -179,16 +179,18 @@ class TarFiles(Source):
         samples, targets, numbers = _first_process_first(lambda: _list_tars(place))
         names = {number: name for name, number in numbers.items()}
         folders: dict[str, str] = {}
-        rows = []
+        rows, wanted = [], class_list(place.parent)
         for (member, tar, inner), target in zip(samples, targets, strict=True):
             name, tar = names[target], tar or place.name
             folder, file = posixpath.split(posixpath.normpath(member.path))
             folder = folder or (inner.name if inner else tar)
             if folders.setdefault(name, folder) != folder:
                 raise ConfigError(f"{place}: two folders of one name, {folders[name]} and {folder}: rename one of them")
-            if not file.startswith("."):
+            if not file.startswith(".") and (wanted is None or name in wanted):
                 offset = member.offset_data + (inner.offset_data if inner else 0)
                 rows.append((name, os.fsencode(member.path), os.fsencode(root / tar), offset, member.size))
+        if not rows:
+            raise ConfigError(f"{place}: no image of a class in {CLASSES}")
         self.names = sorted({row[0] for row in rows}, key=class_order)
         numbers = {name: number for number, name in enumerate(self.names)}
         rows.sort(key=lambda row: (numbers[row[0]], *row[1:]))
