@@ -7,6 +7,7 @@ import pytest
 
 from analysis.frame import load
 from analysis.ladder import steps
+from analysis.prediction import correlations, points
 from analysis.profile import cells, profile
 from analysis.results import open_runs
 from analysis.statistics import compare
@@ -70,6 +71,16 @@ def test_images_where_nothing_else_mixes(runs):
     scores, gain = [row.loc[name, "mean"] for name in ("no_mixing", "attention")], row.loc["ffnified_attention"]
     assert "({:.2f} and {:.2f} %)".format(*scores) in README and gain["verdict"] == "better"
     assert f"gains {gain['difference']:.2f} points" in README and f"worth {-step.difference:.2f}." in README
+
+
+def test_what_probes_predict(runs):
+    _, rows = table("| probe | a pyramid")
+    outcomes = ["catalogue@fashion-mnist", "catalogue@patches", "isotropic_images@fashion-mnist"]
+    found = correlations(points(runs, ["catalogue_profile"], outcomes)).set_index(["task", "outcome"])
+    for probe, row_of in rows.items():
+        for outcome, cell in zip(outcomes, row_of, strict=True):
+            row = found.loc[(probe, outcome)]
+            assert numbers(cell) == pytest.approx([row["spearman"], row["low"], row["high"]], abs=0.0051)
 
 
 def test_the_profile_of_every_mixer():
