@@ -137,7 +137,10 @@ def test_the_ladder_on_fashion_mnist(runs):
             assert numbers(difference) == pytest.approx([row.difference, row.low, row.high], abs=0.0051)
 
 
-@pytest.mark.parametrize("grid, data, heading", [("photographs", "photographs", "| variant | PSNR dB")])
+@pytest.mark.parametrize(
+    "grid, data, heading",
+    [("photographs", "photographs", "| variant | PSNR dB"), ("series", "beijing", "| variant | MSE")],
+)
 def test_the_tables_of_tasks(runs, grid, data, heading):
     _, rows = table(heading, TASKS)
     found = compare(*load(runs, grid, data))
