@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from scipy import stats
 
 from analysis.frame import load
 from analysis.ladder import steps
@@ -105,6 +107,23 @@ def test_the_profile_of_every_mixer():
     small = ["rep_mixer", "ffnified_attention", "lsnet", "recursive_pyramid", "agent_attention", "mlla", "focalnet"]
     parity = means["parity"]
     assert parity[[*small, "convnext"]].min() > 99 and parity[["van", "conv2former", "moganet"]].max() < 51
+
+
+def test_equal_starts_keep_the_order():
+    own, _ = load(open_runs(ROOT / "notebooks" / "results" / "catalogue_profile"), "catalogue_profile", "recall")
+    equal, _ = load(open_runs(ROOT / "notebooks" / "equal_starts"), "catalogue_profile")
+    table = pd.DataFrame({"own": means_of(own[own["fixed"]]), "equal": means_of(equal)})
+    said = re.search(r"correlation of the two is (0\.\d+)", PROBES)[1]
+    assert len(table) == 49 and float(said) == round(stats.spearmanr(table["own"], table["equal"]).statistic, 2)
+    for name in ("external_attention", "hydra_attention"):
+        said = re.search(rf"`{name}` \(([\d.]+) → ([\d.]+) %\)", PROBES).groups()
+        assert numbers(" ".join(said)) == pytest.approx(table.loc[name], abs=0.051)
+    moved = (table["equal"] - table["own"]).abs().sort_values()
+    assert set(moved.index[-2:]) == {"external_attention", "hydra_attention"} and moved.iloc[-3] < 2.95
+
+
+def means_of(runs):
+    return runs.groupby("variant")["accuracy"].mean()
 
 
 def test_the_dials(runs):
