@@ -1,1 +1,1 @@
-"""Which questions are asked: one grid a file, data not code. The docstring asks, `GRID` says how it is answered."""
+"""Which questions are asked: one grid per file, data not code. The docstring asks, `GRID` says how it is answered."""

@@ -2,8 +2,8 @@
 
 Three seeds and three learning rates for each. Finished runs stay, so begin with the probes that tell most.
 
-    python launch.py run catalogue_profile --data recall,shift,parity    # 1,323 runs
-    python launch.py run catalogue_profile --data all                     # 4,851 runs
+    python launch.py run catalogue_profile --data recall,relation,parity    # 1,323 runs
+    python launch.py run catalogue_profile --data all                        # 4,851 runs
 """
 
 from ablations.catalogue import MIXER, narrow_heads

@@ -1,7 +1,7 @@
 """Do the rungs of FFNification differ where every pixel is asked? Segmentation of garments on textured ground.
 
 The ladder of `ffnification` in a small FFNet under a plain decoder (docs/tasks.md). Pictures are made up of
-Fashion-MNIST's garments, so nothing is downloaded.
+Fashion-MNIST's garments.
 
     python launch.py run garments       # 117 runs, about half a minute of one core each
 

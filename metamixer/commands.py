@@ -53,7 +53,7 @@ def train(
 ) -> None:
     """Train one run, or go on with it.
 
-    Under torchrun or srun on several GPUs.
+    On several GPUs, start it under torchrun or srun.
     """
     from metamixer.recipes import configured_run
     from metamixer.training.show import show_training
@@ -126,7 +126,7 @@ def check(
     module: Modules = None,
     width: Annotated[int, typer.Option(help="Channels to check and cost it at.")] = 64,
 ) -> None:
-    """Check a mixer, an operation or a task against its contract."""
+    """Check a mixer, operation or task."""
     from metamixer.checks import check as check_mixer
     from metamixer.checks import report
     from metamixer.config import from_text

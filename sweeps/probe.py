@@ -29,9 +29,10 @@ def probe(
     ] = None,
     device: Device = "auto",
 ) -> Launched:
-    """Show what a mixer can do, beside attention and FFNified attention.
+    """Show what a mixer can do, on small tasks.
 
-    Each is trained with three seeds at three learning rates on each probe; finished runs are not trained again.
+    It is trained beside attention and FFNified attention, with three seeds at three learning rates on each probe.
+    Finished runs are not trained again.
     """
     from .plan import make_plan
     from .plan_table import print_plan
