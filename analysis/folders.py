@@ -71,7 +71,7 @@ def _figures(folder: str, result: Json, metric: Metric) -> Json:
     row |= {metric.name: number(result.get(own))}
     row |= {f"{metric.name}_{kind}": number(scores.get(own)) for kind, scores in kinds.items()}
     row["images"] = next((scores["images"] for scores in kinds.values() if "images" in scores), None)
-    row |= {key: result.get(key) for key in ("weights", "parameters", "macs", "state_size")}
+    row |= {key: result.get(key) for key in ("weights", "parameters", "macs")}
     row["epochs"] = result.get("epochs", result.get("epoch"))
     if "code" not in result:  # runs of schema 1 say less, and elsewhere
         result = read_json(f"{folder}/environment.json")[0] or {}

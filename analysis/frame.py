@@ -24,7 +24,7 @@ from .metrics import VALIDATION, Metric, declared
 
 _NAMES = {"grid": "str", "data": "str", "variant": "str", "seed": "Int64", "hash": "str", "state": "str"}
 _REST = {
-    "weights": "str", "images": "Int64", "parameters": "Int64", "macs": "Int64", "state_size": "Int64",
+    "weights": "str", "images": "Int64", "parameters": "Int64", "macs": "Int64",
     "epochs": "Int64", "steps": "Int64", "solved_at": "float64", "seconds": "float64", "threads": "Int64",
     "code": "object", "error": "str", "on": "str", "base": "bool", "pair": "Int64", "lr": "float64", "fixed": "bool",
     "network": "str", "resolution": "Int64", "note": "str", "folder": "str",
@@ -91,8 +91,7 @@ def load(
 
     The figures are those of the reported `weights`: `top1` (or what else the task measures), `loss`; `…_raw` and
     `…_ema` give both, `validation` is the score of the last epoch on the validation split. Accuracies are in percent,
-    `macs` are multiply-adds of the folded network for one sample, `state_size` is in numbers (`metamixer.cost`),
-    `seconds` is the training time. `state` is done,
+    `macs` are multiply-adds of the folded network for one sample, `seconds` is the training time. `state` is done,
     failed, running, interrupted or new (not begun). `epochs` counts the epochs that a run began or finished. For tasks
     that can be solved, `solved_at` is the step of the first validation score that solves it, NaN if none of the `steps`
     did. `pair` is what runs are paired by: the seed, unless the manifest says otherwise (A/A). Where a grid has a set

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metamixer.config import ConfigError
-from metamixer.cost import by_layer
+from metamixer.cost import by_layer, count
 from metamixer.cost_table import by_slot
 from metamixer.networks import Network, find_network
 from metamixer.training.checkpoint import LAST, load_weights
@@ -105,6 +105,15 @@ def networks(runs: pd.DataFrame, variants: Iterable[str] = ()) -> tuple[list[Ins
         except ValueError as error:
             left_out.append(f"{variant}: {error}")
     return found, left_out
+
+
+def state_sizes(runs: pd.DataFrame) -> pd.Series:
+    """How many numbers of the other tokens each variant's network holds to answer for one more (`metamixer.cost`).
+
+    By variant, named `state_size`; of those that a run has begun of.
+    """
+    found = {each.name: count(each.model, each.network.input_size).state_size for each in networks(runs)[0]}
+    return pd.Series(found, name="state_size", dtype=float)
 
 
 def summary(networks: list[Inside], left_out: list[str]) -> str:

@@ -13,12 +13,15 @@ from .cost import Cost, by_layer, readable, total
 from .mixer import MetaMixer
 from .networks import Network
 from .operation import SLOTS
+from .timm_models import TOKEN_MIXERS
 
 BITS = 16
 # what a mixer computes outside its slots
 AT_ONCE = "slots at once"
 _BLOCK = re.compile(r"(?:[\w.]+\.)?blocks\.\d+")
-_MIXER = re.compile(rf"(?:{_BLOCK.pattern}\.)?(token_mixer|channel_mixer)(?:\.({'|'.join(SLOTS)}))?(?:\.|$)")
+# this project's, timm's, and those in the place of another module of timm's
+_WHICH = rf"(?:(token|channel)_mixer|{'|'.join(TOKEN_MIXERS)}|\w+(?=\.mixer\b))(?:\.mixer)?"
+_MIXER = re.compile(rf"(?:{_BLOCK.pattern}\.)?{_WHICH}(?:\.({'|'.join(SLOTS)}))?(?:\.|$)")
 
 
 def by_stage(costs: dict[str, Cost], model: nn.Module) -> dict[str, Cost]:
@@ -40,7 +43,7 @@ def by_stage(costs: dict[str, Cost], model: nn.Module) -> dict[str, Cost]:
 
 
 def by_slot(costs: dict[str, Cost]) -> dict[str, Cost]:
-    """Costs of a network of MetaMixers by what a part is for, over all stages; names are those of `by_layer`.
+    """Costs of a network with MetaMixers by what a part is for, over all stages; names are those of `by_layer`.
 
     What a fast path computes for several slots in one operation is a row of its own, for it can't be divided. So is
     a mixer without slots. The rest of a block is its residual sums, scales and norms.
@@ -51,13 +54,13 @@ def by_slot(costs: dict[str, Cost]) -> dict[str, Cost]:
 def _part(name: str) -> str:
     found = _MIXER.match(name)
     if found:
-        mixer, slot = found.groups()
-        return f"{mixer.removesuffix('_mixer')}: {slot.replace('_', '-') if slot else AT_ONCE}"
-    if _BLOCK.match(name):
-        return "residuals, scales, norms"
+        kind, slot = found.groups()
+        return f"{kind or 'token'}: {slot.replace('_', '-') if slot else AT_ONCE}"
+    if block := _BLOCK.match(name):
+        return "channel: mlp" if name.startswith(f"{block[0]}.mlp.") else "residuals, scales, norms"
     if ".downsample." in name:
         return "downsampling"
-    return "stem" if re.match(r"(?:backbone\.)?stem(\.|$)", name) else "head"
+    return name.removeprefix("backbone.").partition(".")[0] or "between"
 
 
 def _grouped(costs: dict[str, Cost], key: Callable[[str], str]) -> dict[str, Cost]:

@@ -46,7 +46,7 @@ class TimmConfig(Config):
 class InPlace(nn.Module):
     """A mixer in the place of a module of another network: maps (B, C, H, W) or tokens (B, N, C) in and out.
 
-    Masks, such as those of Swin's shifted windows, are not applied.
+    Masks are not applied, so in Swin's shifted windows opposite edges of the map are mixed.
 
     Args:
         size: height and width of the map that tokens are laid out as.

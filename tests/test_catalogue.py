@@ -5,6 +5,7 @@ are not here are in `benchmarks/authors.py`.
 """
 
 import math
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -659,3 +660,29 @@ def test_networks_trace_script_and_start_alike():
     once, again = (Backbone(small, num_classes=3, img_size=64, seed=5).state_dict() for _ in range(2))
     for key, value in once.items():
         assert torch.equal(value, again[key]), key
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *BASELINES])
+def test_a_step_after_saving_and_loading_is_the_step_without(name):
+    """Nothing that a mixer keeps or draws is outside its weights and buffers."""
+
+    def start():
+        mixer = build_mixer(resolve_mixer(name), Site(64, 7, 7)).train()
+        return mixer, torch.optim.AdamW([*mixer.parameters(), nn.Parameter(torch.zeros(1))], lr=1e-2)
+
+    def step(mixer, optimizer, seed):
+        x = torch.randn(2, 64, 7, 7, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+        optimizer.zero_grad()
+        mixer(x).square().mean().backward()
+        optimizer.step()
+
+    one, other = start(), start()  # the other is drawn anew
+    step(*one, seed=0)
+    for target, source in zip(other, one, strict=True):
+        target.load_state_dict(deepcopy(source.state_dict()))
+    for mixer, optimizer in (one, other):
+        step(mixer, optimizer, seed=1)
+    for (key, value), again in zip(one[0].state_dict().items(), other[0].state_dict().values(), strict=True):
+        assert value.equal(again), key
+    x = torch.ones(2, 64, 7, 7)
+    assert one[0](x).equal(other[0](x))

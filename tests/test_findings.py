@@ -1,5 +1,6 @@
 """The tables of docs/findings.md and the README's figures, against the shipped runs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from analysis.profile import cells, profile
 from analysis.results import open_runs
 from analysis.statistics import compare
 from analysis.tables import markdown
+from metamixer import Site, build_mixer, resolve_mixer
+from metamixer.cost import count
+from metamixer.presets import BASELINES, PRESETS
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/findings.md", "docs/probes.md", "docs/profile.md", "docs/tasks.md")
-README, FINDINGS, PROBES, PROFILE, TASKS = [(ROOT / name).read_text() for name in PAGES]
+PAGES = ("README.md", "docs/findings.md", "docs/probes.md", "docs/profile.md", "docs/tasks.md", "docs/families.md")
+README, FINDINGS, PROBES, PROFILE, TASKS, FAMILIES = [(ROOT / name).read_text() for name in PAGES]
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +89,45 @@ def test_what_probes_predict(runs):
             assert numbers(cell) == pytest.approx([row["spearman"], row["low"], row["high"]], abs=0.0051)
 
 
-def test_the_profile_of_every_mixer():
-    """The table of docs/profile.md as a whole, and the figures of its text."""
+@pytest.fixture(scope="module")
+def catalogue():
     runs = open_runs(ROOT / "notebooks" / "results" / "catalogue_profile")
-    found, metas = profile(runs, "catalogue_profile")
+    return runs, *profile(runs, "catalogue_profile")
+
+
+def state(folder):
+    """What the token mixers of a run hold of the 36 cells."""
+    stage = json.loads((Path(folder) / "config.json").read_text())["config"]["model"]["stages"][0]
+    mixer = build_mixer(resolve_mixer(stage["token_mixer"]), Site(stage["width"], 6, 6))
+    return stage["depth"] * count(mixer, (stage["width"], 6, 6)).state_size
+
+
+def test_families_of_mixers(catalogue):
+    """The table of docs/families.md as a whole, and the figures of its text."""
+    runs, found, _ = catalogue
+    found = found.set_index(["variant", "task"])
+    folders = load(runs, "catalogue_profile", "recall")[0].groupby("variant")["folder"].first()
+    states, families = folders.map(state), [line for line in FAMILIES.splitlines() if line.startswith("| ")][1:]
+    for line in families:
+        names = re.findall(r"`(\w+)`", line)
+        scores, held = [cell.strip() for cell in line.split("|")[3:5]], line.split("|")[6].strip()
+        for score, task in zip(scores, ("recall", "relation"), strict=True):
+            rows = found.loc[[(name, task) for name in names]]
+            low, high = (f"{rows['mean'].agg(how):.0f}" for how in ("min", "max"))
+            span = low if low == high else f"{low}–{high}"
+            assert score == f"{span} ({(rows['solved'] == rows['n']).sum()} of {len(names)})", names
+        low, high = (f"{states[names].agg(how):,}" for how in ("min", "max"))
+        assert held == (low if low == high else f"{low}–{high}"), names
+    assert sorted(name for line in families for name in re.findall(r"`(\w+)`", line)) == sorted(PRESETS | BASELINES)
+    told = ["linear_attention", "attention", "xca", "hydra_attention"]
+    said = re.findall(r"(\S+)(?: numbers and recalls|\. So does|\.\n- \*\*Too| numbers\n +and gets 46)", FAMILIES)
+    assert [int(number.replace(",", "")) for number in said] == states[told].tolist()
+    assert states.max() == 10000 and states["non_causal_ssd"] == 8144
+
+
+def test_the_profile_of_every_mixer(catalogue):
+    """The table of docs/profile.md as a whole, and the figures of its text."""
+    runs, found, metas = catalogue
     assert markdown(cells(found, metas).reset_index()) in PROFILE
     assert f"{len(list(runs.glob('*/result.json')))} runs" in PROFILE.replace(",", "")
     means = found.pivot(index="variant", columns="task", values="mean")

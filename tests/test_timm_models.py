@@ -8,7 +8,8 @@ from torch import nn
 
 from metamixer import ConfigError, digest, override
 from metamixer.config import parse
-from metamixer.cost import count
+from metamixer.cost import by_layer, count
+from metamixer.cost_table import by_slot
 from metamixer.presets import preset
 from metamixer.timm_models import InPlace, TimmConfig, attention_class, build_timm, replace_mixers
 from metamixer.training.run_config import RunConfig
@@ -91,6 +92,20 @@ def test_a_copy_of_what_was_replaced_changes_no_answer_and_any_other_mixer_train
     assert count(other, size(name)).macs > 0
     other.train()(x).square().mean().backward()
     assert all(parameter.grad is not None for key, parameter in other.named_parameters() if ".mixer." in key)
+
+
+def test_costs_of_such_a_network_are_told_apart():
+    model = timm.create_model("convnext_atto")
+    replace_mixers(model, "stages.2.*", "ffnified_attention", (3, 32, 32))
+    parts = by_slot(by_layer(model, (3, 32, 32)))
+    convs = [module for name, module in model.named_modules() if name.endswith("conv_dw")]
+    places = {40: 64, 80: 16, 320: 1}  # tokens of the stages with so many channels
+    own = sum(49 * places[conv.out_channels] * conv.out_channels for conv in convs if isinstance(conv, nn.Conv2d))
+    assert parts["token: slots at once"].macs == own
+    assert parts["token: query"].macs == 6 * 4 * 160**2  # six blocks, 2×2 tokens
+    assert parts["token: query-key"].macs == parts["token: coefficient-value"].macs == 6 * 4 * 49 * 160
+    assert {"stem", "channel: mlp", "downsampling", "head"} <= parts.keys()
+    assert parts["head"].macs == 320 * 1000
 
 
 def test_a_map_without_a_class_token_takes_a_convolution():

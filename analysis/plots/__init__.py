@@ -9,7 +9,14 @@ package that load matplotlib, which `plt` is.
 
 from matplotlib import pyplot as plt
 
-from .accuracy import accuracy_by_variant, accuracy_vs, accuracy_vs_latency, picture, published_front
+from .accuracy import (
+    accuracy_by_variant,
+    accuracy_vs,
+    accuracy_vs_latency,
+    accuracy_vs_state,
+    picture,
+    published_front,
+)
 from .curves import learning_curves
 from .inside import examples, receptive_fields
 from .ladder import waterfall
@@ -22,6 +29,7 @@ __all__ = [
     "accuracy_by_variant",
     "accuracy_vs",
     "accuracy_vs_latency",
+    "accuracy_vs_state",
     "cell_means",
     "correlations",
     "dial_curves",

@@ -12,7 +12,11 @@ from ..pareto import LATENCY, backend, backends, front, published_name
 from ..tables import SAME_COST, count, extremes
 from .theme import BASE, DASHED, INK, QUIET, legend, marks, metric_label, names, new, nothing, title
 
-_COUNTED = {"macs": "multiply-adds per image", "parameters": "parameters"}
+_COUNTED = {
+    "macs": "multiply-adds per image",
+    "parameters": "parameters",
+    "state_size": "state: numbers held of the other tokens to answer for one more",
+}
 _SPREAD = "mean over seeds ± 1 standard deviation"
 
 
@@ -44,6 +48,20 @@ def accuracy_vs(comparison: pd.DataFrame, meta: Meta, cost: str = "macs", axes: 
     legend(axes)
     names(axes, shown[cost], shown["mean"], shown["variant"], shown["base"], shown["sd"])
     return axes
+
+
+def accuracy_vs_state(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame, axes: Axes | None = None) -> Axes:
+    """`accuracy_vs` the numbers of the other tokens that a network holds to answer for one more.
+
+    Networks that hold none mix no tokens; they are left out.
+
+    Args:
+        runs: the same grid's. Their networks are built and counted.
+    """
+    from ..inside import state_sizes  # loads torch
+
+    sizes = state_sizes(runs)
+    return accuracy_vs(comparison.join(sizes[sizes > 0], on="variant"), meta, "state_size", axes)
 
 
 def accuracy_vs_latency(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame) -> np.ndarray:

@@ -305,7 +305,6 @@ class Trainer:
                 **({"best_left_out": lost} if lost else {}),
                 "parameters": cost.parameters,
                 "macs": cost.macs,
-                "state_size": cost.state_size,
                 "seconds": self.seconds,
                 "threads": config.threads,
                 **self.code,
