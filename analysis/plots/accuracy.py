@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from ..frame import Meta, each, plural
 from ..pareto import LATENCY, backend, backends, front, published_name
@@ -159,7 +159,7 @@ def _cost_axis(axes: Axes, cost: str, costs: pd.Series) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if costs.max() < 100 * costs.min() else (1,)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}") if latency else EngFormatter())
 
 
 def _front(axes: Axes, costs: np.ndarray, values: np.ndarray, higher_is_better: bool = True) -> None:
