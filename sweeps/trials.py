@@ -37,8 +37,9 @@ def find_search(root: Path, name: str | None = None, data: str | None = None) ->
     if len(chosen) == 1:
         return chosen[0]
     what = "several searches" if chosen else f"no search {name or ''}{f' on {data}' if data else ''}"
-    listed = ", ".join(each.name for each in chosen or there) or "none"
-    raise ConfigError(f"{what} in {root}; give name and data of one of: {listed}")
+    listed = ", ".join(each.name for each in chosen or there)
+    hint = f"give name and data of one of: {listed}" if listed else "no search was launched there yet"
+    raise ConfigError(f"{what} in {root}; {hint}")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
