@@ -266,7 +266,8 @@ def blaming(variant: str) -> Iterator[None]:
             raise
         raise ConfigError(
             f"variant {variant!r}: {place(error)}{type(error).__name__}: {' '.join(str(error).split())}; "
-            "`launch.py check OPERATION --module FILE` shows which promises it breaks"
+            "`launch.py check OPERATION --module FILE` shows which promises it breaks; where widths are scaled, a "
+            "parameter that counts channels must be in the operation's `channel_counts`"
         ) from None
 
 
