@@ -138,6 +138,8 @@ def test_the_profile_of_every_mixer(catalogue):
     both = set(means.index[(recall > 98.5) & (relation > 94)])
     assert both == {"rmt", "agent_attention", "inline"}
     assert (found.groupby("variant")["solved"].min() < 3).all()  # none solves all probes with all seeds
+    assert not found.loc[found["task"] == "majority", "verdict"].isin(["better", "worse", "hint"]).any()
+    assert means["majority"].min() > 99.55
     shift = means["shift"]
     assert shift[["attention", "gated_attention", "rmt", "differential_attention"]].min() > 97.5
     assert shift[["relu_attention", "sigmoid_attention", "linear_attention"]].round().isin(range(14, 18)).all()
