@@ -28,7 +28,7 @@ def kernel(size: int) -> Variant:
 GRID = Grid(
     bases={"beijing": named_run("series")},
     base="k51",
-    lrs=(5e-4, 8e-3),
+    lrs=(8e-3, 3e-2),
     variants={
         "k51": Variant(),
         "k25": kernel(25),
