@@ -100,7 +100,7 @@ def test_learning_curves_band_from_the_lowest_to_the_highest_seed(tmp_path):
     assert "no validation loss" in none.texts[0].get_text()
     slow = runs.iloc[[0]].assign(hash="slow", lr=1e-5, fixed=False)
     both = pd.concat([curves, curves.head(3).assign(hash="slow", val_top1=0.0)])
-    mixed = plots.learning_curves(pd.concat([runs, slow]), both, meta)
+    mixed = plots.learning_curves(pd.concat([runs.assign(lr=1e-3), slow]), both, meta)
     np.testing.assert_allclose(mixed.get_lines()[0].get_ydata(), [61, 71, 81])
 
 
