@@ -92,6 +92,7 @@ def show_grid(root: Path, grid: str, setting: str | None) -> None:
     from analysis.frame import load, settings
     from analysis.plots import examples as draw_examples
     from analysis.plots import picture, save
+    from analysis.rates import at_best
     from analysis.statistics import compare
     from analysis.tables import extremes, render, texts, to_csv, to_latex
 
@@ -110,7 +111,8 @@ def show_grid(root: Path, grid: str, setting: str | None) -> None:
         if task_of(runs["folder"]) and not meta.metric.solvable:
             from analysis.inside import examples, networks  # loads torch, which other tables do without
 
-            if pictures := examples(networks(runs)[0]):
+            shown = at_best(runs, meta).assign(fixed=True)  # the learning rates of the table
+            if pictures := examples(networks(shown)[0]):
                 with _keeping(f"{stem}_examples.png"):
                     save(draw_examples(pictures), f"{stem}_examples.png")
     if whole:
