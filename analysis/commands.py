@@ -111,8 +111,7 @@ def show_grid(root: Path, grid: str, setting: str | None) -> None:
         if task_of(runs["folder"]) and not meta.metric.solvable:
             from analysis.inside import examples, networks  # loads torch, which other tables do without
 
-            shown = at_best(runs, meta).assign(fixed=True)  # the learning rates of the table
-            if pictures := examples(networks(shown)[0]):
+            if pictures := examples(networks(at_best(runs, meta))[0]):  # at the learning rates of the table
                 with _keeping(f"{stem}_examples.png"):
                     save(draw_examples(pictures), f"{stem}_examples.png")
     if whole:

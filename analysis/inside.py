@@ -88,14 +88,15 @@ def rounded_weights(folder: str | Path) -> dict[str, np.ndarray]:
 def networks(runs: pd.DataFrame, variants: Iterable[str] = ()) -> tuple[list[Inside], list[str]]:
     """A network of each variant, or of those named: of a run whose weights are kept, if any, else its first.
 
-    Where learning rates were tried, of a run at the recipe's own.
+    Where learning rates were tried, of a run at the recipe's own if there is one.
 
     Returns:
         The networks, and one line for each variant that has none, with the reason.
     """
     found, left_out = [], []
     for variant in list(variants) or list(dict.fromkeys(runs["variant"])):
-        folders = [Path(folder) for folder in runs.loc[(runs["variant"] == variant) & runs["fixed"], "folder"]]
+        own = runs[runs["variant"] == variant]
+        folders = [Path(folder) for folder in own.loc[own["fixed"] | (not own["fixed"].any()), "folder"]]
         folders = [folder for folder in folders if (folder / "config.json").is_file()]
         kept = [folder for folder in folders if (folder / WEIGHTS).is_file() or (folder / LAST).is_file()]
         try:
