@@ -98,6 +98,7 @@ def render(rows: pd.DataFrame) -> Table:
     table = terminal(pivot(rows))
     for column in table.columns[1:]:
         column.justify = "right"
+        column.header = str(column.header).replace("-", "-\n")  # eager-channels-last, if the terminal is narrow
     return table
 
 

@@ -107,18 +107,24 @@ def test_families_of_mixers(catalogue):
     runs, found, _ = catalogue
     found = found.set_index(["variant", "task"])
     folders = load(runs, "catalogue_profile", "recall")[0].groupby("variant")["folder"].first()
-    states, families = folders.map(state), [line for line in FAMILIES.splitlines() if line.startswith("| ")][1:]
-    for line in families:
-        names = re.findall(r"`(\w+)`", line)
-        scores, held = [cell.strip() for cell in line.split("|")[3:5]], line.split("|")[6].strip()
-        for score, task in zip(scores, ("recall", "relation"), strict=True):
-            rows = found.loc[[(name, task) for name in names]]
-            low, high = (f"{rows['mean'].agg(how):.0f}" for how in ("min", "max"))
-            span = low if low == high else f"{low}–{high}"
-            assert score == f"{span} ({(rows['solved'] == rows['n']).sum()} of {len(names)})", names
-        low, high = (f"{states[names].agg(how):,}" for how in ("min", "max"))
-        assert held == (low if low == high else f"{low}–{high}"), names
-    assert sorted(name for line in families for name in re.findall(r"`(\w+)`", line)) == sorted(PRESETS | BASELINES)
+    states = folders.map(state)
+    heads, families = table("| family |", FAMILIES)
+
+    def span(values, form):
+        low, high = (format(values.agg(how), form) for how in ("min", "max"))
+        return low if low == high else f"{low}–{high}"
+
+    for line in families.values():
+        row = dict(zip(heads, line, strict=True))
+        names = re.findall(r"`(\w+)`", row["mixers"])
+        for task in heads[1:6]:
+            scores = found.loc[[(name, task) for name in names]]
+            solved = (scores["solved"] == scores["n"]).sum()
+            bracket = f" ({'all' if solved == len(names) else solved})" if solved else ""
+            assert row[task] == span(scores["mean"], ".0f") + bracket, (names, task)
+        assert row["state"] == span(states[names], ","), names
+    mixers = [name for mixers, *_ in families.values() for name in re.findall(r"`(\w+)`", mixers)]
+    assert sorted(mixers) == sorted(PRESETS | BASELINES)
     told = ["linear_attention", "attention", "xca", "hydra_attention"]
     said = re.findall(r"(\S+)(?: numbers and recalls|\. So does|\.\n- \*\*Too| numbers\n +and gets 46)", FAMILIES)
     assert [int(number.replace(",", "")) for number in said] == states[told].tolist()

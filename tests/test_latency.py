@@ -41,6 +41,12 @@ def test_a_network_is_known_by_what_it_is_built_from():
     assert network_key(probe) != network_key({**probe, "data": {"task": {"name": "recall", "pairs": 8}}})
 
 
+def test_a_mixer_of_its_slots_is_called_by_their_names():
+    slots = {"query": "identity", "query_key": {"name": "linear", "expansion": 2}, "activation": "gelu"}
+    subject = Subject(find_network(json.dumps({**slots, "coefficient_value": "linear"}), 8))
+    assert subject.name == "identity · linear · gelu · linear" and '"expansion": 2' in subject.key
+
+
 def test_published_latencies():
     found = published()
     assert list(found) == list(COLUMNS) and set(found["device"]) == {"iPhone 12"}

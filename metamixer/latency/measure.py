@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from .. import plugins
-from ..config import ConfigError
+from ..config import ConfigError, from_text
 from ..cost import count
 from ..fold import fold
 from ..networks import Network
@@ -55,7 +55,11 @@ class Subject:
 
     @property
     def name(self) -> str:
-        return Path(self.network.name).name + self._form  # of a run's folder
+        own = from_text(self.network.name)
+        if isinstance(own, str):
+            return Path(own).name + self._form  # of a run's folder
+        slots = [own] if "name" in own else own.values()
+        return " · ".join(slot if isinstance(slot, str) else slot["name"] for slot in slots) + self._form
 
     @property
     def _form(self) -> str:

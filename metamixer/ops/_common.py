@@ -114,7 +114,7 @@ class EluPlusOne(nn.Module):
     """elu(x) + 1, a positive feature map (arXiv 2006.16236)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.elu(x) + 1
+        return F.elu(x.contiguous()) + 1  # in the format of the gradient, which comes from pairs of tokens
 
 
 class FirstChannels(nn.Module):

@@ -222,8 +222,8 @@ class PartMatmul(CoefficientValue):
 
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
         passing = x.split(self.split, dim=1)[1]
-        y = split_heads(self.value(x), self.heads) @ coefficients.transpose(-2, -1)
-        y = y.reshape(x.shape[0], -1, x.shape[2], x.shape[3])
+        y = coefficients @ split_heads(self.value(x), self.heads).transpose(-2, -1)  # (B, heads, N, d)
+        y = y.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, x.shape[2:])  # channels-last, as X in training
         return self.proj(torch.cat([y, passing], dim=1).relu())
 
 
