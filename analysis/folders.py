@@ -12,10 +12,11 @@ from typing import Any
 
 from metamixer.jsonl import read as read_lines
 from metamixer.latency.rows import network_key
+from metamixer.metric import Metric
 from metamixer.training.folder import RunFolder
 from metamixer.training.state import state_of
 
-from .metrics import VALIDATION, Metric
+from .metrics import VALIDATION
 
 SCHEMAS = (1, 2)  # of manifests and of config.json: files of another one are not guessed at
 _SCHEMA = re.compile(rb'\s*\{\s*"schema"\s*:\s*(\d+)\s*[,}]')

@@ -16,11 +16,12 @@ from typing import Any, Literal
 import pandas as pd
 
 from metamixer.jsonl import read as read_lines
+from metamixer.metric import Metric
 from metamixer.training.provenance import mixed_code
 
 from . import folders
 from .latency import load as load_latencies
-from .metrics import VALIDATION, Metric, declared
+from .metrics import VALIDATION, declared, of_column
 
 _NAMES = {"grid": "str", "data": "str", "variant": "str", "seed": "Int64", "hash": "str", "state": "str"}
 _REST = {
@@ -72,7 +73,7 @@ class Meta:
 
     def by(self, column: str) -> Meta:
         """The same, compared by another metric."""
-        return replace(self, metric=self.declared.by(column))
+        return replace(self, metric=of_column(self.declared, column))
 
     def of(self, comparison: pd.DataFrame) -> Meta:
         """The same, about the metric that a comparison was made by."""

@@ -10,10 +10,12 @@ import math
 import pandas as pd
 from rich.table import Table
 
+from metamixer.metric import readable
+
 from .frame import each
 from .intervals import spearman
 from .latency import SETTING, ways
-from .tables import count, plural, terminal
+from .tables import plural, terminal
 
 # how the tables call a measure, and its column
 MEASURES = {
@@ -63,7 +65,7 @@ def pivot(rows: pd.DataFrame) -> pd.DataFrame:
     for runtime in runtimes:
         of_one = rows[rows["runtime"] == runtime].drop_duplicates(["network", "resolution"], keep="last")
         for row, (first, last) in zip(each(of_one), ranks(of_one), strict=True):
-            costs = {"params": count(row.parameters), "MACs": count(row.macs)}
+            costs = {"params": readable(row.parameters), "MACs": readable(row.macs)}
             about = {"network": row.name, "px": str(row.resolution), **costs}
             spread = "–" if math.isnan(row.spread_ms) else f"{100 * row.spread_ms / row.median_ms:.1f} %"
             loud = " noisy" if not pd.isna(row.quiet) and not row.quiet else ""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from metamixer.metric import Metric
+
 from .frame import load, plural, settings
 from .intervals import CONFIDENCE, smallest_visible_effect
-from .metrics import Metric
 from .statistics import compare, pooled_sd
 
 

@@ -32,7 +32,7 @@ def profile(root: str | Path, grid: str) -> tuple[pd.DataFrame, dict[str, Meta]]
     for _, data in settings(root, grid):
         runs, meta = load(root, grid, data)
         metric = meta.metric
-        if metric.solvable:
+        if metric.chance is not None and metric.solved is not None:
             table = compare(runs, meta).assign(task=data)
             table["level"] = ((table["mean"] - metric.chance) / (metric.solved - metric.chance)).clip(0, 1)
             parts.append(table)

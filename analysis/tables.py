@@ -16,6 +16,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from metamixer.metric import readable
+
 from .factorial import NAMES, Factorial
 from .frame import Meta, each, plural
 from .intervals import smallest_visible_effect
@@ -26,17 +28,6 @@ ROWS = 60  # of a table or picture: nobody reads more variants than that, and th
 SHARES = ("top1", "top5", "accuracy")  # metrics that count right samples
 SAME_COST = 0.05  # costs that differ by no more than this count as equal
 _STYLES = {"base": "bold", "better": "cyan", "worse": "cyan", "inside noise": "dim", "no spread": "dim"}
-
-
-def count(number: float | None) -> str:
-    """Parameters or multiply-adds, to three figures: `1.06 M`; `–` where unknown."""
-    if number is None or pd.isna(number):
-        return "–"
-    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * scale:
-            figure = number / scale
-            return f"{figure:.{2 if figure < 9.995 else 1 if figure < 99.95 else 0}f} {letter}"
-    return f"{number:.0f}"
 
 
 def extremes(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
@@ -61,8 +52,8 @@ def texts(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
         runs += [f"{number} {word}" for number, word in ((row.failed, "failed"), (row.missing, "missing")) if number]
         rows.append({
             "variant": row.variant,
-            "params": count(row.parameters),
-            "MACs": count(row.macs),
+            "params": readable(row.parameters),
+            "MACs": readable(row.macs),
             "lr": f"{row.lr:g}",
             f"{about.heading} ± sd": score(row, meta.of(comparison)),
             "solved [95 %]": share(row, interval=True),

@@ -69,15 +69,6 @@ def total(costs: Iterable[Cost]) -> Cost:
     return whole
 
 
-def readable(value: float, digits: int = 3) -> str:
-    """A count of so many digits with a unit: `17.8 M`."""
-    for scale, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        text = f"{value / scale:#.{digits}g}"
-        if float(text) >= 1:
-            return text.rstrip(".") + letter
-    return f"{value:g}"
-
-
 def count(model: nn.Module, input_size: tuple[int, int, int], inplace: bool = False) -> Cost:
     """Cost of the folded `model` for one image (or map, for a mixer) of `input_size` (C, H, W).
 

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from .cost import Cost, by_layer, readable, total
+from .cost import Cost, by_layer, total
+from .metric import readable
 from .mixer import MetaMixer
 from .networks import Network
 from .operation import SLOTS

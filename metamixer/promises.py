@@ -11,11 +11,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from .cost import Cost, count, readable
+from .cost import Cost, count
 from .deploy import coreml
 from .errors import in_one_line
 from .fold import NORMS, fold
 from .initialise import LAYERS, Construction, Init, initialise
+from .metric import readable
 from .mixer import MetaMixer, MetaMixerConfig, accepts, build_mixer, makes, resolve_mixer
 from .operation import SLOTS, OperationConfig, Site, Slot, operation_class
 from .presets import PRESETS

@@ -21,8 +21,8 @@ from rich.markup import escape
 
 from metamixer import jsonl
 from metamixer.config import ConfigError, digest, override
-from metamixer.cost import readable
 from metamixer.latency.bench import time_runs
+from metamixer.metric import readable
 from metamixer.training.folder import RunFolder
 
 from . import cluster, scheduler

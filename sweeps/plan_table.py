@@ -11,7 +11,8 @@ from rich.progress import track
 from rich.table import Table
 
 from metamixer.branches import probed, token_range
-from metamixer.cost import Cost, readable
+from metamixer.cost import Cost
+from metamixer.metric import readable
 from metamixer.training.run_config import RunConfig
 
 from .grid import PlannedRun, blaming

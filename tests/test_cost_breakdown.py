@@ -12,10 +12,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metamixer import MetaMixerConfig, Site, build_mixer, resolve_mixer
-from metamixer.cost import by_layer, count, readable, total
+from metamixer.cost import by_layer, count, total
 from metamixer.cost_table import AT_ONCE, by_slot, by_stage, print_costs
 from metamixer.ffnet import CONFIGS
 from metamixer.fold import fold
+from metamixer.metric import readable
 from metamixer.mixer import MetaMixer
 from metamixer.networks import Network
 from metamixer.presets import PRESETS
@@ -29,7 +30,8 @@ SCALED = ("caformer_s18", "poolformerv2_s12", "convnext_atto", "fastvit_t8", "re
 
 
 @pytest.mark.parametrize(
-    "value, text", [(999, "999"), (999_400, "999 k"), (999_600, "1.00 M"), (12_345_678, "12.3 M"), (2e12, "2.00 T")]
+    "value, text",
+    [(None, "–"), (999, "999"), (999_400, "999 k"), (999_600, "1.00 M"), (12_345_678, "12.3 M"), (2e12, "2.00 T")],
 )
 def test_a_count_keeps_three_digits_where_it_rounds_up_to_the_next_unit(value, text):
     assert readable(value) == text

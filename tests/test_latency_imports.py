@@ -9,12 +9,12 @@ from test_commands import launch
 from analysis.folders import read_run
 from analysis.latency import load
 from analysis.latency_table import correlations
-from analysis.metrics import Metric
 from metamixer.config import override
 from metamixer.cost import count
 from metamixer.latency import imports
 from metamixer.latency.measure import COSTS, Subject
 from metamixer.latency.rows import append
+from metamixer.metric import Metric
 from metamixer.networks import find_network, of_run
 from metamixer.plugins import load_module
 from metamixer.training.folder import RunFolder
@@ -126,6 +126,6 @@ def test_an_edited_operation_of_the_users_own_makes_another_network(tmp_path):
         (tmp_path / "phone.csv").write_text(CSV.replace("ffnet_1,256", f"{folder},{RUN.data.image_size}"))
         rows = imports.read_csv(tmp_path / "phone.csv")
         assert not imports.add_costs(rows, tmp_path) and {row.network for row in rows} == {measured}
-        assert read_run(str(tmp_path / folder), Metric("top1"), with_config=True)["network"] == measured
+        assert read_run(str(tmp_path / folder), Metric("top1", "top-1"), with_config=True)["network"] == measured
         assert measured not in found
         found.add(measured)

@@ -9,8 +9,6 @@ from files; `loss`, `tally`, `measure` and `metrics` say what is learnt and meas
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -18,43 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import Config, ConfigError, parse
+from ..metric import Metric
 from ..plugins import add
 
 NOT_ASKED = -100  # in the place of an answer; the default `ignore_index` of torch's losses
 
 Head = Literal["pooled", "cells"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a number is read.
-
-    Attributes:
-        name: the key in a run's files, e.g. `top1`.
-        label: the name in words, e.g. `top-1`.
-        unit: what stands behind a value, e.g. `%` or `dB`; empty for a plain number.
-        decimals: how many are shown.
-        chance: what answers give that ignore the input; None where that means nothing.
-        levels: other values with a meaning, by name, e.g. the best that is possible without a certain ability.
-        solved: from here on the task counts as solved; None where it has no such value.
-    """
-
-    name: str
-    label: str
-    unit: str = ""
-    higher_is_better: bool = True
-    decimals: int = 2
-    chance: float | None = None
-    levels: Mapping[str, float] = field(default_factory=dict)
-    solved: float | None = None
-
-    def text(self, value: float) -> str:
-        """A value for a reader: `top-1 84.12 %`."""
-        return f"{self.label} {value:.{self.decimals}f} {self.unit}".rstrip()
-
-    def better(self, value: float, than: float | None) -> bool:
-        """Whether a value is better than another one; any value is better than none."""
-        return than is None or (value > than if self.higher_is_better else value < than)
 
 
 class TaskConfig(Config):
@@ -161,6 +128,10 @@ class Task:
         All three are batches of one.
         """
         return None
+
+    def legend(self) -> dict[str, tuple[float, ...]]:
+        """What the colours of the answers in `pictures` mean: (red, green, blue) in 0 … 1 by name."""
+        return {}
 
 
 def asked(outputs: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
