@@ -22,10 +22,10 @@ from optuna.visualization.matplotlib import plot_param_importances
 from rich.markup import escape
 from rich.table import Table
 
+from metamixer.metric import readable
 from sweeps.trials import best_trials, find_search, make_study, read_about, read_trials
 
-from .plots.theme import BASE, INK, PALE, VARIANT, new, nothing
-from .tables import count
+from .plots.theme import BASE, COSTS, INK, PALE, VARIANT, new, nothing
 
 ENOUGH = 8  # trials, for importances to mean anything
 ROWS = 20
@@ -88,7 +88,7 @@ def render_trials(study: optuna.Study, rows: int = ROWS) -> Table:
 
 
 def _cost(name: str, value: float) -> str:
-    return f"{value:.2f} × base" if name.startswith("latency") else count(value)
+    return f"{value:.2f} × base" if name.startswith("latency") else readable(value)
 
 
 def short(parameter: str) -> str:
@@ -107,13 +107,14 @@ def front_picture(study: optuna.Study, axes: Axes | None = None) -> Axes:
     about, metric = study.user_attrs, study.user_attrs["metric"]
     cost = [*about["objectives"][1:], "macs"][0]
     done = [trial.user_attrs for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
-    axes.set_title(f"{about['name']} on {about['setting']}: {len(done)} trials done")
+    axes.set_title(f"search {about['name']} on {about['setting']}: {len(done)} trials done")
     axes.set_ylabel(f"validation {metric['label']} ({metric['unit']})")
     if not done:
         return nothing(axes, "no trial is done yet")
     points = pd.DataFrame(done).rename(columns={metric["name"]: "score", cost: "cost"})
-    axes.set_xlabel("latency, times the base's" if cost.startswith("latency") else f"{cost} per image")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    words = {"macs": COSTS["macs"], "params": COSTS["parameters"]}
+    axes.set_xlabel(words.get(cost, "latency, times the base's"))
+    axes.xaxis.set_major_formatter(EngFormatter())
     sign = 1 if metric["higher_is_better"] else -1
     good = sign * points["score"]
     lower, upper = good.quantile([0.25, 0.75])

@@ -54,8 +54,7 @@ def test_published_networks_have_names_that_tell_them_apart():
     for cost in ("macs", "parameters", *pareto.backends(table)):
         axes = plots.published_front(table, cost)
         boxes = [label.get_window_extent() for label in axes.texts if label.get_text() in names]
-        overlaps = sum(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-        assert len(boxes) >= 8 and overlaps <= 2  # of 253 pairs at most
+        assert len(boxes) >= 8 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_the_waterfall_ends_where_the_last_rung_stands(tmp_path):

@@ -7,16 +7,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
+from metamixer.metric import readable
+
 from ..frame import Meta, each, plural
 from ..pareto import LATENCY, backend, backends, front, published_name
-from ..tables import SAME_COST, count, extremes
-from .theme import BASE, DASHED, INK, QUIET, legend, marks, metric_label, names, new, nothing, title
+from ..tables import SAME_COST, extremes
+from .theme import BASE, COSTS, DASHED, INK, QUIET, legend, marks, metric_label, names, new, nothing, title
 
-_COUNTED = {
-    "macs": "multiply-adds per image",
-    "parameters": "parameters",
-    "state_size": "state: numbers held of the other tokens to answer for one more",
-}
 _SPREAD = "mean over seeds ± 1 standard deviation"
 
 
@@ -112,7 +109,7 @@ def accuracy_by_variant(comparison: pd.DataFrame, meta: Meta, axes: Axes | None 
     shown = shown.assign(place=range(len(shown)))
     axes = new(8, 1.8 + 0.24 * max(len(shown), 6))[1] if axes is None else axes
     _head(axes, comparison, meta, every)
-    cost = f", at {count(every['macs'].median())} multiply-adds" if same_cost(comparison) else ""
+    cost = f", at {readable(every['macs'].median())} multiply-adds" if same_cost(comparison) else ""
     axes.set_xlabel(metric_label(meta, _SPREAD) + cost)
     if not len(shown):
         return nothing(axes)
@@ -153,7 +150,7 @@ def _head(axes: Axes, comparison: pd.DataFrame, meta: Meta, with_result: pd.Data
 def _cost_axis(axes: Axes, cost: str, costs: pd.Series) -> None:
     """Label the axis of a cost, logarithmic if its values span more than a factor of three."""
     latency = cost.startswith(LATENCY)
-    axes.set_xlabel(f"median latency of one image (ms), {backend(cost)}" if latency else _COUNTED.get(cost, cost))
+    axes.set_xlabel(f"median latency of one image (ms), {backend(cost)}" if latency else COSTS.get(cost, cost))
     axes.margins(0.14, 0.12)
     if costs.min() > 0 and costs.max() > 3 * costs.min():
         axes.set_xscale("log")

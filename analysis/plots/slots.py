@@ -10,10 +10,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
+from metamixer.metric import readable
+
 from ..factorial import NAMES, SLOTS, Factorial
 from ..frame import Meta
-from ..tables import count
-from .theme import CLEAR, QUIET, head, marks, metric_label, new, nothing, title
+from .theme import CLEAR, COSTS, QUIET, head, marks, metric_label, new, nothing, title
 
 
 def cell_means(factorial: Factorial, meta: Meta) -> np.ndarray:
@@ -52,7 +53,7 @@ def _heat(factorial: Factorial, cells: pd.DataFrame, column: str, text: str, **l
         table = cells[cells["activation"] == activation].set_index(["query_key", "coefficient_value"])
         numbers, texts = (table[name].unstack().reindex(index=keys, columns=values) for name in (column, "text"))
         sns.heatmap(numbers, annot=texts.fillna(""), fmt="", annot_kws={"fontsize": 8}, cbar=False, ax=axes, **look)
-        axes.set(title=activation, xlabel="", ylabel="")
+        axes.set(title=f"activation: {activation}", xlabel="", ylabel="")
         axes.set_xticks(axes.get_xticks(), values, rotation=35, ha="right", rotation_mode="anchor")
     grid[0, 0].set_ylabel("query-key")
     figure.supxlabel("coefficient-value", fontsize=10)
@@ -98,10 +99,10 @@ def slot_costs(costs: pd.DataFrame, meta: Meta, column: str = "macs", axes: Axes
     colours = sns.color_palette("tab20", table.shape[1])
     table.plot.barh(stacked=True, ax=axes, width=0.75, edgecolor="white", color=colours)
     for place, number in enumerate(table.sum(axis=1)):
-        axes.annotate(count(number), (number, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(readable(number), (number, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.margins(x=0.1)
     axes.grid(axis="y", visible=False)
     axes.xaxis.set_major_formatter(EngFormatter())
-    axes.set(xlabel={"macs": "multiply-adds per image"}.get(column, column), ylabel="")
+    axes.set(xlabel=COSTS[column], ylabel="")
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
     return axes

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from adjustText import adjust_text
 from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from ..frame import Meta
 
@@ -25,6 +26,12 @@ PALE, QUIET = "#9CCBE8", "#8a8a8a"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 DASHED: Any = (0, (4, 3))
 CLEAR = ("better", "worse")
+# what an axis says of a cost
+COSTS = {
+    "macs": "multiply-adds per image",
+    "parameters": "parameters",
+    "state_size": "state: numbers held of the other tokens to answer for one more",
+}
 
 sns.set_theme(
     style="whitegrid",
@@ -44,12 +51,12 @@ def new(width: float = 8, height: float = 5.4, rows: int = 1, columns: int = 1, 
 
 
 def title(axes: Axes, text: str) -> None:
-    axes.set_title(textwrap.fill(text, 84))
+    axes.set_title(textwrap.fill(text, 84, break_on_hyphens=False))
 
 
 def head(figure: Figure, text: str, width: int = 92) -> None:
     """The title of a figure of several axes."""
-    figure.suptitle(textwrap.fill(text, width), x=0.01, ha="left", fontsize=10)
+    figure.suptitle(textwrap.fill(text, width, break_on_hyphens=False), x=0.01, ha="left", fontsize=10)
 
 
 def nothing(axes: Axes, why: str = "no finished run yet") -> Axes:
@@ -93,24 +100,50 @@ def marks(axes: Axes, table: pd.DataFrame, x: str, y: str, error: Any, along: st
 
 
 def names(axes: Axes, x: Any, y: Any, texts: Any, base: Any, bar: Any = 0.0) -> None:
-    """Name points beside them, so that no name lies on a point, the ends of its bar or another name.
+    """Name points, each at the nearest free place: beside points, their bars, other names and the lines to them.
+
+    The points with most neighbours choose first.
 
     Args:
         base: of each point, whether its name has the base's colour.
         bar: the length of each point's bar, up and down.
     """
     axes.figure.canvas.draw()  # settles the layout, so that names are measured as they will stand
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    bar = np.broadcast_to(np.nan_to_num(np.asarray(bar, float)), y.shape)
-    points = axes.scatter(x, y, s=130, alpha=0)  # as large as a mark with some air around it
-    placed = [
-        axes.text(at, height, name, fontsize=9, color=BASE if is_base else INK, zorder=5)
-        for at, height, name, is_base in zip(x, y, texts, base, strict=True)
-    ]
-    arrows = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.7}
-    ends = np.r_[x, x], np.r_[y - bar, y + bar]
-    tries = 6000 // max(len(x), 20)  # the cost of one rises with the square of the names
-    adjust_text(placed, *ends, objects=points, ax=axes, arrowprops=arrows, force_text=(0.3, 0.5), iter_lim=tries)
+    x, y, texts, base = np.asarray(x, float), np.asarray(y, float), list(texts), list(base)
+    bar = np.nan_to_num(np.asarray(bar, float)) * np.ones(len(y))
+    here, low, high = (axes.transData.transform(np.c_[x, at]) for at in (y, y - bar, y + bar))
+    air = 5 * axes.figure.dpi / 72
+    taken = np.r_[np.c_[here - 1.3 * air, here + 1.3 * air], np.c_[low - air / 2, high + air / 2]]
+    left, bottom, right, top = axes.get_window_extent().extents
+    turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    around = np.clip(1.5 * np.c_[np.cos(turns), np.sin(turns)], -1, 1)  # on a square: names stand at their corners too
+    near = np.hypot(*(here[:, None] - here).T) < 16 * air
+    lines = []
+    for i in np.argsort(-near.sum(0), kind="stable"):
+        name = axes.text(x[i], y[i], texts[i], color=BASE if base[i] else INK, path_effects=_HALO, **_NAME)
+        half = name.get_window_extent().size / 2
+        centres = here[i] + np.concatenate([around * (half + gap * air) for gap in (1.5, 2, 3, 4, 6, 8, 11, 14, 18)])
+        boxes = np.c_[centres - half, centres + half]
+        ends = np.clip(here[i], boxes[:, :2], boxes[:, 2:])  # of a line from the point to its name
+        others = np.delete(taken, [i, i + len(here)], 0)  # all but its own point and bar
+        on_lines = here[i] + np.linspace(0.3, 0.9, 6)[:, None, None] * (ends - here[i])
+        crossed = sum(_overlaps(np.c_[spots, spots], others) for spots in on_lines)
+        outside = (boxes < (left, bottom, left, bottom)).any(1) | (boxes > (right, top, right, top)).any(1)
+        best = np.argmin(100 * outside + 10 * _overlaps(boxes, taken) + crossed)  # of equals, the nearest
+        name.set_position(axes.transData.inverted().transform(centres[best]))
+        taken = np.r_[taken, boxes[[best]], np.c_[on_lines[:, best], on_lines[:, best]]]
+        if np.hypot(*(ends[best] - here[i])) > 1.9 * air:
+            lines.append(axes.transData.inverted().transform([here[i], ends[best]]))
+    axes.add_collection(LineCollection(lines, colors=QUIET, linewidths=0.7, zorder=2), autolim=False)
+
+
+_HALO = [withStroke(linewidth=2, foreground="white")]  # so that a line behind a name leaves it readable
+_NAME: Any = {"fontsize": 9, "ha": "center", "va": "center", "zorder": 5}
+
+
+def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """How many of the `others` (M, 4: left, bottom, right, top) each of the `boxes` (N, 4) overlaps: (N,)."""
+    return ((boxes[:, None, :2] < others[:, 2:]) & (boxes[:, None, 2:] > others[:, :2])).all(-1).sum(1)
 
 
 def legend(axes: Axes, columns: int = 2, handles: Sequence[Artist] = ()) -> None:
