@@ -111,9 +111,10 @@ def show_grid(root: Path, grid: str, setting: str | None) -> None:
         if task_of(runs["folder"]) and not meta.metric.solvable:
             from analysis.inside import examples, networks  # loads torch, which other tables do without
 
-            if pictures := examples(networks(at_best(runs, meta))[0]):  # at the learning rates of the table
-                with _keeping(f"{stem}_examples.png"):
-                    save(draw_examples(pictures), f"{stem}_examples.png")
+            pictures, colours = examples(networks(at_best(runs, meta))[0])  # at the learning rates of the table
+            if pictures:
+                with _keeping(f"{stem}_examples: .png .pdf"):
+                    save(draw_examples(pictures, colours), f"{stem}_examples.png", f"{stem}_examples.pdf")
     if whole:
         show_profile(root, grid)
 
@@ -143,10 +144,10 @@ def show_search(root: Path, name: str, setting: str | None, export: Path | None 
     study = search.load_study(root, name, setting)
     _console().print(search.render_trials(study))
     folder = root / "searches" / study.study_name
-    with _keeping(f"{folder}: trials.csv, front.png, importances.png"):
+    with _keeping(f"{folder}: trials.csv, front and importances as .png .pdf"):
         search.trials_frame(study).to_csv(folder / "trials.csv", index=False)
-        save(search.front_picture(study), folder / "front.png")
-        save(search.importances_picture(study), folder / "importances.png")
+        save(search.front_picture(study), folder / "front.png", folder / "front.pdf")
+        save(search.importances_picture(study), folder / "importances.png", folder / "importances.pdf")
     if export is not None:
         search.export(study, export)
         print(f"{export}: optuna-dashboard sqlite:///{export}")

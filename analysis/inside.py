@@ -185,15 +185,18 @@ def extent(field: np.ndarray, share: float = 0.9) -> int:
     return max(field.shape)
 
 
-def examples(networks: list[Inside], count: int = 4) -> dict[str, list[np.ndarray]]:
+def examples(
+    networks: list[Inside], count: int = 4
+) -> tuple[dict[str, list[np.ndarray]], dict[str, tuple[float, ...]]]:
     """The first test samples, for tasks whose answers are pictures: `input`, `truth`, and what each network answers.
 
-    Pictures are (H, W, 3) in 0 … 1. Empty where answers are no pictures, or no network is trained.
+    Pictures are (H, W, 3) in 0 … 1. The second dict is the task's `legend`: colours by name. Both are empty where
+    answers are no pictures, or no network is trained.
     """
     trained = [inside for inside in networks if inside.trained and inside.network.run is not None]
     found: dict[str, list[np.ndarray]] = {}
     if not trained:
-        return found
+        return found, {}
     task = trained[0].network.run.data.built  # type: ignore[union-attr]
     for index in range(min(count, task.count("test") or count)):
         inputs, answers = task.samples(0, "test", torch.tensor([index]))
@@ -204,7 +207,7 @@ def examples(networks: list[Inside], count: int = 4) -> dict[str, list[np.ndarra
             shown |= zip(("input", "truth", inside.name), drawn or (), strict=False)
         for name, picture in shown.items():
             found.setdefault(name, []).append(picture.clamp(0, 1).permute(1, 2, 0).numpy())
-    return found
+    return found, task.legend()
 
 
 def slot_costs(runs: pd.DataFrame) -> pd.DataFrame:

@@ -70,16 +70,20 @@ def levels(root: str | Path, grids: Iterable[str]) -> pd.DataFrame:
 
 
 def worths(root: str | Path, outcomes: Iterable[str]) -> pd.DataFrame:
-    """What mixers are worth: `outcome` ("GRID@DATA"), `mixer`, `worth` (more is better), its `error` over seeds."""
+    """What mixers are worth: `outcome` ("GRID@DATA"), `mixer`, `worth` (more is better), its `error` over seeds.
+
+    `measure` says what the worth is: the metric with its unit, with a minus where less is better.
+    """
     parts = []
     for outcome in outcomes:
         grid, data = outcome.split("@")
         runs, meta = load(root, grid, data, missing="empty")
         table = compare(runs, meta) if len(runs) else pd.DataFrame(columns=["variant", "mean", "sd", "n"])
         table = table.assign(outcome=outcome, mixer=table["variant"].map(mixers(runs)).astype(object))
+        table["measure"] = "−" * (meta.metric.sign < 0) + meta.metric.heading
         table["worth"], table["error"] = meta.metric.sign * table["mean"], table["sd"] / table["n"] ** 0.5
         parts.append(table.dropna(subset=["mixer", "worth"]).drop_duplicates("mixer"))
-    return pd.concat(parts, ignore_index=True)[["outcome", "mixer", "worth", "error"]]
+    return pd.concat(parts, ignore_index=True)[["outcome", "mixer", "worth", "error", "measure"]]
 
 
 def correlations(points: pd.DataFrame) -> pd.DataFrame:

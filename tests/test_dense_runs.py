@@ -186,10 +186,16 @@ def test_small_copies_are_files_of_a_run_too(configs, tmp_path):
 def test_answers_that_are_pictures_are_drawn_beside_the_truth(configs, tmp_path):
     for name, shown in (("garments", True), ("photographs", True), ("series", False)):
         train(override(configs[name], {"recipe.epochs": 2}), tmp_path / name, "cpu")
-        pictures = inside.examples([inside.network(tmp_path / name, "mixer")])
+        pictures, colours = inside.examples([inside.network(tmp_path / name, "mixer")])
         assert list(pictures) == (["input", "truth", "mixer"] if shown else [])
         if shown:  # of three test samples
-            assert len(plots.examples(pictures).axes) == 3 * 3
+            figure = plots.examples(pictures, colours)
+            assert len(figure.axes) == 3 * 3
+            assert len(figure.legends) == bool(colours)
+        if colours:
+            seen = {tuple(colour) for picture in pictures["truth"] for colour in picture.reshape(-1, 3).tolist()}
+            named = {text.get_text() for text in figure.legends[0].get_texts()}
+            assert {name for name, colour in colours.items() if colour in seen} <= named
 
 
 def test_more_samples_than_there_are_are_refused(configs, tmp_path):

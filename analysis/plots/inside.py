@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
-from .theme import BASE, head, new, nothing
+from .theme import BASE, QUIET, head, legend, new, nothing
 
 
 def receptive_fields(
@@ -46,17 +46,28 @@ def receptive_fields(
     return grid
 
 
-def examples(pictures: Mapping[str, list[np.ndarray]]) -> Figure:
+def examples(
+    pictures: Mapping[str, list[np.ndarray]], colours: Mapping[str, tuple[float, ...]] | None = None
+) -> Figure:
     """What networks answer to single samples, beside the truth: one row per sample.
 
     Args:
-        pictures: `inside.examples`, with at least one.
+        pictures, colours: as `inside.examples` gives them, with at least one picture. Under the figure a legend has
+            the colours that occur.
     """
     rows, columns = len(next(iter(pictures.values()))), len(pictures)
-    figure, grid = new(1.5 * columns, 1.6 * rows, rows, columns, squeeze=False)
+    shown = np.concatenate([one.reshape(-1, 3) for name, own in pictures.items() if name != "input" for one in own])
+    handles = [
+        Patch(facecolor=colour, edgecolor=QUIET, label=name)
+        for name, colour in (colours or {}).items()
+        if np.isclose(shown, colour).all(1).any()
+    ]
+    figure, grid = new(1.5 * columns, 1.6 * rows + 0.25 * -(-len(handles) // columns), rows, columns, squeeze=False)
     for column, (name, shown) in zip(grid.T, pictures.items(), strict=True):
         column[0].set_title(name.replace("_", " "), fontsize=9)
         for axes, picture in zip(column, shown, strict=True):
             axes.imshow(picture, interpolation="nearest")
             axes.set_axis_off()
+    if handles:
+        legend(grid[0, 0], columns, handles)
     return figure

@@ -40,7 +40,7 @@ def waterfall(steps: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes
     beside = len(rungs) + 2  # a gap between the ladder and what stands beside it
     for place, row in enumerate(each(others), beside):
         _bar(axes, place, ends[row.on], row, meta)
-    labels = [first, *rungs["variant"], *(f"{row.variant}\n(on {row.on})" for row in each(others))]
+    labels = [first, *rungs["variant"], *(f"{row.variant}\n(from {row.on})" for row in each(others))]
     places = [*range(len(rungs) + 1), *range(beside, beside + len(others))]
     axes.set_xticks(places, labels, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_ylabel(metric_label(meta))

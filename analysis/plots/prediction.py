@@ -33,8 +33,9 @@ def correlations(table: pd.DataFrame) -> np.ndarray:
         part.axvline(0, color=INK, linewidth=0.8)
         part.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), ylim=(len(tasks) - 0.5, -0.5))
         part.set_yticks(range(len(tasks)), tasks)
-        part.set_xlabel(f"{outcome}\n{own['n'].max() if len(own) else 'too few'} mixers")
-    head(figure, "Rank correlation with each probe, 95 %; full: not zero after Holm, pale: a hint", 28 + 32 * parts)
+        part.set_xlabel(f"{outcome.replace('@', ' on ')}\n{own['n'].max() if len(own) else 'too few'} mixers")
+    said = "Rank correlation with each probe, 95 %; full: not zero after Holm, pale: a hint, hollow: noise"
+    head(figure, said, 28 + 32 * parts)
     return axes[0]
 
 
@@ -49,10 +50,11 @@ def worth_by_level(points: pd.DataFrame, outcome: str, task: str = ALL) -> Axes:
     """
     own = points[(points["outcome"] == outcome) & (points["task"] == task)]
     axes = new(10, 6.4)[1]
-    title(axes, f"{outcome}: {len(own)} mixers")
-    axes.set(xlabel=f"level on {task}: 0 is chance, 1 is solved", ylabel=f"{outcome}, mean over seeds")
+    title(axes, f"{outcome.replace('@', ' on ')}: {len(own)} mixers")
     if not len(own):
         return nothing(axes, "no mixer has finished both")
+    axes.set(xlabel=f"level on {task}: 0 is chance, 1 is solved", ylabel=f"{own['measure'].iloc[0]}, mean over seeds")
+    axes.margins(0.1, 0.08)
     axes.errorbar(own["level"], own["worth"], own["error"], fmt="o", color=VARIANT, ecolor=QUIET, markersize=5)
     names(axes, own["level"], own["worth"], own["variant"], [False] * len(own))
     return axes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ _HELD_OUT = 5000  # of the training garments, for the validation pictures
 
 
 class Segmentation(Task):
-    """Base of the tasks that ask a class for every pixel."""
+    """Base of the tasks that ask a class for every pixel; `names` are those of the classes, where there are any."""
 
+    names: ClassVar[tuple[str, ...]] = ()
     networks = ("segmenter",)
     head = "cells"
     metrics = (
@@ -58,14 +59,21 @@ class Segmentation(Task):
         found = F.interpolate(outputs, size=answers.shape[1:], mode="bilinear").argmax(1)
         low, high = inputs.amin(), inputs.amax()
         shown = inputs[0, :3] if self.in_chans >= 3 else inputs[0, :1].expand(3, -1, -1)
-        return (shown - low) / (high - low), self._coloured(answers[0]), self._coloured(found[0])
+        truth, answer = (
+            self._colours()[torch.where(classes == NOT_ASKED, self.num_classes, classes)].permute(2, 0, 1)
+            for classes in (answers[0], found[0])
+        )
+        return (shown - low) / (high - low), truth, answer
 
-    def _coloured(self, classes: Tensor) -> Tensor:
-        """One colour for each class, black for 0, grey for what is not asked."""
+    def legend(self) -> dict[str, tuple[float, ...]]:
+        names = self.names or [f"class {number}" for number in range(self.num_classes)]
+        return dict(zip([*names, "not asked"], map(tuple, self._colours().tolist()), strict=True))
+
+    def _colours(self) -> Tensor:
+        """(num_classes + 1, 3): one colour for each class, black for 0, grey for what is not asked."""
         hues = torch.arange(1, self.num_classes) / (self.num_classes - 1) * 2 * torch.pi
         turns = torch.tensor([0.0, 2.1, 4.2])
-        colours = torch.cat([torch.zeros(1, 3), 0.5 + 0.5 * torch.cos(hues[:, None] - turns), torch.full((1, 3), 0.5)])
-        return colours[torch.where(classes == NOT_ASKED, self.num_classes, classes)].permute(2, 0, 1)
+        return torch.cat([torch.zeros(1, 3), 0.5 + 0.5 * torch.cos(hues[:, None] - turns), torch.full((1, 3), 0.5)])
 
     def predictions(self, outputs: Tensor, answers: Tensor) -> None:
         """None are kept: one for each pixel is too many."""
@@ -81,6 +89,7 @@ class Garments(Segmentation):
 
     name = "garments"
     num_classes = 11
+    names = ("ground", "T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
     in_chans = 3
     mean, std = (128 / 255,) * 3, (64 / 255,) * 3
 
