@@ -23,6 +23,7 @@ from .mixer import build_mixer, resolve_mixer
 from .operation import REGISTRY, Site, resolve
 from .presets import PRESETS
 from .promises import HOSTS, PROMISES, SIZE, Broken, Candidate, NotApplicable
+from .tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,12 @@ def find(value: Any, dim: int = 64) -> Candidate:
             raise ConfigError(f"preset {full!r} takes no parameters: give an operation some, or the four slots")
         return Candidate(resolve_mixer(full), dim, f"preset {full!r}")
     if not slots:
-        near = difflib.get_close_matches(name, [*PRESETS, *(n for slot in REGISTRY.values() for n in slot)], n=1)
+        if name in TASKS:
+            raise ConfigError(f"{full!r} is a task, no mixer or operation")
+        known = [*PRESETS, *(n for slot in REGISTRY.values() for n in slot), *TASKS]
+        near = difflib.get_close_matches(name, known, n=1)
         own = "one of your own needs @register, in a file that --module names"
-        raise ConfigError(f"no mixer or operation {full!r}; {f'did you mean {near[0]!r}?' if near else own}")
+        raise ConfigError(f"no mixer, operation or task {full!r}; {f'did you mean {near[0]!r}?' if near else own}")
     slot, operation = slots[0], {"name": name, **parameters}
     label = f"{slot} operation {name!r}"
     if slot == "baseline":

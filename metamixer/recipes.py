@@ -23,6 +23,8 @@ from .dense.forecast import ffnet_forecast
 from .dense.segmentation import SegmenterConfig
 from .dense.superresolution import ffnet_sr
 from .ffnet import CONFIGS, ffnet
+from .presets import BASELINES, PRESETS
+from .tasks import TASKS
 from .training.data_config import DataConfig
 from .training.folder import RunFolder
 from .training.recipe import Recipe
@@ -121,8 +123,14 @@ def named_run(name: str, overrides: Mapping[str, Any] | None = None, runs: Path 
     Raises ConfigError: no such name, a change that does not fit, or a run that it builds on is missing.
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(RECIPES)}"
+        near = difflib.get_close_matches(name, [*RECIPES, *TASKS], n=1)
+        if name in TASKS:
+            kin = next(other for other in RECIPES if other in TASKS and TASKS[other].networks == TASKS[name].networks)
+            hint = f"it is a task: change that of a recipe, launch.py train {kin} --set data.task={name}"
+        elif name in (*PRESETS, *BASELINES):
+            hint = f"it is a mixer: launch.py probe {name} trains it"
+        else:
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(RECIPES)}"
         raise ConfigError(f"no recipe {name!r}; {hint}")
     recipe, overrides = RECIPES[name], overrides or {}
     changes = dict(recipe.changes)

@@ -104,11 +104,12 @@ def test_slots_are_checked_as_they_are():
 @pytest.mark.parametrize(
     "value, reason",
     [
-        ("nope", "no mixer or operation 'nope'; one of your own needs @register"),
-        ("sofmax", "no mixer or operation 'sofmax'; did you mean 'softmax'?"),
+        ("nope", "no mixer, operation or task 'nope'; one of your own needs @register"),
+        ("sofmax", "no mixer, operation or task 'sofmax'; did you mean 'softmax'?"),
+        ("recal", "no mixer, operation or task 'recal'; did you mean 'recall'?"),
         ("depthwise", "ask for query.depthwise or query_key.depthwise or coefficient_value.depthwise or baseline."),
         ("linear", "ask for query.linear or query_key.linear or coefficient_value.linear"),
-        ("query_key.softmax", "no mixer or operation 'query_key.softmax'"),
+        ("query_key.softmax", "no mixer, operation or task 'query_key.softmax'"),
         ({**PRESETS["ffn"], "activation": "softmax"}, "accepts"),
         (3, "a mixer is a preset's name"),
     ],

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -165,6 +166,13 @@ def test_kernels_larger_than_their_map_are_noticed():
         "stage 4: a 7×7 kernel on a map 2 wide acts as 3×3",
     ]
     assert override(RUN, {"data.image_size": 28}).warnings() == []
+
+
+def test_a_rectangle_is_written_and_read_again_without_a_warning():
+    wide = override(DIGITS, {"image_size": [24, 36]})
+    with warnings.catch_warnings(action="error"):
+        assert wide.image_size == (24, 36) and wide.to_dict()["image_size"] == [24, 36]
+        assert parse(DataConfig, wide.to_dict()) == wide and digest(wide) != digest(DIGITS)
 
 
 def test_descriptions_of_data_and_recipe_are_strict():

@@ -152,6 +152,9 @@ def test_keys_of_what_is_not_set_can_be_set(weights):
 @pytest.mark.parametrize(
     "name, overrides, message",
     [
+        ("parity", {}, "no recipe 'parity'; it is a task: .*launch.py train recall --set data.task=parity"),
+        ("scenes", {}, "it is a task: .* train garments"),
+        ("rmt", {}, "it is a mixer: launch.py probe rmt"),
         ("ffnet_5", {}, "no recipe 'ffnet_5'; did you mean"),
         ("nothing", {}, "there are ffnet_1, ffnet_2"),
         ("ffnet_1", {"recipe.speed": 1}, "no key 'speed'"),

@@ -3,7 +3,7 @@
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from ..config import Config, ConfigError
 from ..tasks import Head, Task, TaskConfig, build_task, resolve_task
@@ -68,7 +68,7 @@ class DataConfig(Config):
     manifest: str | None = Field(default_factory=_manifest)
     num_classes: int = Field(gt=1, le=2**15)  # predictions and a teacher's answers are kept as int16
     channels: Literal[1, 3]
-    image_size: Annotated[int | tuple[int, int], PlainValidator(_sides)]
+    image_size: Annotated[int | tuple[int, int], BeforeValidator(_sides)]
     mean: tuple[float, ...]
     std: tuple[Positive, ...]
     eval_crop: float = Field(default=1.0, gt=0, le=2)  # above 1 a border is added, as VOLO's has it
