@@ -6,7 +6,6 @@ a row for each promise (`promises.py`); what fails is a row too, with its reason
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .config import ConfigError
+from .config import ConfigError, unknown
 from .deploy.common import quiet
 from .errors import in_one_line
 from .mixer import build_mixer, resolve_mixer
@@ -61,9 +60,8 @@ def find(value: Any, dim: int = 64) -> Candidate:
         if name in TASKS:
             raise ConfigError(f"{full!r} is a task, no mixer or operation")
         known = [*PRESETS, *(n for slot in REGISTRY.values() for n in slot), *TASKS]
-        near = difflib.get_close_matches(name, known, n=1)
         own = "one of your own needs @register, in a file that --module names"
-        raise ConfigError(f"no mixer, operation or task {full!r}; {f'did you mean {near[0]!r}?' if near else own}")
+        raise unknown("mixer, operation or task", full, known, own)
     slot, operation = slots[0], {"name": name, **parameters}
     label = f"{slot} operation {name!r}"
     if slot == "baseline":

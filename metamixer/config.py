@@ -6,10 +6,11 @@ over all resolved values, so that neither a changed default nor `1` against `1.0
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -26,6 +27,13 @@ C = TypeVar("C", bound="Config")
 
 class ConfigError(ValueError):
     """What a user got wrong, in one line."""
+
+
+def unknown(kind: str, name: str, known: Collection[str], otherwise: str = "") -> ConfigError:
+    """The error about a name that nothing has: the nearest known name, or else what to do (a list if not given)."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else otherwise or f"there are {', '.join(known)}"
+    return ConfigError(f"no {kind} {name!r}; {hint}")
 
 
 class Config(BaseModel):
@@ -80,7 +88,9 @@ def explain(error: ValidationError, cls: type[Config], where: str = "") -> str:
     elif first["type"] == "string_type" and isinstance(first["input"], int | float):
         message = f"should be text, got the number {first['input']}: on a command line write '\"{first['input']}\"'"
     else:
-        message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+        given = repr(first["input"])
+        given = given if len(given) <= 100 else given[:99] + "…"
+        message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {given}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return (f"{'.'.join(path)}: " if path else "") + message + more
 

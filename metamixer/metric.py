@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Metric:
 
 def readable(value: float | None, digits: int = 3) -> str:
     """A count of so many digits with a unit: `17.8 M`; `–` where it is unknown."""
-    if value is None or not value >= 0:  # NaN too
+    if not isinstance(value, Real) or math.isnan(value):
         return "–"
     for scale, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         text = f"{value / scale:#.{digits}g}"

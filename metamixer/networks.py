@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +14,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from .checks import find
-from .config import ConfigError, from_text
+from .config import ConfigError, from_text, unknown
 from .ffnet import default_cfgs
 from .mixer import MetaMixer, build_mixer
 from .operation import REGISTRY, Baseline, Site
@@ -126,9 +125,8 @@ def _of_mixer(name: str, size: Size) -> Network:
     value, operations = from_text(name), [known for slot in REGISTRY.values() for known in slot]
     if isinstance(value, str) and value.rpartition(".")[2] not in (*PRESETS, *BASELINES, *operations):
         known = [*timm.list_models("ffnet_*"), *RECIPES, *PRESETS, *BASELINES, *operations]
-        near = difflib.get_close_matches(name, [*known, *timm.list_models()], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`launch.py recipes` lists the recipes"
-        raise ConfigError(f"{name!r}: no timm model, recipe, run's folder, checkpoint or mixer of this name; {hint}")
+        kinds = "timm model, recipe, run's folder, checkpoint or mixer"
+        raise unknown(kinds, name, [*known, *timm.list_models()], "`launch.py recipes` lists the recipes")
     mixer = build_mixer(find(value, MIXER_DIM).config, Site(MIXER_DIM, *size))
     return Network(name, mixer.eval(), (MIXER_DIM, *size))
 

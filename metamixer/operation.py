@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from torch import Tensor, nn
 
-from .config import FOR_A_HASH, Config, ConfigError, explain
+from .config import FOR_A_HASH, Config, ConfigError, explain, unknown
 from .plugins import add
 
 
@@ -215,9 +215,10 @@ O = TypeVar("O", bound=type[Operation])  # noqa: E741
 def register(cls: O) -> O:
     """Make an operation known by its `name` in its slot.
 
-    Raises ConfigError: the class has no name, no layout, no `Config` of its own kind, or its name is taken.
+    Raises ConfigError: the class has no name, no layout, no `Config` of its own kind, a wrong `source` or
+    `channel_counts`, or its name is taken.
     """
-    where = f"{cls.__module__}.{cls.__qualname__}"
+    where = cls.__qualname__
     if not (isinstance(cls, type) and issubclass(cls, Operation) and hasattr(cls, "slot")):
         raise ConfigError(
             f"{where}: an operation derives from Query, QueryKey, Activation, CoefficientValue or Baseline"
@@ -231,6 +232,10 @@ def register(cls: O) -> O:
         if issubclass(cls, base) and not isinstance(getattr(cls, attribute, None), Layout):
             layouts = ", ".join(f"Layout.{layout.name}" for layout in Layout)
             raise ConfigError(f"{where}: it declares no layout: set `{attribute}` to one of {layouts}")
+    if cls.source not in (None, "dynamic", "static"):
+        raise ConfigError(f"{where}: source is dynamic or static, got {cls.source!r}")
+    if lacks := set(cls.channel_counts) - set(cls.Config.model_fields):
+        raise ConfigError(f"{where}: channel_counts names {', '.join(sorted(lacks))}, which its Config does not have")
     add(REGISTRY[cls.slot], cls)
     return cls
 
@@ -238,7 +243,7 @@ def register(cls: O) -> O:
 def resolve(slot: Slot, value: Any) -> OperationConfig:
     """The configuration of an operation from a name, a dict with a `name`, or a ready configuration.
 
-    Raises ConfigError: no such operation, or no such parameter; the line names those that exist.
+    Raises ConfigError: no such operation, or no such parameter; the line names what exists.
     """
     if isinstance(value, OperationConfig):
         value = value.to_dict()
@@ -248,7 +253,7 @@ def resolve(slot: Slot, value: Any) -> OperationConfig:
         raise ConfigError(f"{slot} takes the name of an operation or {{'name': ..., parameters}}, got {value!r}")
     cls = REGISTRY[slot].get(value["name"])
     if cls is None:
-        raise ConfigError(f"no {slot} operation {value['name']!r}; there are {', '.join(sorted(REGISTRY[slot]))}")
+        raise unknown(f"{slot} operation", value["name"], sorted(REGISTRY[slot]))
     try:
         return _parsed(cls, json.dumps(value))  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:

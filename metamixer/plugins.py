@@ -107,7 +107,9 @@ def _load(path: Path, copy: bool) -> Plugin:
         if not isinstance(error, Exception):
             raise
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-        raise ConfigError(f"module {path}: {place(error)}{kind}{' '.join(str(error).split())}") from None
+        at = place(error)  # in this file, or in one that it imports
+        at = at if at.startswith(f"{path}:") else f"{path}: {at}"
+        raise ConfigError(f"module {at}{kind}{' '.join(str(error).split())}") from None
     _loaded[digest] = plugin
     return plugin
 
@@ -128,10 +130,8 @@ def add(registry: dict[str, Any], cls: Any) -> None:
             else cls.__module__ == known.__module__
         )
         if not again:
-            raise ConfigError(
-                f"{cls.__module__}.{cls.__qualname__}: {cls.name!r} is already registered by "
-                f"{known.__module__}.{known.__qualname__}" + (f" ({other.path})" if other is not None else "")
-            )
+            by = f"{known.__qualname__} of {known.__module__ if other is None else other.path}"
+            raise ConfigError(f"{cls.__qualname__}: {cls.name!r} is already registered by {by}")
     registry[cls.name] = cls
     if plugin is not None:
         plugin.registered.append((registry, cls, known))
@@ -192,8 +192,10 @@ def code_digest(path: Path) -> str:
     """
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"module {path}:{getattr(error, 'lineno', 0)}: {type(error).__name__}: {error}") from None
+    except SyntaxError as error:
+        raise ConfigError(f"module {path}:{error.lineno}: SyntaxError: {error.msg}") from None
+    except ValueError as error:  # e.g. null bytes
+        raise ConfigError(f"module {path}: {error}") from None
     for node in ast.walk(tree):
         named = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if named and ast.get_docstring(node) is not None:  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ channels, as in MetaFormer's, where the size is not part of the method. A name s
 from typing import Any
 
 from . import ops  # noqa: F401 (registers the operations)
-from .config import ConfigError
+from .config import unknown
 from .operation import REGISTRY
 
 Mixer = dict[str, Any]
@@ -211,11 +211,10 @@ BASELINES: dict[str, Mixer] = {
 def preset(name: str, **changes: Any) -> Mixer:
     """A preset or a registered baseline with some of its slots (of a baseline: parameters) replaced.
 
-    Raises ConfigError: no such preset or baseline; the line lists those there are.
+    Raises ConfigError: no such preset or baseline; the line names the nearest, or lists all.
     """
     baselines = REGISTRY["baseline"]
     if name not in PRESETS and name not in baselines:
-        raise ConfigError(
-            f"no mixer {name!r}; the presets are {', '.join(PRESETS)}, the baselines {', '.join(baselines)}"
-        )
+        listed = f"the presets are {', '.join(PRESETS)}, the baselines {', '.join(baselines)}"
+        raise unknown("mixer", name, [*PRESETS, *baselines], listed)
     return {**PRESETS.get(name, {"name": name}), **changes}

@@ -9,7 +9,6 @@ released training scripts, unless an entry says otherwise.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .architecture import isotropic
-from .config import ConfigError, digest, override, parse
+from .config import ConfigError, digest, override, parse, unknown
 from .dense.forecast import ffnet_forecast
 from .dense.segmentation import SegmenterConfig
 from .dense.superresolution import ffnet_sr
@@ -123,15 +122,13 @@ def named_run(name: str, overrides: Mapping[str, Any] | None = None, runs: Path 
     Raises ConfigError: no such name, a change that does not fit, or a run that it builds on is missing.
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, [*RECIPES, *TASKS], n=1)
         if name in TASKS:
             kin = next(other for other in RECIPES if other in TASKS and TASKS[other].networks == TASKS[name].networks)
             hint = f"it is a task: change that of a recipe, launch.py train {kin} --set data.task={name}"
-        elif name in (*PRESETS, *BASELINES):
-            hint = f"it is a mixer: launch.py probe {name} trains it"
-        else:
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(RECIPES)}"
-        raise ConfigError(f"no recipe {name!r}; {hint}")
+            raise ConfigError(f"no recipe {name!r}; {hint}")
+        if name in (*PRESETS, *BASELINES):
+            raise ConfigError(f"no recipe {name!r}; it is a mixer: launch.py probe {name} trains it")
+        raise unknown("recipe", name, RECIPES)
     recipe, overrides = RECIPES[name], overrides or {}
     changes = dict(recipe.changes)
     for key, (needed, file) in recipe.needs.items():

@@ -106,12 +106,20 @@ def run_all(
 
 
 def places_of(device: str) -> list[str]:
-    """The devices for runs: all GPUs if there are several, otherwise the given device."""
-    if device in ("auto", "cuda"):
-        import torch
+    """The devices for runs: all GPUs if there are several, otherwise the given device.
 
-        if torch.cuda.is_available():
-            return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    Raises ConfigError: it can't be used here, which every run would find out anew.
+    """
+    if device == "cpu":
+        return [device]
+    import torch
+
+    if torch.cuda.is_available() and device in ("auto", "cuda"):
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: torch can use no GPU here")
+    if device.partition(":")[0] not in ("auto", "cuda", "mps", "xpu"):
+        raise ConfigError(f"--device {device}: give auto, cpu, cuda or cuda:N")
     return [device]
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from metamixer.config import Config, ConfigError, explain
+from metamixer.config import Config, ConfigError, explain, unknown
 from metamixer.plugins import load_module, place
 
 from .grid import Grid, LoadedGrid
@@ -32,7 +32,8 @@ def find_file(name: str, folder: Path, kind: str) -> Path:
     """
     path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
     if not path.is_file() or path.stem == "__init__":
-        raise ConfigError(f"no {kind} {name!r}; there are {', '.join(grid_questions(folder))}, or give a file's path")
+        known = grid_questions(folder)
+        raise unknown(kind, name, known, f"there are {', '.join(known)}, or give a file's path")
     return path
 
 

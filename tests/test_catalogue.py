@@ -600,10 +600,11 @@ def test_preset_replaces_slots():
     assert PRESETS["ffn"]["activation"] == "gelu"
 
 
-def test_unknown_mixer_lists_what_there_is():
+def test_an_unknown_mixer_is_told_the_nearest_or_all_that_there_are():
     known = r"the presets are attention, .*, the baselines identity, "
-    with pytest.raises(ConfigError, match=rf"^no mixer 'xcaa'; {known}"):
-        resolve_mixer("xcaa")
+    for name, hint in (("xcaa", "did you mean 'xca'"), ("nope", known)):
+        with pytest.raises(ConfigError, match=rf"^no mixer '{name}'; {hint}"):
+            resolve_mixer(name)
     with pytest.raises(ConfigError, match=r"^stages.0.token_mixer: no mixer 'xcaa'.*$"):
         override(CONFIGS["ffnet_mini"], {"stages.0.token_mixer": "xcaa"})
 

@@ -581,10 +581,13 @@ def test_starts_without_a_checkpoint_are_counted_over_all_submissions(tmp_path):
 def test_runs_are_spread_over_the_gpus(monkeypatch, count, devices):
     monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
-    assert places_of("auto") == devices and places_of("cuda:1") == ["cuda:1"] and places_of("cpu") == ["cpu"]
-    assert count == 0 or (parallel_runs("auto"), parallel_runs("auto", 3), parallel_runs("cuda:1", 3)) == (
-        count, 3 * count, 3
-    )  # fmt: skip
+    assert places_of("auto") == devices and places_of("cpu") == ["cpu"]
+    for wrong in ("gpu", "cuda:1") if count == 0 else ("gpu",):
+        with pytest.raises(ConfigError, match=f"--device {wrong}: "):
+            places_of(wrong)
+    if count:
+        assert places_of("cuda:1") == ["cuda:1"]
+        assert [parallel_runs("auto"), parallel_runs("auto", 3), parallel_runs("cuda:1", 3)] == [count, 3 * count, 3]
 
 
 def test_runs_for_each_gpu_need_a_gpu():

@@ -69,8 +69,9 @@ def test_only_some_variants():
         ),
         (
             lambda: load_grid("ffnifcation"),
-            r"no grid 'ffnifcation'; there are .*ffnification, .*hybrids, .*kernel_size",
+            r"no grid 'ffnifcation'; did you mean 'ffnification'",
         ),
+        (lambda: load_grid("nothing"), r"no grid 'nothing'; there are .*ffnification, .*or give a file's path"),
     ],
 )
 def test_refusals(call, message):

@@ -370,7 +370,7 @@ def test_registered_twice(registry):
         name = "softmax"
 
     message = refused(lambda: register(Softmax))
-    assert "'softmax' is already registered by metamixer.ops.activation.Softmax" in message
+    assert "'softmax' is already registered by Softmax of metamixer.ops.activation" in message
     register(REGISTRY["activation"]["softmax"])  # the same class again is no clash
 
 
@@ -385,6 +385,14 @@ def test_without_a_layout(registry, base, attribute):
 def test_without_a_name(registry, base):
     for name in ({}, {"name": ""}, {"name": "my.own"}):
         assert "needs a name without dots" in refused(lambda name=name: register(type("Mine", (base,), name)))
+
+
+def test_a_wrong_source_or_a_count_of_nothing(registry):
+    for more, line in (
+        ({"source": "statc"}, "source is dynamic or static, got 'statc'"),
+        ({"channel_counts": ("heads",)}, "channel_counts names heads"),
+    ):
+        assert line in refused(lambda more=more: register(type("Mine", (Query,), {"name": "mine", **more})))
 
 
 def test_neither_operation_nor_config(registry):

@@ -167,7 +167,7 @@ def test_permuted_twin_holds_the_same_cells_in_other_places():
 @pytest.mark.parametrize(
     "config, message",
     [
-        ("recal", "no task 'recal'; there are .*recall"),
+        ("recal", "no task 'recal'; did you mean 'recall'"),
         ({"pairs": 4}, "a task is a name"),
         ({"name": "recall", "pair": 4}, "task recall.pair: unknown key .pair.; it takes .*pairs = 8"),
         ({"name": "recall", "pairs": 17}, "17 pairs need as many keys, and there are 16"),

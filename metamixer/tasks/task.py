@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import Config, ConfigError, parse
+from ..config import Config, ConfigError, parse, unknown
 from ..metric import Metric
 from ..plugins import add
 
@@ -155,7 +155,7 @@ def register(cls: T) -> T:
 
     Raises ConfigError: the class is no task, has no name or no `Config` of its own kind, or its name is taken.
     """
-    where = f"{cls.__module__}.{cls.__qualname__}"
+    where = cls.__qualname__
     if not (isinstance(cls, type) and issubclass(cls, Task)):
         raise ConfigError(f"{where}: a task derives from Task")
     if not isinstance(getattr(cls, "name", None), str) or not cls.name:
@@ -179,7 +179,7 @@ def resolve_task(value: Any) -> TaskConfig:
         raise ConfigError(f"a task is a name or {{'name': ..., parameters}}, got {value!r}")
     cls = TASKS.get(value["name"])
     if cls is None:
-        raise ConfigError(f"no task {value['name']!r}; there are {', '.join(sorted(TASKS))}")
+        raise unknown("task", value["name"], sorted(TASKS))
     return parse(cls.Config, value, f"task {cls.name}")
 
 
