@@ -20,6 +20,7 @@ from .mixer import MetaMixer, build_mixer
 from .operation import REGISTRY, Baseline, Site
 from .presets import BASELINES, PRESETS
 from .recipes import RECIPES, named_run
+from .tasks import TASKS
 from .training import checkpoint, weights
 from .training.folder import RunFolder
 from .training.recipe import Weights, is_timm_model
@@ -123,7 +124,7 @@ def _loaded(network: Network, held: Held, kind: str) -> Network:
 
 def _of_mixer(name: str, size: Size) -> Network:
     value, operations = from_text(name), [known for slot in REGISTRY.values() for known in slot]
-    if isinstance(value, str) and value.rpartition(".")[2] not in (*PRESETS, *BASELINES, *operations):
+    if isinstance(value, str) and value.rpartition(".")[2] not in (*PRESETS, *BASELINES, *operations, *TASKS):
         known = [*timm.list_models("ffnet_*"), *RECIPES, *PRESETS, *BASELINES, *operations]
         kinds = "timm model, recipe, run's folder, checkpoint or mixer"
         raise unknown(kinds, name, [*known, *timm.list_models()], "`launch.py recipes` lists the recipes")

@@ -338,7 +338,7 @@ def test_the_picture_labels_every_variant_without_overlap(runs):
 
 def test_variants_of_equal_cost_are_shown_in_the_order_of_their_accuracy(runs):
     comparison, meta = compared(runs)
-    assert "multiply-adds per image" in plots.picture(comparison, meta).get_xlabel()
+    assert "multiply-adds per sample" in plots.picture(comparison, meta).get_xlabel()
     axes = plots.picture(comparison.assign(macs=[4.02e6 * (1 + 0.001 * i) for i in range(len(comparison))]), meta)
     names = [tick.get_text() for tick in axes.get_yticklabels()]
     means = comparison.set_index("variant")["mean"]

@@ -38,6 +38,8 @@ def test_names():
     assert find_network("xca").input_size == (64, 28, 28)
     with pytest.raises(ConfigError, match="did you mean 'ffnet_1'"):
         find_network("fnet_1")
+    with pytest.raises(ConfigError, match="'parity' is a task"):
+        find_network("parity")
     with pytest.raises(ConfigError, match="not a timm model"):
         find_network("xca", source="weights.pt")
 

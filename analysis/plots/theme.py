@@ -28,7 +28,7 @@ DASHED: Any = (0, (4, 3))
 CLEAR = ("better", "worse")
 # what an axis says of a cost
 COSTS = {
-    "macs": "multiply-adds per image",
+    "macs": "multiply-adds per sample",
     "parameters": "parameters",
     "state_size": "state: numbers held of the other tokens to answer for one more",
 }
@@ -115,7 +115,7 @@ def names(axes: Axes, x: Any, y: Any, texts: Any, base: Any, bar: Any = 0.0) -> 
     air = 5 * axes.figure.dpi / 72
     taken = np.r_[np.c_[here - 1.3 * air, here + 1.3 * air], np.c_[low - air / 2, high + air / 2]]
     left, bottom, right, top = axes.get_window_extent().extents
-    turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    turns = np.pi / 4 + np.linspace(0, 2 * np.pi, 24, endpoint=False)  # above to the right first: fronts go right
     around = np.clip(1.5 * np.c_[np.cos(turns), np.sin(turns)], -1, 1)  # on a square: names stand at their corners too
     near = np.hypot(*(here[:, None] - here).T) < 16 * air
     lines = []
