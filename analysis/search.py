@@ -112,8 +112,8 @@ def front_picture(study: optuna.Study, axes: Axes | None = None) -> Axes:
     if not done:
         return nothing(axes, "no trial is done yet")
     points = pd.DataFrame(done).rename(columns={metric["name"]: "score", cost: "cost"})
-    words = {"macs": COSTS["macs"], "params": COSTS["parameters"]}
-    axes.set_xlabel(words.get(cost, "latency, times the base's"))
+    known_costs = {"macs": COSTS["macs"], "params": COSTS["parameters"]}
+    axes.set_xlabel(known_costs.get(cost, "latency, times the base's"))
     axes.xaxis.set_major_formatter(EngFormatter())
     sign = 1 if metric["higher_is_better"] else -1
     good = sign * points["score"]

@@ -28,7 +28,8 @@ def accuracy_vs(comparison: pd.DataFrame, meta: Meta, cost: str = "macs", axes: 
         cost: a column of `comparison`: `macs`, `parameters`, or a latency as `frame.load` names it.
     """
     meta = meta.of(comparison)
-    axes = new()[1] if axes is None else axes
+    large = len(comparison) > 20  # its names need room
+    axes = new(*((10, 7.5) if large else ()))[1] if axes is None else axes
     every = comparison.dropna(subset=["mean", cost]).astype({cost: float})
     shown = extremes(every, meta)
     _head(axes, comparison, meta, every)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -46,9 +47,7 @@ def receptive_fields(
     return grid
 
 
-def examples(
-    pictures: Mapping[str, list[np.ndarray]], colours: Mapping[str, tuple[float, ...]] | None = None
-) -> Figure:
+def examples(pictures: Mapping[str, list[np.ndarray]], colours: Mapping[str, Any] | None = None) -> Figure:
     """What networks answer to single samples, beside the truth: one row per sample.
 
     Args:

@@ -121,7 +121,7 @@ def names(axes: Axes, x: Any, y: Any, texts: Any, base: Any, bar: Any = 0.0) -> 
     lines = []
     for i in np.argsort(-near.sum(0), kind="stable"):
         name = axes.text(x[i], y[i], texts[i], color=BASE if base[i] else INK, path_effects=_HALO, **_NAME)
-        half = name.get_window_extent().size / 2
+        half = np.asarray(name.get_window_extent().size) / 2
         centres = here[i] + np.concatenate([around * (half + gap * air) for gap in (1.5, 2, 3, 4, 6, 8, 11, 14, 18)])
         boxes = np.c_[centres - half, centres + half]
         ends = np.clip(here[i], boxes[:, :2], boxes[:, 2:])  # of a line from the point to its name
@@ -130,7 +130,7 @@ def names(axes: Axes, x: Any, y: Any, texts: Any, base: Any, bar: Any = 0.0) -> 
         crossed = sum(_overlaps(np.c_[spots, spots], others) for spots in on_lines)
         outside = (boxes < (left, bottom, left, bottom)).any(1) | (boxes > (right, top, right, top)).any(1)
         best = np.argmin(100 * outside + 10 * _overlaps(boxes, taken) + crossed)  # of equals, the nearest
-        name.set_position(axes.transData.inverted().transform(centres[best]))
+        name.set_position(tuple(axes.transData.inverted().transform(centres[best])))
         taken = np.r_[taken, boxes[[best]], np.c_[on_lines[:, best], on_lines[:, best]]]
         if np.hypot(*(ends[best] - here[i])) > 1.9 * air:
             lines.append(axes.transData.inverted().transform([here[i], ends[best]]))
