@@ -80,7 +80,8 @@ def worths(root: str | Path, outcomes: Iterable[str]) -> pd.DataFrame:
         runs, meta = load(root, grid, data, missing="empty")
         table = compare(runs, meta) if len(runs) else pd.DataFrame(columns=["variant", "mean", "sd", "n"])
         table = table.assign(outcome=outcome, mixer=table["variant"].map(mixers(runs)).astype(object))
-        table["measure"] = "−" * (meta.metric.sign < 0) + meta.metric.heading
+        unit = f" ({meta.metric.unit})" if meta.metric.unit else ""
+        table["measure"] = "−" * (meta.metric.sign < 0) + meta.metric.label + unit
         table["worth"], table["error"] = meta.metric.sign * table["mean"], table["sd"] / table["n"] ** 0.5
         parts.append(table.dropna(subset=["mixer", "worth"]).drop_duplicates("mixer"))
     return pd.concat(parts, ignore_index=True)[["outcome", "mixer", "worth", "error", "measure"]]

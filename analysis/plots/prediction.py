@@ -56,5 +56,5 @@ def worth_by_level(points: pd.DataFrame, outcome: str, task: str = ALL) -> Axes:
     axes.set(xlabel=f"level on {task}: 0 is chance, 1 is solved", ylabel=f"{own['measure'].iloc[0]}, mean over seeds")
     axes.margins(0.1, 0.08)
     axes.errorbar(own["level"], own["worth"], own["error"], fmt="o", color=VARIANT, ecolor=QUIET, markersize=5)
-    names(axes, own["level"], own["worth"], own["variant"], [False] * len(own))
+    names(axes, own["level"], own["worth"], own["variant"], [False] * len(own), own["error"])
     return axes
