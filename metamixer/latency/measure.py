@@ -207,13 +207,11 @@ def _sessions(
         live.setdefault(task.runtime.name, []).append(task)
     draws = random.Random(0)
     for session in range(MOST * sessions):
-        more = "" if session < sessions else ", once more: too noisy"
-        waiting = [
-            name for name, some in live.items() if some and (not more or any(task.quiet() is False for task in some))
-        ]
+        asked = session < sessions
+        waiting = [name for name, some in live.items() if some and (asked or any(t.quiet() is False for t in some))]
         draws.shuffle(waiting)
         for name in waiting:
-            show(f"{name}, session {session + 1} of {sessions}{more}")
+            show(f"{name}, session {session + 1}" + (f" of {sessions}" if asked else ", one more: too noisy"))
             try:
                 lines = _session({**job, "runtime": name, "seed": session}, live[name])
             except RuntimeError as error:
