@@ -15,7 +15,7 @@ Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
 DataWorkers = Annotated[
     Optional[int], typer.Option("--workers", min=0, help="Data workers of each process; by the cores if not given.")
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Size = Annotated[
     Optional[str],
     typer.Option(help="Pixels of the images, 224 or HEIGHTxWIDTH (224x320); the network's own if not given."),
@@ -27,7 +27,7 @@ Modules = Annotated[
 
 @app.command()
 def recipes() -> None:
-    """List the named runs, with their expected accuracy."""
+    """List the named runs, with the figure expected of each."""
     import sys
 
     from rich.console import Console

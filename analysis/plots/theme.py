@@ -51,7 +51,9 @@ def new(width: float = 8, height: float = 5.4, rows: int = 1, columns: int = 1, 
 
 
 def title(axes: Axes, text: str) -> None:
-    axes.set_title(textwrap.fill(text, 84, break_on_hyphens=False))
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    axes.set_title(textwrap.fill(text, int(10.5 * figure.get_figwidth()), break_on_hyphens=False))
 
 
 def head(figure: Figure, text: str, width: int = 92) -> None:
