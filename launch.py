@@ -85,11 +85,9 @@ def collect(
     ] = None,
 ) -> None:
     """Show the table of a grid or a search, with its picture."""
-    from sweeps.follow import is_search
-
     name = Path(grid).stem
     with sweeps.commands.without_collector():
-        if is_search(runs, name):
+        if any((runs / "searches").glob(f"{name}@*/search.json")):
             analysis.commands.show_search(runs, name, data, export)
         else:
             analysis.commands.show_grid(runs, name, data)

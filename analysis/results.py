@@ -126,7 +126,7 @@ def of_search(root: str | Path, name: str, data: str) -> Pack:
     """
     folder = find_search(Path(root), name, data)
     place = f"searches/{folder.name}"
-    lines = "".join(json.dumps(row) + "\n" for row in read_trials(Path(root), folder))
+    lines = "".join(json.dumps(row) + "\n" for row in read_trials(folder))
     files = {f"{place}/search.json": (folder / "search.json").read_bytes(), f"{place}/{FILE}": lines.encode()}
     return Pack(f"search-{folder.name}", files)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pandas as pd
@@ -23,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from metamixer.metric import readable
-from sweeps.trials import best_trials, find_search, make_study, read_about, read_trials
+from sweeps.trials import best_trials, find_search, study_of
 
 from .plots.theme import BASE, COSTS, INK, PALE, VARIANT, new, nothing
 
@@ -34,7 +33,7 @@ ROWS = 20
 def load_study(
     root: str | Path, name: str | None = None, data: str | None = None, *, missing: str = "raise"
 ) -> optuna.Study:
-    """The trials of a search, in the order in which they were proposed; see `sweeps.trials.make_study`.
+    """The trials of a search, in the order in which they were proposed; see `sweeps.trials.study_of`.
 
     Args:
         root: the folder of the runs.
@@ -44,14 +43,9 @@ def load_study(
 
     Raises ValueError: no such search, or several; the line says which there are.
     """
-    try:
-        folder = find_search(Path(root), name, data)
-    except ValueError:
-        if missing != "empty":
-            raise
-        folder = Path(root) / "searches" / f"{name}@{data}"
-    empty: dict[str, Any] = {"name": name, "setting": data, "question": "", "objectives": ["top1"], "constraints": {}}
-    return make_study(empty | read_about(folder), read_trials(Path(root), folder))
+    if missing == "empty" and not any(Path(root).glob(f"searches/{name}@{data}")):
+        return study_of(Path(f"{name}@{data}"))
+    return study_of(find_search(Path(root), name, data))
 
 
 def trials_frame(study: optuna.Study) -> pd.DataFrame:
@@ -79,29 +73,19 @@ def render_trials(study: optuna.Study, rows: int = ROWS) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("what")
     for trial in best_trials(study, rows):
-        cells = [f"{trial.values[0]:.{metric['decimals']}f}", *(_cost(name, trial.user_attrs[name]) for name in costs)]
-        source = trial.user_attrs["source"]
-        words = (f"{short(name)} {f'{v:.3g}' if isinstance(v, float) else v}" for name, v in trial.params.items())
-        what = (f"{source}: " if source != "sampler" else "") + ", ".join(words)
-        table.add_row(str(trial.number), *cells, escape(what))
+        found = trial.user_attrs
+        cells = [f"{found[name]:.2f} × base" if name.startswith("latency") else readable(found[name]) for name in costs]
+        words = (f"{name} {f'{v:.3g}' if isinstance(v, float) else v}" for name, v in trial.params.items())
+        source = "" if found["source"] == "sampler" else f"{found['source']}: "
+        score = f"{trial.values[0]:.{metric['decimals']}f}"
+        table.add_row(str(trial.number), score, *cells, escape(source + ", ".join(words)))
     return table
-
-
-def _cost(name: str, value: float) -> str:
-    return f"{value:.2f} × base" if name.startswith("latency") else readable(value)
-
-
-def short(parameter: str) -> str:
-    """A parameter's name without the parts that many of a search's names begin with."""
-    for part in ("model.", "stages.*.", "token_mixer.", "recipe."):
-        parameter = parameter.replace(part, "")
-    return parameter
 
 
 def front_picture(study: optuna.Study, axes: Axes | None = None) -> Axes:
     """The score on validation samples against the first cost that was sought, or multiply-adds; one point per trial.
 
-    The line is the front. Trials that are far worse than all others are drawn at the edge, as triangles.
+    The line is the front. Trials that are far worse than all others lie outside.
     """
     axes = axes or new()[1]
     about, metric = study.user_attrs, study.user_attrs["metric"]
@@ -118,18 +102,15 @@ def front_picture(study: optuna.Study, axes: Axes | None = None) -> Axes:
     sign = 1 if metric["higher_is_better"] else -1
     good = sign * points["score"]
     lower, upper = good.quantile([0.25, 0.75])
-    far = good < lower - 3 * (upper - lower)  # Tukey's fence: beyond it, one trial would squeeze the others
-    axes.scatter(points["cost"][~far], points["score"][~far], color=PALE, edgecolor=VARIANT, label="trial")
-    if far.any():
-        edge = [sign * good[~far].min()] * far.sum()
-        words = f"far worse, to {sign * good.min():.{metric['decimals']}f}"
-        axes.scatter(points["cost"][far], edge, color=PALE, edgecolor=VARIANT, marker="v", label=words)
+    points = points[good >= lower - 3 * (upper - lower)]  # beyond Tukey's fence one trial would squeeze the others
+    left_out = f", {len(good) - len(points)} far worse are not shown" if len(points) < len(good) else ""
+    axes.scatter(points["cost"], points["score"], color=PALE, edgecolor=VARIANT, label=f"trial{left_out}")
     if len(about["objectives"]) > 1:
         front = sorted((trial.values[1], trial.values[0]) for trial in study.best_trials)
         axes.step(*zip(*front, strict=True), where="post", color=VARIANT, marker="o", label="front")
-    for known in points[(points["source"] != "sampler") & ~far].to_dict("records"):
-        axes.scatter(known["cost"], known["score"], color=BASE, marker="D", zorder=4)
+    for known in points[points["source"] != "sampler"].to_dict("records"):
         at = known["cost"], known["score"]
+        axes.scatter(*at, color=BASE, marker="D", zorder=4)
         axes.annotate(known["source"], at, (6, -11), textcoords="offset points", fontsize=8, color=BASE)
     if limit := about["constraints"].get(cost):
         axes.axvline(limit, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label="limit")
@@ -156,12 +137,11 @@ def export(study: optuna.Study, path: Path) -> None:
 
     Raises ValueError: the file is there already, or can't be written.
     """
-    if path.exists():
-        raise ValueError(f"{path}: there already; name another file, or remove it")
     try:
-        to = optuna.create_study(storage=f"sqlite:///{path}", study_name=study.study_name, directions=study.directions)
-    except Exception as error:  # whatever SQLAlchemy raises
-        raise ValueError(f"{path}: cannot write here ({' '.join(str(error).split())})") from None
+        path.open("x").close()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write here ({error.strerror})") from None
+    to = optuna.create_study(storage=f"sqlite:///{path}", study_name=study.study_name, directions=study.directions)
     to.add_trials(study.trials)
     for name, value in study.user_attrs.items():
         to.set_user_attr(name, value)

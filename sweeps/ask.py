@@ -34,7 +34,7 @@ from .search import Definition, Proposing
 from .states import State, find_states
 from .submissions import launch_lock
 from .terminal import show_training
-from .trials import FILE, OPEN, last_score, make_study, proposals, read_trials, too_costly
+from .trials import FILE, OPEN, proposals, read_trials, study_of, too_costly
 
 DRAWS = 100  # at random, that show what a search's function asks for
 PROPOSALS = 300  # of one trial, until the space counts as exhausted
@@ -42,17 +42,18 @@ BY_SAMPLER = 50  # of these; the rest is drawn at random
 TOO_COSTLY = 200  # trials in a row above a limit, until the limits count as out of reach
 BETWEEN_LOOKS = 30.0  # seconds, at what runs on a cluster
 INTERRUPTED = 2  # runs of one launch, until it proposes no more: something around them is broken
+TO_TRAIN = {State.NEW, State.INTERRUPTED}
 
 
 def print_search(definition: Definition) -> None:
     """Print a search's question, parameters, aim and limits. Writes nothing.
 
-    Raises ConfigError: no draw makes a run, there is nothing to choose, or a known configuration is none.
+    Raises ConfigError: no draw makes a run, or a known configuration is none.
     """
-    search, base = definition.search, definition.base
-    for name in search.known:
+    for name in definition.search.known:
         definition.known(name)
-    study = make_study(definition.about(), (), optuna.samplers.RandomSampler(seed=0))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     asked, problems = dict[str, Any](), Counter[str]()
     for _ in range(DRAWS):
         trial = study.ask()
@@ -61,27 +62,20 @@ def print_search(definition: Definition) -> None:
         except ValueError as error:
             problems[str(error)] += 1
         asked |= trial.distributions
-    frequent = "".join(f", e.g. {problem}" for problem, _ in problems.most_common(1))
+    refused = "".join(f"make no run, e.g. {problem}" for problem, _ in problems.most_common(1))
     if problems.total() == DRAWS:
-        raise ConfigError(f"none of {DRAWS} random draws makes a run{frequent}")
-    if not asked:
-        raise ConfigError("propose asks its trial for nothing: there is nothing to search")
+        raise ConfigError(f"all of {DRAWS} random draws {refused}")
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{definition.name}[/bold] on {definition.data}: {definition.question}")
     for name, each in asked.items():
         choices = [escape(str(choice)) for choice in getattr(each, "choices", ())]
         console.print(f"  {escape(name)}: {' · '.join(choices) or f'{each.low:g} to {each.high:g}'}")
     if problems:
-        console.print(f"note: {problems.total()} of {DRAWS} random draws make no run{frequent}", style="yellow")
-    limits = [f"{name} at most {_shown(name, limit)}" for name, limit in search.constraints.items()]
+        console.print(f"note: {problems.total()} of {DRAWS} random draws {refused}", style="yellow")
+    limits = [f"{name} at most {limit:g}" for name, limit in definition.search.constraints.items()]
     console.print(f"sought: {', '.join([*definition.about()['objectives'], *limits])}")
-    spent = cost(base)
-    costs = f"{readable(spent.macs)} macs, {readable(spent.parameters)} params"
-    console.print(f"the base costs {costs}; {base.recipe.total_epochs} epochs")
-
-
-def _shown(name: str, value: float) -> str:
-    return f"{value:.2f} times the base's" if name.startswith(LATENCY) else readable(value)
+    spent, epochs = cost(definition.base), definition.base.recipe.total_epochs
+    console.print(f"the base: {readable(spent.macs)} macs, {readable(spent.parameters)} params; {epochs} epochs")
 
 
 class Asker:
@@ -101,11 +95,11 @@ class Asker:
                 there.write("search.json", self.about)
             elif changed := self._changed(begun):
                 raise ConfigError(
-                    f"{self.folder.name} was begun with other {', '.join(changed)}: give the changed search a name of "
-                    f"its own (another file), or put {self.folder} aside"
+                    f"{self.folder.name} was begun with other {changed}: give the changed search a name of its own "
+                    f"(another file), or put {self.folder} aside"
                 )
 
-    def _changed(self, begun: dict[str, Any]) -> list[str]:
+    def _changed(self, begun: dict[str, Any]) -> str:
         """What is no longer as it was when the search was begun."""
         found = [key for key, now in self.about.items() if key != "question" and begun.get(key) != now]
         for row in proposals(self.folder):
@@ -113,9 +107,9 @@ class Asker:
                 now = self._asked(FixedTrial(row["parameters"]))
             except ValueError:
                 now = {"parameters": None}
-            if differs := [key for key in now if now[key] != row.get(key)]:
-                return [*found, f"{' and '.join(differs)} of trial {row['trial']}"]
-        return found
+            differs = [key for key in now if now[key] != row.get(key)]
+            found += [f"{key} of trial {row['trial']}" for key in differs]
+        return ", ".join(found[:3])
 
     def _asked(self, trial: Proposing) -> dict[str, Any]:
         """The part of a proposal's row that its trial alone decides."""
@@ -130,7 +124,7 @@ class Asker:
         """
         with launch_lock(self.root):
             while True:
-                rows = self.trials()
+                rows = read_trials(self.folder)
                 waiting = [row for row in rows if row["ended"]["outcome"] == OPEN]
                 begun = sum(not too_costly(row) for row in rows)
                 if len(waiting) >= at_least or begun >= self.wanted or (row := self._propose(rows)) is None:
@@ -139,21 +133,6 @@ class Asker:
                 if len(rows) >= TOO_COSTLY and all(map(too_costly, [*rows, row][-TOO_COSTLY:])):
                     limits = ", ".join(f"{name} ≤ {limit:g}" for name, limit in self.about["constraints"].items())
                     raise ConfigError(f"{TOO_COSTLY} proposals in a row cost more than {limits}: allow more")
-
-    def next_run(self, given: set[str]) -> PlannedRun | None:
-        """The next run to train on this machine, of an open trial or of a new one; None if there is none.
-
-        Args:
-            given: hashes of runs that this launch has begun.
-        """
-        waiting = self.open_runs()
-        states = find_states(self.root, [run.hash for run in waiting])
-        if sum(states.get(hash) == State.INTERRUPTED for hash in given) >= INTERRUPTED:
-            return None
-        for run in waiting:
-            if run.hash not in given and states[run.hash] in (State.NEW, State.INTERRUPTED):
-                return run
-        return next((run for run in self.open_runs(len(waiting) + 1) if run.hash not in states), None)
 
     def _run(self, row: dict[str, Any]) -> PlannedRun:
         config = override(self.definition.base, row["changes"])
@@ -171,7 +150,7 @@ class Asker:
             if row := self._row(len(rows), self.definition.known(name), name, tried):
                 return row
         rng = random.Random(f"{search.sampler_seed} {len(rows)}")
-        study = make_study(self.about, rows, optuna.samplers.TPESampler(seed=rng.getrandbits(32)))
+        study = study_of(self.folder, optuna.samplers.TPESampler(seed=rng.getrandbits(32)))
         problem = ""
         for attempt in range(PROPOSALS):
             if attempt == BY_SAMPLER:  # it insists on what was tried
@@ -207,50 +186,40 @@ class Asker:
         about = {"trial": number, "hash": digest(config), "seed": config.seed, "source": source}
         return {**about, **asked, "costs": costs, "excess": excess}
 
-    def trials(self) -> list[dict[str, Any]]:
-        return read_trials(self.root, self.folder)
-
     def left(self) -> int:
         """How many trials have yet to end."""
-        ended = sum(trial["ended"]["outcome"] in ("done", "failed") for trial in self.trials())
+        ended = sum(row["ended"]["outcome"] in ("done", "failed") for row in read_trials(self.folder))
         return max(self.wanted - ended, 0)
 
     def describe(self, outcome: Outcome) -> str:
         """A line on how a trial's run ended; its score is that of the validation samples."""
-        trial = next(each for each in self.trials() if each["hash"] == outcome.run.hash)
-        name = f"{outcome.run.variant} ({trial['source']})"
-        last = last_score(trial["ended"])
-        if trial["ended"]["outcome"] != "done" or last is None:
+        row = next(each for each in read_trials(self.folder) if each["hash"] == outcome.run.hash)
+        metric, name = self.definition.base.metrics[0], f"{outcome.run.variant} ({row['source']})"
+        if row["ended"]["outcome"] != "done":
             return f"{name}: {outcome.state}, {outcome.message}"
-        score = self.definition.base.metrics[0].text(last)
-        return ", ".join([f"{name}: val {score}", *(f"{_shown(*cost)} {cost[0]}" for cost in trial["costs"].items())])
-
-    def print_counts(self) -> bool:
-        """Print the number of trials by outcome; returns whether all wanted trials have ended."""
-        counts = Counter(trial["ended"]["outcome"] for trial in self.trials())
-        words = ", ".join(f"{number} {name}" for name, number in counts.items())
-        Console(highlight=False).print(f"{counts.total()} trials: {words}")
-        return not self.left()
+        return f"{name}: val {metric.text(row['ended'][metric.name])}"
 
 
 def search_here(asker: Asker, workers: int, device: str) -> bool:
     """Train the trials on this machine, each proposed when a worker is free; returns whether all have ended."""
-    given, problems = set[str](), list[Exception]()
 
     def runs() -> Iterator[PlannedRun]:
-        try:
-            while (run := asker.next_run(given)) is not None:
-                given.add(run.hash)
-                yield run
-        except (ConfigError, OSError) as error:  # raised once the runs that are being trained have ended
-            problems.append(error)
+        given = set[str]()
+        while True:
+            waiting = asker.open_runs()
+            states = find_states(asker.root, {run.hash for run in waiting})
+            if sum(states.get(hash) == State.INTERRUPTED for hash in given) >= INTERRUPTED:
+                return
+            free = [run for run in waiting if run.hash not in given and states[run.hash] in TO_TRAIN]
+            free = free or [run for run in asker.open_runs(len(waiting) + 1) if run.hash not in states]
+            if not free:
+                return
+            given.add(free[0].hash)
+            yield free[0]
 
-    stopped = show_training(runs(), asker.left(), asker.root, workers, device, asker.describe)
-    for problem in problems:
-        raise problem
-    if stopped:
+    if show_training(runs(), asker.left(), asker.root, workers, device, asker.describe):
         Console().print("stopped; the same command goes on from here", style="yellow")
-    return asker.print_counts()
+    return not asker.left()
 
 
 def search_on_slurm(
@@ -265,11 +234,10 @@ def search_on_slurm(
     cluster.check_budget([(profile, asker.left())], max_gpu_hours)
     size = scheduler.max_array_size()
     name, data = asker.definition.name, asker.definition.data
-    todo = {State.NEW, State.INTERRUPTED}
     while True:
         configs = {run.hash: run.config for run in asker.open_runs(workers)}
-        taken = cluster.launch(asker.root, configs, todo, name, data, profile, max_attempts, size)
+        taken = cluster.launch(asker.root, configs, TO_TRAIN, name, data, profile, max_attempts, size)
         states = find_states(asker.root, configs)
-        if not taken or set(states.values()) <= todo:
-            return asker.print_counts()  # all have ended, or the rest can't be submitted
+        if not taken or set(states.values()) <= TO_TRAIN:
+            return not asker.left()  # all have ended, or the rest can't be submitted
         time.sleep(BETWEEN_LOOKS)

@@ -12,6 +12,7 @@ import typer
 from metamixer.commands import Device, Size
 
 from .options import (
+    Cluster,
     DataNames,
     GridOptions,
     JobOptions,
@@ -22,6 +23,7 @@ from .options import (
     Only,
     Overrides,
     Runs,
+    Workers,
     absolute,
     listed,
     rates_of,
@@ -91,13 +93,11 @@ def plan(options: GridOptions, job: JobOptions) -> "list[Plan]":
 def run(
     options: GridOptions,
     job: JobOptions,
-    workers: Annotated[
-        Optional[int], typer.Option(min=1, help="Runs at a time; one for each core or GPU if not given.")
-    ] = None,
+    workers: Workers = None,
     device: Device = "auto",
     retry: Annotated[bool, typer.Option("--retry", help="Run failed runs again.")] = False,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train runs again that other code trained.")] = False,
-    cluster: Annotated[str, typer.Option(help="local: here; slurm: submit job arrays and return.")] = "local",
+    cluster: Cluster = "local",
     max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
 ) -> Launched:
@@ -105,12 +105,9 @@ def run(
 
     Here it ends with the table and the picture; on SLURM it returns after submitting.
     """
-    from metamixer.config import ConfigError
     from sweeps.plan_table import print_plan
     from sweeps.terminal import parallel_runs, run_with_progress
 
-    if cluster not in ("local", "slurm"):
-        raise ConfigError(f"--cluster {cluster!r}: local or slurm")
     plans = [replace(planned, retrain=retrain) for planned in plans_of(options)]
     print_plan(plans[0])
     if len(plans) > 1:

@@ -10,7 +10,7 @@ from typing import Any
 from metamixer.config import ConfigError, digest
 
 from .search import Definition
-from .trials import best_trials, find_search, make_study, read_about, read_trials
+from .trials import best_trials, find_search, proposals, study_of
 
 GRID = '''"""Does what the search {name} found on {data} hold, over seeds and on the test samples?
 
@@ -35,28 +35,26 @@ GRID = Grid(
 '''
 
 
-def confirm(root: Path, definition: Definition, top: int, seeds: Sequence[int] | None, out: Path | None) -> Path:
+def confirm(root: Path, definition: Definition, top: int, seeds: Sequence[int] | None, path: Path) -> None:
     """Write a grid of the best trials and the first known configuration (the base, if there is none).
 
     Args:
         seeds: three that the search did not use, if None.
-        out: its file, `confirm_NAME.py` if None.
+        path: its file.
 
     Raises:
-        ConfigError: nothing was searched, no trial is done, or another file stands there.
-        OSError: the file can't be written.
+        ConfigError: nothing was searched, or no trial is done.
+        OSError: the file is there already, or can't be written.
     """
     folder = find_search(root, definition.name, definition.data)
-    rows = read_trials(root, folder)
-    found = [rows[trial.number] for trial in best_trials(make_study(read_about(folder), rows), top + 1)]
+    found, rows = best_trials(study_of(folder), top + 1), proposals(folder)
     if not found:
         raise ConfigError("no trial is done yet: there is nothing to confirm")
-    base, reference = "base", digest(definition.base)
-    changes: dict[str, dict[str, Any]] = {base: {}}
+    base, reference, changes = "base", definition.base, dict[str, Any](base={})
     for base in list(definition.search.known)[:1]:
         known = definition.known(base)
-        reference, changes = digest(definition.config(known)), {base: definition.changes(known)}
-    chosen = [row for row in found if row["hash"] != reference][:top]
+        reference, changes = definition.config(known), {base: definition.changes(known)}
+    chosen = [rows[trial.number] for trial in found if trial.user_attrs["hash"] != digest(reference)][:top]
     changes |= {f"trial_{row['trial']}": row["changes"] for row in chosen}
     own = definition.base.seed
     text = GRID.format(
@@ -68,9 +66,6 @@ def confirm(root: Path, definition: Definition, top: int, seeds: Sequence[int] |
         seeds=tuple(seeds or range(own + 1, own + 4)),
         modules=definition.search.modules,
     )
-    path = out or Path(f"confirm_{definition.name}.py")
-    if path.exists() and path.read_text(encoding="utf-8") != text:  # on other data, or edited since
-        raise ConfigError(f"{path}: another file stands there: name one with --out, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)

@@ -69,8 +69,9 @@ def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[
             head = str(manifest.get("grid")), str(manifest.get("data")), decimals
             listed = (*manifest.get("runs", ()), *manifest.get("others", ()))
             entries += [Entry(run["hash"], run["variant"], run["seed"], *head) for run in listed]
-    for search, key, row in launched(root, data=data):
-        entries.append(Entry(row["hash"], f"trial {row['trial']}", row["seed"], search, key, is_trial=True))
+    for search, key, row in launched(root):
+        if data in (None, key):
+            entries.append(Entry(row["hash"], f"trial {row['trial']}", row["seed"], search, key, is_trial=True))
     chosen = dict[str, Entry]()
     for target in targets or [""]:
         name = Path(target).stem if target.endswith(".py") else target
@@ -86,11 +87,6 @@ def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[
         for entry in found:
             chosen.setdefault(entry.hash, entry)
     return list(chosen.values())
-
-
-def is_search(root: Path, name: str, data: str | None = None) -> bool:
-    """Whether a search of this name was begun."""
-    return bool(name) and any((root / "searches").glob(f"{name}@{data or '*'}/search.json"))
 
 
 def standings(root: Path, entries: Sequence[Entry]) -> Standings:

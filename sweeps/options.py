@@ -5,7 +5,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional, TypeVar
+from typing import Annotated, Any, Literal, Optional, TypeVar
 
 import typer
 
@@ -31,6 +31,11 @@ ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of
 Resources = Annotated[Optional[list[str]], typer.Option("--resource", help="KEY=VALUE changed in the profile.")]
 RunsPerGpu = Annotated[
     Optional[int], typer.Option(min=1, help="Small runs that share one GPU, here or in a SLURM job.")
+]
+Cluster = Annotated[Literal["local", "slurm"], typer.Option(help="Train here, or as SLURM's jobs.")]
+Workers = Annotated[
+    Optional[int],
+    typer.Option(min=1, help="Runs at a time; if not given, one for each core or GPU (a search on SLURM: 4)."),
 ]
 MaxAttempts = Annotated[int, typer.Option(min=1, help="Starts in a row that one run may make without progress.")]
 MaxHours = Annotated[Optional[float], typer.Option(help="Refuse a launch that may take more GPU-hours.")]

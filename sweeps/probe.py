@@ -2,14 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from metamixer.commands import Device
 
 from .commands import Launched
-from .options import Modules, Runs, absolute
+from .options import Modules, Runs, Workers, absolute
 
 if TYPE_CHECKING:
     from .questions import LoadedGrid
@@ -24,9 +24,7 @@ def probe(
     module: Modules = None,
     data: Annotated[str, typer.Option("--data", help="Probes, separated by commas.")] = "recall,parity,shift,majority",
     runs: Runs = Path("runs"),
-    workers: Annotated[
-        Optional[int], typer.Option(min=1, help="Runs at a time; one for each core or GPU if not given.")
-    ] = None,
+    workers: Workers = None,
     device: Device = "auto",
 ) -> Launched:
     """Show what a mixer can do, on small tasks.

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import optuna
 from optuna.trial import FixedTrial
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, InstanceOf
 
 from metamixer.config import SCHEMA_VERSION, Config, ConfigError, override
 from metamixer.plugins import load_module
 from metamixer.training.run_config import RunConfig
 
-from .grid import data_label
+from .grid import as_json, data_label
 from .iso_cost import check_measure
 from .questions import GRIDS, find_file, from_file, grid_questions, question_of
 
@@ -42,7 +41,7 @@ class Search(Config):
         modules: files (their paths from the search's) that register operations of your own.
     """
 
-    bases: dict[str, Any] = Field(min_length=1)  # str → RunConfig; pydantic would copy and re-validate them
+    bases: dict[str, InstanceOf[RunConfig]] = Field(min_length=1)
     propose: Callable[[Any], dict[str, Any]]
     minimize: tuple[CostName, ...] = ()
     constraints: dict[CostName, Annotated[float, Field(gt=0)]] = {}
@@ -50,11 +49,6 @@ class Search(Config):
     sampler_seed: int = Field(default=0, ge=0)
     trials: int = Field(default=40, gt=0)
     modules: tuple[str, ...] = ()
-
-    def model_post_init(self, _: Any) -> None:
-        for data, base in self.bases.items():
-            if not isinstance(base, RunConfig):
-                raise ConfigError(f"base {data!r} must be a RunConfig, got {type(base).__name__}")
 
 
 @dataclass(frozen=True)
@@ -84,35 +78,33 @@ class Definition:
     def changes(self, trial: Proposing) -> dict[str, Any]:
         """What a trial changes in the base, as JSON types by dotted key.
 
-        Raises ValueError: the search's function fails, gives no changes, or says that these parameters make no run.
+        Raises ValueError: the search's function fails, or says that these parameters make no run.
         """
         try:
-            changes = self.search.propose(trial)
+            return as_json(self.search.propose(trial))
         except ValueError:
             raise
         except Exception as error:
             at = traceback.extract_tb(error.__traceback__)[:2][-1]
             raise ConfigError(f"{at.filename}:{at.lineno}: {type(error).__name__}: {error}") from None
-        if not isinstance(changes, dict):
-            raise ConfigError(f"propose returned {changes!r}: return changes by dotted key, as a dict")
-        return json.loads(json.dumps(changes, default=lambda config: config.to_dict()))
 
     def config(self, trial: Proposing) -> RunConfig:
         """The run of a trial; a ValueError if its parameters make none."""
-        return override(self.base, self.changes(trial))
+        changes = self.changes(trial)
+        if not isinstance(changes, dict):
+            raise ConfigError(f"propose returned {changes!r}: return changes by dotted key, as a dict")
+        return override(self.base, changes)
 
     def known(self, name: str) -> FixedTrial:
         """A known configuration as a trial.
 
-        Raises ConfigError: its parameters are not those that the search's function asks for, or make no run.
+        Raises ConfigError: it lacks a parameter that the search's function asks for, or makes no run.
         """
         trial = FixedTrial(self.search.known[name])
         try:
             self.config(trial)
         except ValueError as error:
             raise ConfigError(f"known {name!r}: {error}") from None
-        if more := self.search.known[name].keys() - trial.params.keys():
-            raise ConfigError(f"known {name!r}: propose does not ask for {', '.join(sorted(more))}")
         return trial
 
 
@@ -122,7 +114,7 @@ def search_questions() -> dict[str, str]:
 
 
 def load_search(
-    name: str, data: str | None = None, overrides: dict[str, Any] | None = None, more_modules: tuple[str, ...] = ()
+    name: str, data: str | None = None, overrides: dict[str, Any] | None = None, more_modules: Sequence[str] = ()
 ) -> Definition:
     """A search on one data set or task, by the name of its file in `ablations/searches` or by a path.
 
@@ -143,5 +135,4 @@ def load_search(
     base = override(search.bases[data], overrides or {})
     if not base.data.val_samples:
         raise ConfigError("a search chooses on validation samples: give the base some, e.g. data.val_samples=1000")
-    label = data_label(data, overrides or {})
-    return Definition(path.stem, question_of(path), label, search, base)
+    return Definition(path.stem, question_of(path), data_label(data, overrides or {}), search, base)

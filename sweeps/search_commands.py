@@ -1,7 +1,7 @@
 """Commands on searches: propose and train, confirm what was found."""
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -9,12 +9,14 @@ from metamixer.commands import Device, changes_of
 
 from .commands import Launched, profile_of
 from .options import (
+    Cluster,
     JobOptions,
     MaxAttempts,
     MaxHours,
     Modules,
     Overrides,
     Runs,
+    Workers,
     absolute,
     seeds_of,
     with_options,
@@ -36,13 +38,10 @@ def search(
         Optional[int], typer.Option(min=1, help="Trials to finish in all; the search's own number if not given.")
     ] = None,
     runs: Runs = Path("runs"),
-    workers: Annotated[
-        Optional[int],
-        typer.Option(min=1, help="Trials at a time; if not given, one for each core or GPU, 4 on a cluster."),
-    ] = None,
+    workers: Workers = None,
     device: Device = "auto",
     module: Modules = None,
-    cluster: Annotated[str, typer.Option(help="local: here; slurm: each trial is a job.")] = "local",
+    cluster: Cluster = "local",
     max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the search; writes nothing.")] = False,
@@ -51,13 +50,11 @@ def search(
 
     After the given number of trials it shows the best ones and the pictures.
     """
-    from metamixer.config import ConfigError
     from sweeps.ask import Asker, print_search, search_here, search_on_slurm
+    from sweeps.search import load_search
     from sweeps.terminal import parallel_runs
 
-    if cluster not in ("local", "slurm"):
-        raise ConfigError(f"--cluster {cluster!r}: local or slurm")
-    definition = definition_of(name, data, set, module)
+    definition = load_search(name, data, changes_of(set), absolute(module))
     print_search(definition)
     if dry_run:
         raise typer.Exit
@@ -85,13 +82,9 @@ def confirm(
     It has seeds of its own and is judged on the test images.
     """
     from sweeps.confirm import confirm as write_grid
-
-    path = write_grid(runs, definition_of(name, data, set, module), top, seeds_of(seeds), out)
-    print(f"{path}: python launch.py run {path}")
-
-
-def definition_of(search: str, data: str | None, set: list[str] | None, modules: list[str] | None) -> Any:
-    """A search on one data set or task."""
     from sweeps.search import load_search
 
-    return load_search(search, data, changes_of(set), tuple(absolute(modules)))
+    definition = load_search(name, data, changes_of(set), absolute(module))
+    path = out or Path(f"confirm_{definition.name}.py")
+    write_grid(runs, definition, top, seeds_of(seeds), path)
+    print(f"{path}: python launch.py run {path}")

@@ -18,13 +18,7 @@ from metamixer.recipes import DIGITS, FASHION_MNIST, SMALL, SMALL_DIGITS
 from metamixer.training.run_config import RunConfig
 from sweeps.search import Search
 
-QUERIES: dict[str, Any] = {"identity": "identity", "linear": {"name": "linear", "norm": True}}
-KEYS: dict[str, Any] = {
-    "linear": {"name": "linear", "expansion": 1.0, "norm": True},
-    "scaled_dot": {"name": "scaled_dot", "head_dim": 8},
-    "neighbourhood": {"name": "neighbourhood", "head_dim": 8},
-}
-VALUE_OF = {"scaled_dot": "matmul", "neighbourhood": "windowed_sum"}  # what fits their coefficients
+VALUE_OF = {"scaled_dot": "matmul", "neighbourhood": "windowed_sum"}  # what fits coefficients of pairs of tokens
 
 
 def depthwise(trial: Trial, slot: str) -> dict[str, Any]:
@@ -35,19 +29,22 @@ def depthwise(trial: Trial, slot: str) -> dict[str, Any]:
 
 
 def mixer(trial: Trial) -> dict[str, Any]:
-    query = trial.suggest_categorical("query", list(QUERIES))
-    name = trial.suggest_categorical("query_key", ["depthwise", *KEYS])
-    key = depthwise(trial, "query_key") if name == "depthwise" else dict(KEYS[name])
-    if name == "neighbourhood":
-        key["kernel_size"] = trial.suggest_categorical("query_key[neighbourhood].kernel", [3, 5])
-    if name in VALUE_OF:  # coefficients of pairs of tokens, which softmax takes too
+    query: Any = trial.suggest_categorical("query", ["identity", "linear"])
+    query = {"name": "linear", "norm": True} if query == "linear" else query
+    name = trial.suggest_categorical("query_key", ["depthwise", "linear", *VALUE_OF])
+    if name in VALUE_OF:
+        key: dict[str, Any] = {"name": name, "head_dim": 8}
+        if name == "neighbourhood":
+            key["kernel_size"] = trial.suggest_categorical("query_key[neighbourhood].kernel", [3, 5])
         activation = trial.suggest_categorical("activation[pairs]", ["gelu", "relu", "identity", "softmax"])
         value: Any = VALUE_OF[name]
     else:
+        wide = {"name": "linear", "expansion": 1.0, "norm": True}
+        key = depthwise(trial, "query_key") if name == "depthwise" else wide
         activation = trial.suggest_categorical("activation[map]", ["gelu", "relu", "identity"])
         value = trial.suggest_categorical("coefficient_value[map]", ["depthwise", "linear", "hadamard"])
         value = depthwise(trial, "coefficient_value") if value == "depthwise" else value
-    return {"query": QUERIES[query], "query_key": key, "activation": activation, "coefficient_value": value}
+    return {"query": query, "query_key": key, "activation": activation, "coefficient_value": value}
 
 
 def propose(trial: Trial) -> dict[str, Any]:
