@@ -42,7 +42,7 @@ def write_report(root: str | Path, grid: str, data: str | None = None, out: str 
     """Run the notebook on a grid and write its page; beside the grid's other files if `out` is None.
 
     Raises ValueError: no such grid, or it ran on several data sets and `data` names none; papermill or nbconvert is
-    missing; the page can't be written.
+    missing.
     """
     try:
         import papermill
@@ -62,10 +62,7 @@ def write_report(root: str | Path, grid: str, data: str | None = None, out: str 
         how["extra_arguments"] = ["--IPKernelApp.log_level=50"]  # what a kernel says of its own start and end
         papermill.execute_notebook(NOTEBOOK, ran, parameters, **how)
         body, _ = HTMLExporter(template_name="basic", exclude_input=True).from_filename(str(ran))
-    try:
-        path.write_text(_PAGE.format(title=html.escape(meta.title), body=body), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot write here ({error.strerror or error})") from None
+    path.write_text(_PAGE.format(title=html.escape(meta.title), body=body), encoding="utf-8")
     return path
 
 

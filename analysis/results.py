@@ -163,10 +163,7 @@ def _npz(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def write(out: str | Path, packs: list[Pack]) -> list[Path]:
-    """Write packs into the folder `out`, and its `README.md` anew; returns the packs' files.
-
-    Raises ValueError: the folder can't be written.
-    """
+    """Write packs into the folder `out`, and its `README.md` anew; returns the packs' files."""
     out = Path(out)
     paths = [write_pack(out / f"{pack.name}{SUFFIX}", pack.files) for pack in packs]
     (out / "README.md").write_text(readme(out), encoding="utf-8")
@@ -174,15 +171,12 @@ def write(out: str | Path, packs: list[Pack]) -> list[Path]:
 
 
 def write_pack(path: Path, files: dict[str, bytes]) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(path, "w:xz", preset=9) as tar:
-            for name in sorted(files, key=lambda name: (Path(name).name, name)):  # like beside like
-                member = tarfile.TarInfo(name)  # with no time and no owner: the same runs make the same bytes
-                member.size = len(files[name])
-                tar.addfile(member, io.BytesIO(files[name]))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot write here ({error.strerror or error})") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:xz", preset=9) as tar:
+        for name in sorted(files, key=lambda name: (Path(name).name, name)):  # like beside like
+            member = tarfile.TarInfo(name)  # with no time and no owner: the same runs make the same bytes
+            member.size = len(files[name])
+            tar.addfile(member, io.BytesIO(files[name]))
     return path
 
 

@@ -135,12 +135,9 @@ def importances_picture(study: optuna.Study) -> Axes:
 def export(study: optuna.Study, path: Path) -> None:
     """Write the study into a new SQLite file, which optuna-dashboard opens.
 
-    Raises ValueError: the file is there already, or can't be written.
+    Raises OSError: the file is there already, or can't be written.
     """
-    try:
-        path.open("x").close()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot write here ({error.strerror})") from None
+    path.open("x").close()
     to = optuna.create_study(storage=f"sqlite:///{path}", study_name=study.study_name, directions=study.directions)
     to.add_trials(study.trials)
     for name, value in study.user_attrs.items():

@@ -94,15 +94,15 @@ def standings(root: Path, entries: Sequence[Entry]) -> Standings:
 
 
 def show_status(root: Path, targets: Sequence[str], data: str | None, every: bool) -> None:
-    """Print the table of the runs."""
+    """Print a table by run, or of many runs by variant; notes about them; and the counts."""
     entries = select(root, targets, data)
-    Console().print(Group(*_status(root, entries, standings(root, entries), every)))
-
-
-def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -> list[RenderableType]:
-    """A table by run, or of many runs by variant; notes about them; and the counts."""
+    now = standings(root, entries)
     by_run = every or len(entries) <= ROWS
-    lines: list[RenderableType] = [*(_by_run(root, entries, now) if by_run else _by_variant(entries, now))]
+    rows = [_of_run(root, entry, now.runs[entry.hash]) for entry in entries] if by_run else _by_variant(entries, now)
+    shown = rows if by_run else rows[:ROWS]
+    lines: list[RenderableType] = [_table(shown, several=len({entry.whole for entry in entries}) > 1)]
+    if len(rows) > len(shown):
+        lines.append(Text(f"and {len(rows) - len(shown)} more variants; --all shows every run"))
     notes = dict[str, list[str]]()
     for entry in entries:
         standing = now.runs[entry.hash]
@@ -117,65 +117,54 @@ def _status(root: Path, entries: Sequence[Entry], now: Standings, every: bool) -
     if now.problem:
         lines.append(Text(f"{now.problem}; states are from the runs' own files", "yellow"))
     lines.append(Text(f"logs: {root}/HASH/log.txt, or `launch.py logs`"))
-    return [*lines, Text(f"{len(entries)} runs: {_counts(entries, now)}")]
+    Console().print(Group(*lines, Text(f"{len(entries)} runs: {_counts(entries, now)}")))
 
 
 def _counts(entries: Sequence[Entry], now: Standings) -> str:
     return in_words(Counter(now.runs[entry.hash].state for entry in entries))
 
 
-def _table(rows: Sequence[dict[str, str | Text]]) -> Table:
+Row = dict[str, str | Text]
+
+
+def _table(rows: Sequence[Row], several: bool) -> Table:
     """A table of rows that have the same headings; names alone give way where the terminal is narrow."""
     # a figure or a state that is cut says something else
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in rows[0]:
+    headings = [heading for heading in rows[0] if several or heading != "grid"]
+    for heading in headings:
         right = heading in ("seed", "epoch", "score", "time")
         gives_way = heading in ("grid", "variant", "runs")
         table.add_column(heading, justify="right" if right else "left", no_wrap=not gives_way, overflow="fold")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*map(row.__getitem__, headings))
     return table
 
 
-def _by_run(root: Path, entries: Sequence[Entry], now: Standings) -> list[RenderableType]:
-    several = len({entry.whole for entry in entries}) > 1
-    rows = list[dict[str, str | Text]]()
-    for entry in entries:
-        standing = now.runs[entry.hash]
-        progress = RunFolder(root / entry.hash).read("progress.json") or {}
-        rows.append(
-            {
-                **({"grid": entry.whole} if several else {}),
-                "variant": entry.variant,
-                "seed": str(entry.seed),
-                "state": Text(standing.state, STYLES.get(standing.state, "")),
-                "epoch": f"{progress.get('epoch', 0)}/{progress['epochs']}" if "epochs" in progress else "",
-                "score": _score(standing, progress, entry),
-                "node": _node(standing, progress),
-                "time": _time(standing),
-                "hash": entry.hash,
-            }
-        )
-    return [_table(rows)]
+def _of_run(root: Path, entry: Entry, standing: Standing) -> Row:
+    progress = RunFolder(root / entry.hash).read("progress.json") or {}
+    return {
+        "grid": entry.whole,
+        "variant": entry.variant,
+        "seed": str(entry.seed),
+        "state": Text(standing.state, STYLES.get(standing.state, "")),
+        "epoch": f"{progress.get('epoch', 0)}/{progress['epochs']}" if "epochs" in progress else "",
+        "score": _score(standing, progress, entry),
+        "node": _node(standing, progress),
+        "time": _time(standing),
+        "hash": entry.hash,
+    }
 
 
-def _by_variant(entries: Sequence[Entry], now: Standings) -> list[RenderableType]:
-    """A row for each variant; of more than `ROWS`, for those that need a look first, and how many are left out."""
-    several = len({entry.whole for entry in entries}) > 1
+def _by_variant(entries: Sequence[Entry], now: Standings) -> list[Row]:
+    """A row for each variant; of more than are shown, those first that need a look."""
     groups = dict[tuple[str, str], list[Entry]]()
     for entry in entries:
         groups.setdefault((entry.whole, entry.variant), []).append(entry)
     calm = {State.DONE, State.NEW, State.QUEUED}
     needs_no_look = {key: {now.runs[e.hash].state for e in group} <= calm for key, group in groups.items()}
-    shown = sorted(groups, key=needs_no_look.__getitem__) if len(groups) > ROWS else list(groups)
-    table = _table(
-        [
-            {**({"grid": key[0]} if several else {}), "variant": key[1], "runs": _counts(groups[key], now)}
-            for key in shown[:ROWS]
-        ]
-    )
-    more = len(groups) - ROWS
-    return [table, Text(f"and {more} more variants; --all shows every run")] if more > 0 else [table]
+    order = sorted(groups, key=needs_no_look.__getitem__) if len(groups) > ROWS else groups
+    return [{"grid": key[0], "variant": key[1], "runs": _counts(groups[key], now)} for key in order]
 
 
 def _score(standing: Standing, progress: dict[str, Any], entry: Entry) -> str:

@@ -29,9 +29,7 @@ class Plan:
     states: dict[str, State]  # by hash
     aa: bool = False  # whether its variants are one and the same
     changed: dict[str, list[str]] = field(default_factory=dict)  # of finished runs of other code, the files that differ
-    kept: dict[str, str] = field(
-        default_factory=dict
-    )  # origins of variants that stay in the table without being planned
+    kept: dict[str, str] = field(default_factory=dict)  # origins of variants that stay in the table without a plan
     retrain: bool = False  # whether a launch trains runs of other code again
 
     def count(self) -> Counter[State]:
@@ -41,10 +39,8 @@ class Plan:
         """The runs that a launch has to train; failed ones only with `retry`."""
         wanted = {State.NEW, State.INTERRUPTED} | ({State.FAILED} if retry else set())
         again = self.changed if self.retrain else {}
-        # two variants that come to the same configuration are one run
-        return list(
-            {run.hash: run for run in self.runs if self.states[run.hash] in wanted or run.hash in again}.values()
-        )
+        found = {run.hash: run for run in self.runs if self.states[run.hash] in wanted or run.hash in again}
+        return list(found.values())  # two variants that come to the same configuration are one run
 
     def put_aside(self) -> None:
         """Move finished runs that a launch trains again to `replaced/`; the launch lock is held."""
@@ -52,9 +48,6 @@ class Plan:
             place = self.root / "replaced" / f"{hash}-{time.time_ns()}"
             place.parent.mkdir(exist_ok=True)
             (self.root / hash).rename(place)
-
-    def folder(self, run: PlannedRun) -> RunFolder:
-        return RunFolder(self.root / run.hash)
 
     @property
     def manifest_path(self) -> Path:
@@ -91,11 +84,8 @@ class Plan:
             "runs": runs,
             "others": [row for row in others if now[row["hash"]] in (State.QUEUED, State.RUNNING)],
         }
-        try:
-            self.manifest_path.parent.mkdir(parents=True, exist_ok=True)
-            RunFolder(self.manifest_path.parent).write(self.manifest_path.name, manifest)
-        except OSError as error:
-            raise ConfigError(f"{self.root}: cannot write here ({error.strerror or error})") from None
+        self.manifest_path.parent.mkdir(parents=True, exist_ok=True)
+        RunFolder(self.manifest_path.parent).write(self.manifest_path.name, manifest)
 
 
 def _row(run: PlannedRun) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def print_plan(plan: Plan) -> None:
     console.print(table)
     if len(variants) > ROWS:
         console.print(f"and {len(variants) - ROWS} more variants")
-    console.print(f"{_product(plan)}{len(plan.states)} runs: {in_words(plan.count())}", highlight=False)
+    console.print(f"{len(plan.states)} runs: {in_words(plan.count())}", highlight=False)
     for warning, name in warned.items():
         console.print(f"note: {name}: {warning}", style="yellow", highlight=False)
     if plan.changed:
@@ -81,16 +81,6 @@ def _branch(config: RunConfig) -> str:
     if low == "nan":  # a network of timm has no such branches
         return "–"
     return low if low == high else f"{low}–{high}"
-
-
-def _product(plan: Plan) -> str:
-    """What a set of learning rates makes of a grid, e.g. `9 variants × 3 learning rates (…) × 3 seeds = `."""
-    rates = sorted({run.lr for run in plan.runs if run.lr is not None})
-    variants, seeds = ({getattr(run, key) for run in plan.runs} for key in ("variant", "seed"))
-    if not rates or len(variants) * len(rates) * len(seeds) != len(plan.states):
-        return ""
-    shown = ", ".join(f"{rate:g}" for rate in rates)
-    return f"{len(variants)} variants × {len(rates)} learning rates ({shown}) × {len(seeds)} seeds = "
 
 
 def _warnings(run: PlannedRun, spent: Cost) -> Iterator[str]:

@@ -15,7 +15,7 @@ FIELDS = {
     **dict.fromkeys(("partition", "account", "qos", "constraint", "nodes"), "the profile has a field of this name"),
     **{"time": "give `minutes`", "mem": "give `memory_gb`", "cpus-per-task": "give `cpus_per_task`"},
     **dict.fromkeys(("ntasks", "ntasks-per-node"), "give `nodes` and `gpus_per_node`: there is a process for each GPU"),
-    **dict.fromkeys(("array", "job-name", "signal", "requeue", "no-requeue", "dependency", "output", "error", "wrap"),
+    **dict.fromkeys(("array", "job-name", "signal", "requeue", "no-requeue", "output", "error", "wrap"),
                     "a launch sets it itself"),
 }  # fmt: skip
 
@@ -94,13 +94,13 @@ def load_profile(name: str, file: Path | None = None, changes: dict[str, Any] | 
     Args:
         file: a TOML file with a table for each profile; the project's `slurm.toml` if None.
 
-    Raises ConfigError: no such file or profile, or a key or value that does not fit.
+    Raises:
+        ConfigError: no such profile, or a key or value that does not fit.
+        OSError: the file can't be read.
     """
     file = file or PROFILES
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot read the profiles ({error.strerror or error})") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: {error}") from None
     if name not in tables:

@@ -31,21 +31,6 @@ FIND_FIRST = "MASTER_ADDR=$(scontrol show node $SLURMD_NODENAME | sed -n 's/.*No
 FIND_FIRST += '; [ -z "$MASTER_ADDR" ] || export MASTER_ADDR'
 
 
-def chunks(jobs: int, size: int, parallel: int) -> list[tuple[int, int, int | None]]:
-    """Arrays of at most `size` jobs that together run at most `parallel` at a time.
-
-    Returns:
-        For each its jobs, how many of them run at a time, and the index of the array that has to end first.
-    """
-    parts = [min(size, jobs - start) for start in range(0, jobs, size)]
-    lanes = min(parallel, len(parts))
-    # more arrays than jobs at a time: some wait for another to end
-    shares = [parallel // lanes + (lane < parallel % lanes) for lane in range(lanes)]
-    return [
-        (part, shares[index % lanes], index - lanes if index >= lanes else None) for index, part in enumerate(parts)
-    ]
-
-
 def submit(
     root: Path,
     hashes: Sequence[str],
@@ -58,21 +43,28 @@ def submit(
 ) -> list[Submission]:
     """Submit runs, whose folders exist, `array_size` jobs to an array at most; the launch lock is held.
 
+    The jobs at a time are shared out among the arrays.
+
     Returns the records, one for each call of sbatch. If the last one has an error, SLURM refused it, and nothing after
-    it was tried. A ConfigError says that sbatch failed and that SLURM can't be asked whether it took the jobs.
+    it was tried. A ConfigError says that there are more arrays than jobs at a time; or that sbatch failed and that
+    SLURM can't be asked whether it took the jobs.
     """
-    submitted, left = list[Submission](), list(hashes)
-    shared = profile.runs_per_gpu
-    for jobs, at_once, first in chunks(-(-len(hashes) // shared), array_size, profile.parallel):
-        part, left = tuple(left[: jobs * shared]), left[jobs * shared :]
+    submitted, size = list[Submission](), array_size * profile.runs_per_gpu
+    parts = [tuple(hashes[start : start + size]) for start in range(0, len(hashes), size)]
+    if len(parts) > profile.parallel:
+        raise ConfigError(
+            f"{len(hashes)} runs are {len(parts)} arrays of at most {array_size} jobs, more than the profile's "
+            f"parallel = {profile.parallel} jobs at a time: raise it, or submit parts with --only or --seeds"
+        )
+    for number, part in enumerate(parts):
+        at_once = profile.parallel // len(parts) + (number < profile.parallel % len(parts))
         submission = Submission(
             id=f"mm-{uuid.uuid4().hex[:8]}", time=time.time(), grid=grid, data=data, snapshot=snapshot,
             profile=profile, hashes=part, max_attempts=max_attempts,
         )  # fmt: skip
         record(root, submission)
-        after = submitted[first].job if first is not None else None
         try:
-            changes = {"job": _sbatch(root, submission, at_once, after)}
+            changes = {"job": _sbatch(root, submission, at_once)}
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as failure:
             error = " ".join(str(failure).split()).split("sbatch: error: ")[-1]  # its own words, without submitit's
             # a busy controller may have taken the jobs and not said so
@@ -90,7 +82,7 @@ def submit(
     return submitted
 
 
-def _sbatch(root: Path, submission: Submission, parallel: int, after: str | None) -> str:
+def _sbatch(root: Path, submission: Submission, parallel: int) -> str:
     profile, folder = submission.profile, jobs_folder(root) / submission.id
     snapshot = (root / "snapshots" / submission.snapshot).resolve()
     python = " ".join(map(shlex.quote, (sys.executable, "-c", BLOCK)))
@@ -105,8 +97,6 @@ def _sbatch(root: Path, submission: Submission, parallel: int, after: str | None
         optional["mem"] = f"{round(profile.memory_gb * 1024)}MB"
     if profile.gpus_per_node and not {"gres", "gpus-per-node"} & profile.options.keys():
         optional["gpus_per_node"] = profile.gpus_per_node
-    if after:
-        optional["dependency"] = f"afterany:{after}"
     executor.update_parameters(
         job_name=submission.id,
         time=profile.minutes,

@@ -33,8 +33,6 @@ def take(root: Path) -> str:
             shutil.rmtree(place)
         if not place.is_dir():
             aside.rename(place)
-    except OSError as error:
-        raise ConfigError(f"{root / 'snapshots'}: cannot copy the code: {error.strerror or error}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return name

@@ -61,11 +61,8 @@ def jobs_folder(root: Path) -> Path:
 def record(root: Path, submission: Submission) -> None:
     """Write or replace a record."""
     folder = jobs_folder(root) / submission.id
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        RunFolder(folder).write("submission.json", submission.to_dict())
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot write here ({error.strerror or error})") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    RunFolder(folder).write("submission.json", submission.to_dict())
 
 
 def read_submissions(root: Path) -> list[Submission]:
@@ -110,12 +107,8 @@ def launch_lock(root: Path) -> Iterator[None]:
     if root in _held:
         yield
         return
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        file = (root / "launch.lock").open("a")
-    except OSError as error:
-        raise ConfigError(f"{root}: cannot write here ({error.strerror or error})") from None
-    with file:
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "launch.lock").open("a") as file:
         # POSIX locks hold across the machines of an NFS; the kernel frees them
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

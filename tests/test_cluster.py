@@ -27,7 +27,6 @@ from sweeps.grid import LoadedGrid
 from sweeps.local import attempt, places_of, run_all
 from sweeps.payload import Payload, signal_delay, timed_out
 from sweeps.profiles import PROFILES, Profile, load_profile
-from sweeps.slurm import chunks
 from sweeps.states import find_states
 from sweeps.submissions import launch_lock, read_submissions
 from sweeps.terminal import parallel_runs, run_with_progress
@@ -57,6 +56,10 @@ def launch(root, retry=False, max_attempts=3, profile=PROFILE, max_gpu_hours=Non
 
 def states(root):
     return make_plan(LOADED, root).count()
+
+
+def folder_of(plan, run):
+    return RunFolder(plan.root / run.hash)
 
 
 def content(folder):
@@ -210,9 +213,9 @@ def test_in_100_columns_names_give_way_and_no_figure_or_state_is_cut(root, monke
     grid = Grid(bases={"tiny": RUN}, base=name, variants={name: Variant()}, seeds=(0,))
     plan = make_plan(LoadedGrid("tiny", "Why?", grid), root)
     plan.write_manifest()
-    plan.folder(plan.runs[0]).create(plan.runs[0].config)
+    folder_of(plan, plan.runs[0]).create(plan.runs[0].config)
     progress = {"epoch": 120, "epochs": 300, "score": 71.25, "host": "gpu-node-012", "time": 0}
-    plan.folder(plan.runs[0]).write("progress.json", progress)
+    folder_of(plan, plan.runs[0]).write("progress.json", progress)
     show_status(root, [], None, every=False)
     cells = capsys.readouterr().out.split("logs: ")[0].splitlines()[1:]
     assert cells[0].split()[1:] == ["0", "interrupted", "120/300", "71.25", "gpu-node-012", plan.runs[0].hash]
@@ -224,10 +227,10 @@ def test_many_runs_are_a_row_for_each_variant_and_an_error_is_said_once(root, mo
     plan = make_plan(LOADED, root, seeds=[*range(20), 30, 32, 33])
     plan.write_manifest()
     for run in plan.runs:
-        plan.folder(run).create(run.config)
-        plan.folder(run).write("result.json", {"state": "done", "top1": 90.0, "seconds": 60})
+        folder_of(plan, run).create(run.config)
+        folder_of(plan, run).write("result.json", {"state": "done", "top1": 90.0, "seconds": 60})
     for run in plan.runs[-30:]:
-        plan.folder(run).fail("RuntimeError: no memory", 1)
+        folder_of(plan, run).fail("RuntimeError: no memory", 1)
     show_status(root, [], None, every=False)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[1:4] == [
@@ -243,8 +246,8 @@ def test_of_many_different_notes_the_most_frequent_are_shown(root, capsys):
     plan = make_plan(LOADED, root, seeds=list(range(10)))
     plan.write_manifest()
     for index, run in enumerate(plan.runs):
-        plan.folder(run).create(run.config)
-        plan.folder(run).fail(f"RuntimeError: number {max(index - 10, 0):03}", 1)
+        folder_of(plan, run).create(run.config)
+        folder_of(plan, run).fail(f"RuntimeError: number {max(index - 10, 0):03}", 1)
     show_status(root, [], None, every=False)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     said = [line for line in lines if "RuntimeError" in line]
@@ -325,8 +328,8 @@ def test_a_run_that_starts_without_progress_is_left_alone_however_often_it_was_s
 def test_what_was_never_submitted_is_not_retried_on_a_cluster_unasked(slurm, root, capsys):
     plan = make_plan(LOADED, root)
     plan.write_manifest()
-    plan.folder(plan.runs[0]).create(plan.runs[0].config)
-    plan.folder(plan.runs[0]).fail("RuntimeError: no memory", 1)
+    folder_of(plan, plan.runs[0]).create(plan.runs[0].config)
+    folder_of(plan, plan.runs[0]).fail("RuntimeError: no memory", 1)
     assert retry_runs(root, [], None, None, {}, 3, None) and not read_submissions(root)
     assert "gelu seed 0: failed, was never submitted: `launch.py run tiny --retry`" in capsys.readouterr().out
     assert retry_runs(root, [], None, PROFILE, {}, 3, None) and len(read_submissions(root)) == 1
@@ -487,8 +490,8 @@ def test_the_estimate_comes_from_finished_runs(root, capsys):
     show_hours(plan, PROFILE)
     assert "no estimate before a run is done" in capsys.readouterr().out
     for run, seconds in zip(plan.runs, (1800, 5400), strict=False):
-        plan.folder(run).create(run.config)
-        plan.folder(run).write("result.json", {"state": "done", "seconds": seconds})
+        folder_of(plan, run).create(run.config)
+        folder_of(plan, run).write("result.json", {"state": "done", "seconds": seconds})
     show_hours(make_plan(LOADED, root), PROFILE)
     assert "the 4 missing runs take 32 GPU-hours at worst" in (shown := capsys.readouterr().out)
     assert "about 8.0 by the runs done so far" in shown  # 4 runs of 2 GPUs for an hour
@@ -538,25 +541,14 @@ def test_a_device_that_is_not_there_is_no_fault_of_the_run(tmp_path, device):
     assert find_states(tmp_path, [folder.path.name]) == {folder.path.name: State.INTERRUPTED}
 
 
-@pytest.mark.parametrize(
-    "runs, size, parallel, expected",
-    [
-        (2500, 1001, 10, [(1001, 4, None), (1001, 3, None), (498, 3, None)]),
-        (5, 2, 2, [(2, 1, None), (2, 1, None), (1, 1, 0)]),
-        (1, 1001, 64, [(1, 64, None)]),
-        (0, 1001, 64, []),
-    ],
-)
-def test_chunks_share_the_runs_at_a_time(runs, size, parallel, expected):
+def test_arrays_share_the_jobs_at_a_time(slurm, root):
     """Situation 1."""
-    assert chunks(runs, size, parallel) == expected
-
-
-def test_more_arrays_than_runs_at_a_time_wait_for_each_other(slurm, root):
     fake_slurm.change(slurm, max_array_size=2)
-    assert launch(root, profile=PROFILE.model_copy(update={"parallel": 1}))
-    dependencies = [array["options"].get("dependency") for array in fake_slurm.read(slurm)["arrays"]]
-    assert dependencies == [None, "afterany:1", "afterany:2"]
+    with pytest.raises(ConfigError, match=r"6 runs are 3 arrays of at most 2 jobs, .* parallel = 2 jobs at a time"):
+        launch(root, profile=PROFILE.model_copy(update={"parallel": 2}))
+    assert launch(root, profile=PROFILE.model_copy(update={"parallel": 4}))
+    arrays = [array["options"]["array"] for array in fake_slurm.read(slurm)["arrays"]]
+    assert [array.partition("%")[2] for array in arrays] == ["2", "1", "1"]
 
 
 def test_a_short_job_told_early_was_preempted():
@@ -600,7 +592,7 @@ def test_runs_for_each_gpu_need_a_gpu():
 def test_a_launch_waits_for_the_runs_that_another_one_trains(root, monkeypatch, capsys):
     """It ends well when those end well."""
     plan = make_plan(LOADED, root, only=["gelu"])
-    first, second = (plan.folder(run) for run in plan.runs)
+    first, second = (folder_of(plan, run) for run in plan.runs)
     first.create(plan.runs[0].config)
     second.create(plan.runs[1].config)
     second.write("result.json", {"state": "done"})
@@ -666,7 +658,6 @@ def test_a_run_that_another_launch_trains_is_left_to_it(tmp_path):
 @pytest.mark.parametrize(
     "text, name, changes, message",
     [
-        (None, "default", {}, "cannot read the profiles"),
         ("[a]\nminutes = 1", "b", {}, "no profile 'b'; there are a"),
         ("[a]\nminutes = 1\ngpu = 2", "a", {}, "unknown key 'gpu'"),
         ("[a]\nnodes = 1", "a", {}, "missing key 'minutes'"),
@@ -681,8 +672,7 @@ def test_a_run_that_another_launch_trains_is_left_to_it(tmp_path):
 )
 def test_profile_mistakes_are_one_line(tmp_path, text, name, changes, message):
     file = tmp_path / "profiles.toml"
-    if text is not None:
-        file.write_text(text)
+    file.write_text(text)
     with pytest.raises(ConfigError, match=message) as caught:
         load_profile(name, file, changes)
     assert "\n" not in str(caught.value)
