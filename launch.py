@@ -18,7 +18,6 @@ import analysis.commands
 import metamixer.commands
 import sweeps.commands
 import sweeps.probe
-import sweeps.search_commands
 
 if TYPE_CHECKING:
     from metamixer.latency.measure import Report
@@ -32,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (sweeps.commands.app, sweeps.search_commands.app, metamixer.commands.app, analysis.commands.app):
+for part in (sweeps.commands.app, metamixer.commands.app, analysis.commands.app):
     app.add_typer(part)
 
 
@@ -70,9 +69,9 @@ def _benched(report: "Report") -> None:
 then(sweeps.commands.plan, _visible)
 then(sweeps.commands.run, _shown(analysis.commands.show_grid))
 then(sweeps.probe.probe, _shown(lambda root, name, _: analysis.commands.show_profile(root, name)))
-then(sweeps.search_commands.search, _shown(analysis.commands.show_search))
+then(sweeps.commands.search, _shown(analysis.commands.show_search))
 then(sweeps.commands.bench, _benched)
-then(sweeps.commands.import_latency, _benched)
+then(metamixer.commands.import_latency, _benched)
 
 
 @app.command()

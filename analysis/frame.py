@@ -112,7 +112,7 @@ def load(
     root = Path(root)
     manifest, problems = _manifest(root, grid, data)
     metric = declared(manifest)
-    entries = list(_entries(manifest, root, problems))
+    entries = list(_entries(manifest, root))
     if missing == "raise" and not entries:
         raise ValueError("; ".join(problems) or f"grid {grid} in {root} declares no runs")
     latencies = load_latencies(root, with_published=False, report=problems.append)
@@ -159,30 +159,24 @@ def _manifest(root: Path, grid: str, data: str | None) -> tuple[Json, list[str]]
 
 def _more_than_named(manifest: Json) -> list[str]:
     """A line for each variant that changes more than its grid names, with the grid's reason."""
-    entries = [entry for entry in manifest.get("runs", ()) if isinstance(entry, dict)]
-    reasons = {str(entry.get("variant")): entry["also"] for entry in entries if entry.get("also")}
+    reasons = {entry["variant"]: entry["also"] for entry in manifest.get("runs", ()) if entry.get("also")}
     return [f"{variant} changes more than it names: {folders.one_line(why)}" for variant, why in reasons.items()]
 
 
-def _entries(manifest: Json, root: Path, problems: list[str]) -> Iterator[Json]:
-    for index, entry in enumerate(manifest.get("runs", [])):
-        try:
-            key, variant, seed = str(entry["hash"]), str(entry["variant"]), int(entry["seed"])
-        except (KeyError, TypeError, ValueError):
-            problems.append(f"entry {index} of the manifest's runs lacks a hash, a variant or a seed")
-            continue
+def _entries(manifest: Json, root: Path) -> Iterator[Json]:
+    for entry in manifest.get("runs", ()):
         yield {
             "grid": manifest["grid"],
             "data": manifest["data"],
-            "variant": variant,
-            "seed": seed,
-            "hash": key,
+            "variant": entry["variant"],
+            "seed": entry["seed"],
+            "hash": entry["hash"],
             "on": entry.get("on"),
-            "base": variant == manifest.get("base"),
-            "pair": entry.get("pair", seed),
+            "base": entry["variant"] == manifest.get("base"),
+            "pair": entry.get("pair", entry["seed"]),
             "lr": folders.number(entry.get("lr")),
             "fixed": entry.get("fixed") is not False,
-            "folder": str(root / key),
+            "folder": str(root / entry["hash"]),
         }
 
 

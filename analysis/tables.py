@@ -125,7 +125,7 @@ def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
         lines += _how_to_read(comparison, meta.of(comparison))
     noted = shown[shown["note"] != ""].groupby("note", sort=False)["variant"]
     lines += [f"{', '.join(names)}: {note}." for note, names in noted]
-    return [*lines, *(f"Mixed: {line}." for line in meta.mixed), *_left_out(meta)]
+    return [*lines, *(f"Mixed: {line}." for line in meta.mixed), *(f"Left out, {line}." for line in meta.left_out)]
 
 
 def _how_to_read(comparison: pd.DataFrame, meta: Meta) -> list[str]:
@@ -189,15 +189,12 @@ def unequal(comparison: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _left_out(meta: Meta) -> list[str]:
-    return [f"Left out, {line}." for line in meta.left_out]
-
-
 def summary(meta: Meta) -> str:
     """The question, the runs, and those that no mean includes: a few lines to open a notebook with."""
     question = [meta.question] if meta.question else []
     head = f"Grid {meta.grid} on {meta.data}, base {meta.base}, {plural(len(meta.seeds), 'seed')}."
-    return "\n".join([*question, head, *(_left_out(meta) or ["Nothing is left out."])])
+    left_out = [f"Left out, {line}." for line in meta.left_out] or ["Nothing is left out."]
+    return "\n".join([*question, head, *left_out])
 
 
 def render(comparison: pd.DataFrame, meta: Meta) -> Group:
@@ -275,15 +272,10 @@ def _judged(row: Any, estimate: float, meta: Meta) -> list[str]:
     return [meta.metric.signed(estimate) + around, row.verdict]
 
 
-def to_csv(comparison: pd.DataFrame, meta: Meta, path: str | Path | None = None) -> str:
-    """The comparison in full precision, grid, data and weights in front; also to `path` if given."""
-    full = comparison.copy()
-    for index, (name, content) in enumerate({"grid": meta.grid, "data": meta.data, "weights": meta.weights}.items()):
-        full.insert(index, name, content)
-    text = full.to_csv(index=False, lineterminator="\n")
-    if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
-    return text
+def to_csv(comparison: pd.DataFrame, meta: Meta, path: str | Path) -> None:
+    """Write the comparison in full precision, grid, data and weights in front."""
+    about = {"grid": meta.grid, "data": meta.data, "weights": meta.weights}
+    comparison.assign(**about)[[*about, *comparison]].to_csv(path, index=False)
 
 
 _LATEX = {"–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "▲": r"$\uparrow$", "▼": r"$\downarrow$"}

@@ -22,8 +22,7 @@ from analysis import tables
 from analysis.frame import each
 from analysis.latency import load
 from analysis.latency_table import correlations, notes, pivot
-from metamixer.latency.bench import time_networks
-from metamixer.latency.measure import Subject
+from metamixer.latency.measure import Subject, time_networks
 from metamixer.latency.rows import append
 from metamixer.latency.runtimes import RUNTIMES, device, system
 from metamixer.networks import Network, find_network

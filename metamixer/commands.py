@@ -184,6 +184,19 @@ def export(
         print(line)
 
 
+def import_latency(
+    file: Annotated[Path, typer.Argument(help="A CSV file (docs/latency.md).")], runs: Runs = Path("runs")
+) -> Any:
+    """Keep the latencies that a phone measured, beside costs."""
+    from metamixer.latency import imports, rows
+    from metamixer.latency.measure import Report
+
+    report = Report(imports.read_csv(file))
+    report.notes += imports.add_costs(report.rows, runs)
+    print(f"kept in {rows.append(runs, report.rows)}")
+    return report
+
+
 def load(modules: list[str] | None) -> None:
     """Import the user's modules, which registers their operations."""
     from metamixer.plugins import load_module

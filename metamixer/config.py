@@ -6,10 +6,10 @@ over all resolved values, so that neither a changed default nor `1` against `1.0
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -194,21 +194,14 @@ def from_text(text: str) -> Any:
         raise ConfigError(f"{text}: not JSON ({error.msg}, column {error.colno}); write e.g. {example}") from None
 
 
-_NUMBER = re.compile(r"[+-]?(?!0\d)(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-
-
 def _value(text: str) -> Any:
     """A value as JSON or as Python spells it; numbers with commas between them are a list, all else is text."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        pass
-    if text in ("None", "True", "False"):
-        return {"None": None, "True": True, "False": False}[text]
-    parts = text.split(",")
-    if all(_NUMBER.fullmatch(part.strip()) for part in parts):  # .5 and 5. are numbers too
-        numbers = [int(part) if part.strip().lstrip("+-").isdigit() else float(part) for part in parts]
-        return numbers if len(parts) > 1 else numbers[0]
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text.strip())
+            return list(value) if isinstance(value, tuple) else value
+        except (ValueError, SyntaxError):
+            continue
     return text
 
 

@@ -21,7 +21,7 @@ from rich.markup import escape
 
 from metamixer import jsonl
 from metamixer.config import ConfigError, digest, override
-from metamixer.latency.bench import time_runs
+from metamixer.latency.measure import time_runs
 from metamixer.metric import readable
 from metamixer.training.folder import RunFolder
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from metamixer.commands import Device, Size
+from metamixer.commands import Device, Size, changes_of
 
 from .options import (
     Cluster,
@@ -42,6 +42,8 @@ TARGETS = "Grids, searches, beginnings of run hashes, or variants"
 Targets = Annotated[Optional[list[str]], typer.Argument(help=f"{TARGETS}; everything if not given.")]
 Named = Annotated[list[str], typer.Argument(help=f"{TARGETS}.")]
 DataName = Annotated[Optional[str], typer.Option("--data", help="One key of the bases; all if not given.")]
+OneDataName = Annotated[Optional[str], typer.Option("--data", help="One key of the bases; the first if not given.")]
+SearchName = Annotated[str, typer.Argument(help="A search in ablations/searches/, or the path of a search's file.")]
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,68 @@ def retry(
 
 
 @with_options
+def search(
+    name: SearchName,
+    job: JobOptions,
+    data: OneDataName = None,
+    set: Overrides = None,
+    trials: Annotated[
+        Optional[int], typer.Option(min=1, help="Trials to finish in all; the search's own number if not given.")
+    ] = None,
+    runs: Runs = Path("runs"),
+    workers: Workers = None,
+    device: Device = "auto",
+    module: Modules = None,
+    cluster: Cluster = "local",
+    max_attempts: MaxAttempts = 5,
+    max_gpu_hours: MaxHours = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the search; writes nothing.")] = False,
+) -> Launched:
+    """Search mixers and recipes with Optuna.
+
+    After the given number of trials it shows the best ones and the pictures.
+    """
+    from sweeps.ask import Asker, print_search, search_here, search_on_slurm
+    from sweeps.search import load_search
+    from sweeps.terminal import parallel_runs
+
+    definition = load_search(name, data, changes_of(set), absolute(module))
+    print_search(definition)
+    if dry_run:
+        raise typer.Exit
+    asker = Asker(runs, definition, trials or definition.search.trials)
+    if cluster == "local":
+        complete = search_here(asker, parallel_runs(device, job.runs_per_gpu, workers), device)
+    else:
+        complete = search_on_slurm(asker, workers or 4, profile_of(job), max_gpu_hours, max_attempts)
+    return Launched(runs, definition.name, definition.data, complete)
+
+
+@app.command()
+def confirm(
+    name: SearchName,
+    data: OneDataName = None,
+    set: Overrides = None,
+    runs: Runs = Path("runs"),
+    module: Modules = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best trials to confirm.")] = 3,
+    seeds: Annotated[Optional[str], typer.Option(help="Seeds (a,b); three new ones if not given.")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="The grid's file; confirm_NAME.py if not given.")] = None,
+) -> None:
+    """Write a grid that confirms the best of a search.
+
+    It has seeds of its own and is judged on the test images.
+    """
+    from sweeps.confirm import confirm as write_grid
+    from sweeps.search import load_search
+
+    definition = load_search(name, data, changes_of(set), absolute(module))
+    path = out or Path(f"confirm_{definition.name}.py")
+    write_grid(runs, definition, top, seeds_of(seeds), path)
+    print(f"{path}: python launch.py run {path}")
+
+
+@with_options
 def bench(
     models: Annotated[
         list[str], typer.Argument(help="timm models, recipes, mixers, runs' folders, or grids (all their variants).")
@@ -213,8 +277,7 @@ def bench(
     The rows are kept in latency.jsonl of the runs' folder.
     """
     from metamixer.latency import rows
-    from metamixer.latency.bench import time_networks
-    from metamixer.latency.measure import Subject
+    from metamixer.latency.measure import Subject, time_networks
 
     grids = [GridOptions(name, data, set, "0", only, runs, match, module=module) for name in models]
     networks = [network for options in grids for network in networks_of(options, size)]
@@ -222,20 +285,6 @@ def bench(
     report = time_networks(subjects, runtime or ["all"], threads=threads, batch=batch, rounds=rounds, sessions=sessions)
     if report.rows:
         print(f"kept in {rows.append(runs, report.rows)}")
-    return report
-
-
-@with_options
-def import_latency(
-    file: Annotated[Path, typer.Argument(help="A CSV file (docs/latency.md).")], runs: Runs = Path("runs")
-) -> "Report":
-    """Keep the latencies that a phone measured, beside costs."""
-    from metamixer.latency import imports, rows
-    from metamixer.latency.measure import Report
-
-    report = Report(imports.read_csv(file))
-    report.notes += imports.add_costs(report.rows, runs)
-    print(f"kept in {rows.append(runs, report.rows)}")
     return report
 
 
@@ -257,7 +306,6 @@ def plans_of(options: GridOptions, measure: bool = True) -> "list[Plan]":
 
     Latencies that they need are measured only with `measure`.
     """
-    from metamixer.commands import changes_of
     from sweeps import load_grid, make_plan
 
     loaded = load_grid(options.grid, absolute(options.module), options.runs)

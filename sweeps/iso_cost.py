@@ -72,7 +72,7 @@ def matched(
         if measure in COUNTED:
             costs: list[float] = [getattr(cost(run, whole=False), COUNTED[measure]) for run in (*runs, base)]
         else:
-            from metamixer.latency.bench import time_runs
+            from metamixer.latency.measure import time_runs
 
             costs = time_runs(measure.removeprefix(LATENCY), [*runs, base])  # together: the pace drops out
         return [each / costs[-1] for each in costs[:-1]]

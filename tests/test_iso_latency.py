@@ -31,7 +31,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     found = Clock()
-    monkeypatch.setattr("metamixer.latency.bench.time_runs", found)
+    monkeypatch.setattr("metamixer.latency.measure.time_runs", found)
     return found
 
 

@@ -58,11 +58,8 @@ def read_csv(path: str | Path) -> list[Row]:
     Raises ConfigError: a missing or unknown column, or a row's value that can't be; the line names the row.
     """
     name = Path(path).name
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            head, *lines = [[cell.strip() for cell in line] for line in csv.reader(file)] or [[]]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
+        head, *lines = [[cell.strip() for cell in line] for line in csv.reader(file)] or [[]]
     heads = [cell.lower() for cell in head]
     unknown = [cell for cell in heads if cell not in (*NEEDED, *OPTIONAL)]
     if unknown or not NEEDED.keys() <= set(heads):

@@ -20,14 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from .. import plugins
 from ..config import ConfigError, from_text
 from ..cost import count
 from ..fold import fold
-from ..networks import Network
+from ..networks import Network, of_run
+from ..training.run_config import RunConfig
 from .rows import Row, network_key
-from .runtimes import Runtime, device, system
+from .runtimes import RUNTIMES, Runtime, device, find_runtime, system
+
+console = Console(highlight=False, soft_wrap=True)
 
 QUIET = 0.05  # a spread up to this share of the median is small
 MOST = 2  # times as many sessions as asked for, where it isn't
@@ -250,3 +254,35 @@ def _session(job: dict[str, Any], tasks: Sequence[_Task]) -> list[dict[str, Any]
         last = ([line.strip() for line in done.stderr.splitlines() if line.strip()] or [""])[-1]
         raise RuntimeError(f"its process ended with code {done.returncode}: {last[:300]}")
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def time_networks(subjects: Sequence[Subject], names: Sequence[str], **options: Any) -> Report:
+    """`measure` on the runtimes of these names; "all" are those that run here, and the others are named.
+
+    Raises ConfigError: a runtime that was asked for by name and can't run here.
+    """
+    chosen: dict[str, Runtime] = {}
+    for name in [each for given in names for each in (RUNTIMES if given == "all" else [given])]:
+        try:
+            chosen[name] = find_runtime(name)
+        except ConfigError as error:
+            if name in names:
+                raise
+            console.print(f"left out, {name}: {error}", style="dim")
+    with console.status("starting") as status:
+        show = status.update if console.is_terminal else console.print  # a log has no status
+        return measure(subjects, list(chosen.values()), **options, show=show)
+
+
+def time_runs(name: str, runs: Sequence[RunConfig]) -> list[float]:
+    """Milliseconds of runs' networks on a runtime, one thread, one image, timed together.
+
+    Raises ConfigError: the runtime can't run here, or does not take one of the networks.
+    """
+    subjects = [Subject(of_run(f"network {i}", run)) for i, run in enumerate(runs)]
+    report = time_networks(subjects, [name], sessions=3)
+    if report.refused:
+        raise ConfigError(report.refused[0])
+    if not all(row.quiet for row in report.rows):
+        console.print("note: this machine is noisy, the widths found here may be off", style="yellow")
+    return [row.median_ms for row in report.rows]
