@@ -9,30 +9,7 @@ from . import fast_paths  # noqa: F401
 from .config import ConfigError, parse
 from .operation import REGISTRY, SLOTS, OperationConfig, Site, operation_class, resolve
 from .presets import PRESETS, preset
-from .slots import (
-    FAST_PATHS,
-    MetaMixer,
-    MetaMixerConfig,
-    Trace,
-    accepts,
-    build_operation,
-    fast_path,
-    makes,
-    takes,
-)
-
-__all__ = [
-    "FAST_PATHS",
-    "MetaMixer",
-    "MetaMixerConfig",
-    "Trace",
-    "accepts",
-    "build_mixer",
-    "fast_path",
-    "makes",
-    "resolve_mixer",
-    "takes",
-]
+from .slots import FAST_PATHS, MetaMixer, MetaMixerConfig, build_operation
 
 
 def resolve_mixer(value: Any) -> MetaMixerConfig | OperationConfig:

@@ -17,9 +17,10 @@ from .errors import in_one_line
 from .fold import NORMS, fold
 from .initialise import LAYERS, Construction, Init, initialise
 from .metric import readable
-from .mixer import MetaMixer, MetaMixerConfig, accepts, build_mixer, makes, resolve_mixer
+from .mixer import build_mixer, resolve_mixer
 from .operation import SLOTS, OperationConfig, Site, Slot, operation_class
 from .presets import PRESETS
+from .slots import MetaMixer, MetaMixerConfig, accepts, makes
 
 SIZE = (8, 8)
 SIZES = (SIZE, (7, 5), (14, 14), (3, 2))

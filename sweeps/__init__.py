@@ -6,5 +6,3 @@ from .grid import Grid, PlannedRun, Variant
 from .plan import Plan, make_plan
 from .questions import grid_questions, load_grid
 from .states import State
-
-__all__ = ["Grid", "Plan", "PlannedRun", "State", "Variant", "grid_questions", "load_grid", "make_plan"]

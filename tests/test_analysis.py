@@ -1,7 +1,6 @@
 """`analysis` against independent references: scipy, naive rewrites, simulated data with a known effect."""
 
 import io
-import io
 import json
 import math
 import subprocess

@@ -22,9 +22,9 @@ from metamixer import Backbone, Baseline, ConfigError, Site, StageConfig, build_
 from metamixer.architecture import hybrid
 from metamixer.checks import find
 from metamixer.ffnet import CONFIGS
-from metamixer.mixer import FAST_PATHS
 from metamixer.operation import REGISTRY
 from metamixer.presets import BASELINES, PRESETS, preset
+from metamixer.slots import FAST_PATHS
 
 DIM = 48  # 8/3 of it is whole, as MambaOut's rounding needs, and it makes 3 heads of 16
 HEAD = 16

@@ -29,13 +29,13 @@ from metamixer import (
 from metamixer.checks import PROMISES, check, find, report
 from metamixer.cost import by_layer
 from metamixer.layers import ConvNorm
-from metamixer.mixer import FAST_PATHS, fast_path
 from metamixer.operation import REGISTRY, Coefficients
 from metamixer.ops.activation import Softmax
 from metamixer.ops.dot_product import ScaledDot
 from metamixer.ops.values import Matmul
 from metamixer.plugins import load_module
 from metamixer.presets import BASELINES, PRESETS
+from metamixer.slots import FAST_PATHS, fast_path
 
 MIXERS = [*PRESETS, *(f"baseline.{name}" for name in BASELINES)]
 # Converting unrolled windows takes 10 s, all mixers a minute: METAMIXER_ALL_COREML=1 converts the others too.

@@ -26,12 +26,12 @@ from metamixer import (
 )
 from metamixer.cost import count
 from metamixer.fast_paths import ChunkedAttention
-from metamixer.mixer import FAST_PATHS, MetaMixer, accepts, fast_path, makes, takes
 from metamixer.operation import REGISTRY, resolve
 from metamixer.ops.activation import Softmax
 from metamixer.ops.dot_product import ScaledDot
 from metamixer.ops.position import RelativeBias, RotaryTable, rotate
 from metamixer.ops.values import Matmul
+from metamixer.slots import FAST_PATHS, MetaMixer, accepts, fast_path, makes, takes
 
 DIM = 32
 SIZES = [(8, 8), (7, 5)]

@@ -24,26 +24,3 @@ from .prediction import correlations, worth_by_level
 from .profile import dial_curves, profile_map
 from .slots import cell_means, interactions, main_effects, slot_costs
 from .theme import save
-
-__all__ = [
-    "accuracy_by_variant",
-    "accuracy_vs",
-    "accuracy_vs_latency",
-    "accuracy_vs_state",
-    "cell_means",
-    "correlations",
-    "dial_curves",
-    "examples",
-    "interactions",
-    "learning_curves",
-    "main_effects",
-    "picture",
-    "plt",
-    "profile_map",
-    "published_front",
-    "receptive_fields",
-    "save",
-    "slot_costs",
-    "waterfall",
-    "worth_by_level",
-]
