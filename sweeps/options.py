@@ -11,26 +11,14 @@ import typer
 
 from metamixer.commands import Modules, Runs, changes_of
 
-GridName = Annotated[str, typer.Argument(help="A grid in ablations/, or the path of a grid's file.")]
 DataNames = Annotated[
     Optional[str], typer.Option("--data", help="Keys of the grid's bases (a,b), or all; the first if not given.")
 ]
 Overrides = Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE changed in the base.")]
-Seeds = Annotated[Optional[str], typer.Option(help="Seeds, separated by commas; the grid's own if not given.")]
 Only = Annotated[Optional[str], typer.Option(help="These variants alone, separated by commas.")]
 Match = Annotated[
     Optional[str],
     typer.Option(help="Scale widths to the base's macs, params or latency:RUNTIME; none: leave them alone."),
-]
-LearningRates = Annotated[
-    Optional[str], typer.Option("--lrs", help="More learning rates for every variant (a,b); none: only its own.")
-]
-Twice = Annotated[bool, typer.Option("--aa", help="Run an A/A test: the base as two variants with different seeds.")]
-ProfileName = Annotated[Optional[str], typer.Option("--profile", help="Profile of the jobs; `default` if not given.")]
-ProfileFile = Annotated[Optional[Path], typer.Option("--profiles", help="File of profiles; slurm.toml if not given.")]
-Resources = Annotated[Optional[list[str]], typer.Option("--resource", help="KEY=VALUE changed in the profile.")]
-RunsPerGpu = Annotated[
-    Optional[int], typer.Option(min=1, help="Small runs that share one GPU, here or in a SLURM job.")
 ]
 Cluster = Annotated[Literal["local", "slurm"], typer.Option(help="Train here, or as SLURM's jobs.")]
 Workers = Annotated[
@@ -45,15 +33,17 @@ MaxHours = Annotated[Optional[float], typer.Option(help="Refuse a launch that ma
 class GridOptions:
     """Which runs of a grid: what `plan`, `run` and `bench` share."""
 
-    grid: GridName
+    grid: Annotated[str, typer.Argument(help="A grid in ablations/, or the path of a grid's file.")]
     data: DataNames = None
     set: Overrides = None
-    seeds: Seeds = None
+    seeds: Annotated[Optional[str], typer.Option(help="Seeds (a,b); the grid's own if not given.")] = None
     only: Only = None
     runs: Runs = Path("runs")
     match: Match = None
-    lrs: LearningRates = None
-    aa: Twice = False
+    lrs: Annotated[
+        Optional[str], typer.Option("--lrs", help="More learning rates for every variant (a,b); none: only its own.")
+    ] = None
+    aa: Annotated[bool, typer.Option("--aa", help="Run an A/A test: the base twice, with different seeds.")] = False
     module: Modules = None
 
 
@@ -61,10 +51,12 @@ class GridOptions:
 class JobOptions:
     """What a SLURM job asks for."""
 
-    profile: ProfileName = None
-    profiles: ProfileFile = None
-    resource: Resources = None
-    runs_per_gpu: RunsPerGpu = None
+    profile: Annotated[Optional[str], typer.Option(help="Profile of the jobs; `default` if not given.")] = None
+    profiles: Annotated[Optional[Path], typer.Option(help="File of profiles; slurm.toml if not given.")] = None
+    resource: Annotated[Optional[list[str]], typer.Option(help="KEY=VALUE changed in the profile.")] = None
+    runs_per_gpu: Annotated[
+        Optional[int], typer.Option(min=1, help="Small runs that share one GPU, here or in a SLURM job.")
+    ] = None
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -96,11 +96,13 @@ def study_of(folder: Path, sampler: optuna.samplers.BaseSampler | None = None) -
     from optuna.trial import TrialState, create_trial
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
-    none = {"name": folder.name.partition("@")[0], "setting": folder.name.partition("@")[2], "constraints": {}}
-    none |= {"metric": {"name": "top1", "label": "top-1", "unit": "%", "higher_is_better": True, "decimals": 2}}
-    about = RunFolder(folder).read("search.json") or none | {"objectives": ["top1"]}
-    directions = ["maximize" if about["metric"]["higher_is_better"] else "minimize"]
-    directions += ["minimize"] * (len(about["objectives"]) - 1)
+    name, _, data = folder.name.partition("@")
+    none = {"name": name, "setting": data, "objectives": ["top1"], "constraints": {}}
+    top1 = {"name": "top1", "label": "top-1", "unit": "%", "higher_is_better": True, "decimals": 2}
+    about: dict[str, Any] = RunFolder(folder).read("search.json") or {**none, "metric": top1}
+    better = optuna.study.StudyDirection
+    first = better.MAXIMIZE if about["metric"]["higher_is_better"] else better.MINIMIZE
+    directions = [first, *(better.MINIMIZE for _ in about["objectives"][1:])]
     study = optuna.create_study(study_name=folder.name, directions=directions, sampler=sampler)
     for key, value in about.items():
         study.set_user_attr(key, value)

@@ -17,17 +17,11 @@ from .superresolution import SuperResolver, SuperResolverConfig
 
 Network = BackboneConfig | SegmenterConfig | SuperResolverConfig | ForecasterConfig | DLinearConfig | TimmConfig
 
-_CONFIGS: dict[str, type[Config]] = {
-    "segmenter": SegmenterConfig,
-    "super_resolver": SuperResolverConfig,
-    "forecaster": ForecasterConfig,
-    "dlinear": DLinearConfig,
-}
-_CLASSES: dict[type[Config], type[nn.Module]] = {
-    SegmenterConfig: Segmenter,
-    SuperResolverConfig: SuperResolver,
-    ForecasterConfig: Forecaster,
-    DLinearConfig: DLinear,
+_NETWORKS: dict[str, tuple[type[Config], type[nn.Module]]] = {
+    "segmenter": (SegmenterConfig, Segmenter),
+    "super_resolver": (SuperResolverConfig, SuperResolver),
+    "forecaster": (ForecasterConfig, Forecaster),
+    "dlinear": (DLinearConfig, DLinear),
 }
 
 
@@ -41,9 +35,9 @@ def config_class(values: Any) -> type[Config]:
     name = values.get("network") if isinstance(values, dict) else None
     if name is None:
         return BackboneConfig
-    if name not in _CONFIGS:
-        raise ConfigError(f"no network {name!r}; there are {', '.join(_CONFIGS)}, and without the key a backbone")
-    return _CONFIGS[name]
+    if name not in _NETWORKS:
+        raise ConfigError(f"no network {name!r}; there are {', '.join(_NETWORKS)}, and without the key a backbone")
+    return _NETWORKS[name][0]
 
 
 def build_network(config: Network, global_pool: str = "avg", **arguments: Any) -> nn.Module:
@@ -52,4 +46,4 @@ def build_network(config: Network, global_pool: str = "avg", **arguments: Any) -
         return Backbone(config, global_pool=global_pool, **arguments)
     if isinstance(config, TimmConfig):
         return build_timm(config, global_pool=global_pool, **arguments)
-    return _CLASSES[type(config)](config, **arguments)
+    return dict(_NETWORKS.values())[type(config)](config, **arguments)
