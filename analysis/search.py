@@ -43,9 +43,12 @@ def load_study(
 
     Raises ValueError: no such search, or several; the line says which there are.
     """
-    if missing == "empty" and not any(Path(root).glob(f"searches/{name}@{data}")):
+    try:
+        return study_of(find_search(Path(root), name, data))
+    except ValueError:
+        if missing != "empty":
+            raise
         return study_of(Path(f"{name}@{data}"))
-    return study_of(find_search(Path(root), name, data))
 
 
 def trials_frame(study: optuna.Study) -> pd.DataFrame:

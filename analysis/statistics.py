@@ -1,12 +1,8 @@
 """Is a difference real? Comparison of variants with a base, paired by seed.
 
-Two variants trained from the same seed share initial weights, order and augmentation, so the difference
-within a seed varies less than either of them (on Fashion-MNIST 0.16 against 0.53 points). Each comparison has
-Student's interval over seeds; where the runs kept their predictions, one over seeds and test images together as well,
-as the test split is a sample too. A difference counts as real only if it stands in both, corrected by Holm's
-procedure for all comparisons that the grid declared: its variants with its base, in its metric. Everything else is
-exploratory, and is at most a hint. Where some seeds solve a task and some do not, the shares are compared instead
-(`solving`).
+Two variants trained from the same seed share initial weights, order and augmentation, so the difference within a seed
+varies less than either of them (on Fashion-MNIST 0.16 against 0.53 points). docs/analysis.md says when a difference
+counts as real.
 """
 
 from __future__ import annotations

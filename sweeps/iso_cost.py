@@ -1,12 +1,9 @@
 """Iso-cost: a variant's widths scaled until its network costs what the base's does, or takes as long.
 
 All stages keep their ratio, and what an operation measures in channels (its `channel_counts`, such as a head) grows
-with its stage, so that attention keeps its number of heads. Whole channels are coarse steps in small networks. The rest
-is made up by the hidden width of the channel mixers (the expansion of their `linear` keys). The stem stays as it is,
-and so does a decoder without mixers.
-
-A timing differs each time and a run's hash must not. So the widths of equal latency are found once and kept in
-`matches.jsonl` in the runs' folder, and the first row of a pair of networks holds for good, on whatever machine.
+with its stage. The hidden width of the channel mixers (the expansion of their `linear` keys) makes up for the steps of
+whole channels. The stem stays as it is, and so does a decoder without mixers. docs/latency.md says how equal latency is
+found.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,7 @@ from metamixer.training.run_config import RunConfig
 
 from .attempts import Attempts
 from .grid import PlannedRun
+from .payload import log_to
 from .states import State
 
 POLL_SECONDS = 0.2
@@ -170,10 +170,8 @@ def _run_one(path: str, device: str, beside: int, sender: Any) -> None:
     try:
         folder = RunFolder(path)
         config = folder.config()
-        log = os.open(folder.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log_to(folder.path / "log.txt")
     except (ConfigError, OSError) as error:
         sender.send((State.INTERRUPTED, str(error)))
         return
-    os.dup2(log, sys.stdout.fileno())
-    os.dup2(log, sys.stderr.fileno())
     sender.send(attempt(config, path, device, beside))

@@ -1,8 +1,6 @@
 """Timing networks on runtimes: in fresh processes, interleaved, until the medians agree or it is said that they don't.
 
-A session is a process of one runtime, in which all networks take turns in shuffled rounds. Sessions of the runtimes
-take turns too. A network's latency is the median of its sessions' medians. Its spread is how far those lie apart
-(10th to 90th percentile), for a session's median drifts by more than the times within it vary.
+docs/latency.md says how. A session's median drifts by more than the times within it vary.
 """
 
 from __future__ import annotations
