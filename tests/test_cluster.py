@@ -512,8 +512,8 @@ def test_without_slurm_nothing_is_written(root, tmp_path, monkeypatch):
 
 
 def test_another_cluster_is_refused(grid, root):
-    refused = CliRunner().invoke(app, ["run", str(grid), "--runs", str(root), "--cluster", "pbs"]).exception
-    assert isinstance(refused, ConfigError) and "local or slurm" in str(refused) and not root.exists()
+    refused = CliRunner().invoke(app, ["run", str(grid), "--runs", str(root), "--cluster", "pbs"])
+    assert refused.exit_code == 2 and "'local', 'slurm'" in refused.output and not root.exists()
 
 
 @pytest.mark.parametrize("workers", ["0", "-1"])
