@@ -57,7 +57,7 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
     return frame.rename(columns=lambda column: column.removeprefix("user_attrs_"))
 
 
-def render_trials(study: optuna.Study, rows: int = ROWS) -> Table:
+def render_trials(study: optuna.Study) -> Table:
     """The best trials as a table for the terminal, with their parameters."""
     about, metric = study.user_attrs, study.user_attrs["metric"]
     counts = Counter(trial.user_attrs["outcome"] for trial in study.trials)
@@ -75,7 +75,7 @@ def render_trials(study: optuna.Study, rows: int = ROWS) -> Table:
     for heading in ("trial", f"{metric['label']} {metric['unit']}", *costs):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("what")
-    for trial in best_trials(study, rows):
+    for trial in best_trials(study, ROWS):
         found = trial.user_attrs
         cells = [f"{found[name]:.2f} × base" if name.startswith("latency") else readable(found[name]) for name in costs]
         words = (f"{name} {f'{v:.3g}' if isinstance(v, float) else v}" for name, v in trial.params.items())
@@ -85,13 +85,12 @@ def render_trials(study: optuna.Study, rows: int = ROWS) -> Table:
     return table
 
 
-def front_picture(study: optuna.Study, axes: Axes | None = None) -> Axes:
+def front_picture(study: optuna.Study) -> Axes:
     """The score on validation samples against the first cost that was sought, or multiply-adds; one point per trial.
 
     The line is the front. Trials that are far worse than all others lie outside.
     """
-    axes = axes or new()[1]
-    about, metric = study.user_attrs, study.user_attrs["metric"]
+    axes, about, metric = new()[1], study.user_attrs, study.user_attrs["metric"]
     cost = [*about["objectives"][1:], "macs"][0]
     done = [trial.user_attrs for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
     axes.set_title(f"search {about['name']} on {about['setting']}: {len(done)} trials done")

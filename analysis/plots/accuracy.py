@@ -17,7 +17,7 @@ from .theme import BASE, COSTS, DASHED, INK, QUIET, legend, marks, metric_label,
 _SPREAD = "mean over seeds ± 1 standard deviation"
 
 
-def accuracy_vs(comparison: pd.DataFrame, meta: Meta, cost: str = "macs", axes: Axes | None = None) -> Axes:
+def accuracy_vs(comparison: pd.DataFrame, meta: Meta, cost: str = "macs") -> Axes:
     """The metric's mean over seeds against a cost, a named point for each variant, with the Pareto front of the means.
 
     Bars are one sample standard deviation over seeds to each side. A full point differs from the base after
@@ -28,8 +28,7 @@ def accuracy_vs(comparison: pd.DataFrame, meta: Meta, cost: str = "macs", axes: 
         cost: a column of `comparison`: `macs`, `parameters`, or a latency as `frame.load` names it.
     """
     meta = meta.of(comparison)
-    large = len(comparison) > 20  # its names need room
-    axes = new(*((10, 7.5) if large else ()))[1] if axes is None else axes
+    axes = new(*((10, 7.5) if len(comparison) > 20 else ()))[1]  # many names need room
     every = comparison.dropna(subset=["mean", cost]).astype({cost: float})
     shown = extremes(every, meta)
     _head(axes, comparison, meta, every)
@@ -48,7 +47,7 @@ def accuracy_vs(comparison: pd.DataFrame, meta: Meta, cost: str = "macs", axes: 
     return axes
 
 
-def accuracy_vs_state(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame, axes: Axes | None = None) -> Axes:
+def accuracy_vs_state(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame) -> Axes:
     """`accuracy_vs` the numbers of the other tokens that a network holds to answer for one more.
 
     Networks that hold none mix no tokens; they are left out.
@@ -59,7 +58,7 @@ def accuracy_vs_state(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame, 
     from ..inside import state_sizes  # loads torch
 
     sizes = state_sizes(runs)
-    return accuracy_vs(comparison.join(sizes[sizes > 0], on="variant"), meta, "state_size", axes)
+    return accuracy_vs(comparison.join(sizes[sizes > 0], on="variant"), meta, "state_size")
 
 
 def accuracy_vs_latency(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame) -> np.ndarray:
@@ -81,13 +80,13 @@ def accuracy_vs_latency(comparison: pd.DataFrame, meta: Meta, runs: pd.DataFrame
     return np.array([accuracy_vs(table, meta, column) for column in measured])
 
 
-def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | None = None) -> Axes:
+def published_front(published: pd.DataFrame, cost: str = "macs") -> Axes:
     """Published networks on one data set: top-1 against a cost, FFNet's apart, with their front.
 
     Args:
         published: `variant`, `top1` (%), `resolution`, `distilled`, the cost's column: `published.published`.
     """
-    axes = new(10, 6.4)[1] if axes is None else axes
+    axes = new(10, 6.4)[1]
     shown = published.dropna(subset=["top1", cost]).reset_index(drop=True)
     x, top1 = shown[cost].to_numpy(float), shown["top1"].to_numpy()
     _cost_axis(axes, cost, shown[cost])
@@ -102,13 +101,13 @@ def published_front(published: pd.DataFrame, cost: str = "macs", axes: Axes | No
     return axes
 
 
-def accuracy_by_variant(comparison: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes:
+def accuracy_by_variant(comparison: pd.DataFrame, meta: Meta) -> Axes:
     """The metric's mean over seeds, one row per variant from best to worst; points and bars as in `accuracy_vs`."""
     meta = meta.of(comparison)
     every = comparison.dropna(subset=["mean"])
     shown = extremes(every, meta).sort_values("mean", ascending=meta.metric.higher_is_better)
     shown = shown.assign(place=range(len(shown)))
-    axes = new(8, 1.8 + 0.24 * max(len(shown), 6))[1] if axes is None else axes
+    axes = new(8, 1.8 + 0.24 * max(len(shown), 6))[1]
     _head(axes, comparison, meta, every)
     cost = f", at {readable(every['macs'].median())} multiply-adds" if same_cost(comparison) else ""
     axes.set_xlabel(metric_label(meta, _SPREAD) + cost)

@@ -14,9 +14,7 @@ from .theme import BASE, COLOURS, QUIET, new, nothing, title
 NAMED = 12  # with more variants, lines can't be told apart
 
 
-def learning_curves(
-    runs: pd.DataFrame, curves: pd.DataFrame, meta: Meta, column: str | None = None, axes: Axes | None = None
-) -> Axes:
+def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, meta: Meta, column: str | None = None) -> Axes:
     """A metric after each epoch: the mean over seeds, one line per variant, in a band over all of its seeds.
 
     With more than 12 variants all but the base are thin grey lines. Where a set of learning rates was tried, the runs
@@ -26,7 +24,7 @@ def learning_curves(
         curves: `frame.curves` of these runs.
         column: of `curves`, e.g. `train_loss`; by default the deciding metric on the validation split, raw weights.
     """
-    axes = new(8.5, 5)[1] if axes is None else axes
+    axes = new(8.5, 5)[1]
     column = column or f"val_{meta.declared.name}"
     label = _label(column, meta)
     title(axes, f"{meta.title}: means over seeds")

@@ -12,14 +12,12 @@ from matplotlib.patches import Patch, Rectangle
 from .theme import BASE, QUIET, head, legend, new, nothing
 
 
-def receptive_fields(
-    fields: Mapping[str, np.ndarray], extents: Mapping[str, int], what: str, share: float = 0.9
-) -> np.ndarray:
+def receptive_fields(fields: Mapping[str, np.ndarray], extents: Mapping[str, int], what: str) -> np.ndarray:
     """Effective receptive fields side by side, each relative to its own largest value, on a logarithmic scale.
 
     Args:
         fields: (H, W) each, by the network's name: `inside.receptive_field`.
-        extents: side of the square that holds `share` of each: `inside.extent`.
+        extents: side of the square that holds 90 % of each: `inside.extent`.
         what: of which images and stage, for the title.
     """
     columns = max(1, min(len(fields), 4))
@@ -30,12 +28,12 @@ def receptive_fields(
         return grid
     low, high = min(extents.values()), max(extents.values())
     sides = f"{low} px" if low == high else f"{low} to {high} px"
-    head(figure, f"{share:.0%} of the centre's gradient lies in a square of {sides} ({what})")
+    head(figure, f"90% of the centre's gradient lies in a square of {sides} ({what})")
     for axes in grid.ravel()[len(fields) :]:
         axes.set_visible(False)
     for axes, (name, field) in zip(grid.ravel(), fields.items(), strict=False):
         image = axes.imshow(np.log10(np.maximum(field / field.max(), 1e-4)), cmap="cividis", vmin=-4, vmax=0)
-        axes.set_title(f"{name}\n{share:.0%} in {extents[name]}×{extents[name]} px", fontsize=9)
+        axes.set_title(f"{name}\n90% in {extents[name]}×{extents[name]} px", fontsize=9)
         axes.set(xticks=[0, field.shape[1] - 1], yticks=[0, field.shape[0] - 1])
         axes.tick_params(labelsize=7)
         axes.grid(visible=False)

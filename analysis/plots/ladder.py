@@ -13,7 +13,7 @@ from ..frame import Meta, each
 from .theme import BASE, FALL, INK, PALE, PALE_FALL, QUIET, VARIANT, legend, metric_label, new, nothing, title
 
 
-def waterfall(steps: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes:
+def waterfall(steps: pd.DataFrame, meta: Meta) -> Axes:
     """The ladder's differences one behind the other, each from where the one before ended; others beside it.
 
     A bar is a step's mean difference, paired by seed, with its 95 % interval; blue rises and orange falls, pale for a
@@ -23,7 +23,7 @@ def waterfall(steps: pd.DataFrame, meta: Meta, axes: Axes | None = None) -> Axes
     Args:
         steps: `ladder.steps`.
     """
-    axes = new(max(8, 1.6 + 0.75 * len(steps)), 5)[1] if axes is None else axes
+    axes = new(max(8, 1.6 + 0.75 * len(steps)), 5)[1]
     rungs, others = steps[steps["rung"]], steps[~steps["rung"] & steps["difference"].notna()]
     title(axes, f"{meta.title}: what each step changes")
     if not rungs["difference"].notna().any():

@@ -82,19 +82,14 @@ def main_effects(factorial: Factorial, meta: Meta) -> np.ndarray:
     return grid[0]
 
 
-def slot_costs(costs: pd.DataFrame, meta: Meta, column: str = "macs", axes: Axes | None = None) -> Axes:
-    """What each part of each variant costs, stacked, one bar per variant.
-
-    Args:
-        costs: `inside.slot_costs`.
-        column: `macs` or `parameters`.
-    """
+def slot_costs(costs: pd.DataFrame, meta: Meta) -> Axes:
+    """The multiply-adds of each part of each variant (`inside.slot_costs`), stacked, one bar per variant."""
     variants = list(dict.fromkeys(costs["variant"]))
-    axes = new(8.5, 2.2 + 0.3 * max(len(variants), 4))[1] if axes is None else axes
+    axes = new(8.5, 2.2 + 0.3 * max(len(variants), 4))[1]
     title(axes, f"{meta.title}: what slots cost")
     if not variants:
         return nothing(axes, "no run has finished yet")
-    table = costs.pivot_table(index="variant", columns="part", values=column, aggfunc="sum", fill_value=0, sort=False)
+    table = costs.pivot_table(index="variant", columns="part", values="macs", aggfunc="sum", fill_value=0, sort=False)
     table = table.loc[variants[::-1], table.sum() > 0]
     colours = sns.color_palette("tab20", table.shape[1])
     table.plot.barh(stacked=True, ax=axes, width=0.75, edgecolor="white", color=colours)
@@ -103,6 +98,6 @@ def slot_costs(costs: pd.DataFrame, meta: Meta, column: str = "macs", axes: Axes
     axes.margins(x=0.1)
     axes.grid(axis="y", visible=False)
     axes.xaxis.set_major_formatter(EngFormatter())
-    axes.set(xlabel=COSTS[column], ylabel="")
+    axes.set(xlabel=COSTS["macs"], ylabel="")
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
     return axes
