@@ -89,12 +89,12 @@ def main() -> None:
         figures["sbatch_calls"] = (commands / "calls.log").read_text().split().count("sbatch")
 
         for index, run in enumerate(plan.runs):
-            plan.folder(run).path.mkdir(exist_ok=True)
-            (plan.folder(run).path / "config.json").write_text(
+            (plan.root / run.hash).mkdir(exist_ok=True)
+            (plan.root / run.hash / "config.json").write_text(
                 json.dumps({"schema": SCHEMA_VERSION, "digest": run.hash, "config": run.config.to_dict()})
             )
             if index % 10:
-                finish(plan.folder(run).path, index)
+                finish(plan.root / run.hash, index)
         plan.write_manifest()
         # what plan begins with
         measure(figures, "import", "-c", "import torch, timm")

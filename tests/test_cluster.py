@@ -58,10 +58,6 @@ def states(root):
     return make_plan(LOADED, root).count()
 
 
-def folder_of(plan, run):
-    return RunFolder(plan.root / run.hash)
-
-
 def content(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
@@ -213,9 +209,9 @@ def test_in_100_columns_names_give_way_and_no_figure_or_state_is_cut(root, monke
     grid = Grid(bases={"tiny": RUN}, base=name, variants={name: Variant()}, seeds=(0,))
     plan = make_plan(LoadedGrid("tiny", "Why?", grid), root)
     plan.write_manifest()
-    folder_of(plan, plan.runs[0]).create(plan.runs[0].config)
+    RunFolder(plan.root / plan.runs[0].hash).create(plan.runs[0].config)
     progress = {"epoch": 120, "epochs": 300, "score": 71.25, "host": "gpu-node-012", "time": 0}
-    folder_of(plan, plan.runs[0]).write("progress.json", progress)
+    RunFolder(plan.root / plan.runs[0].hash).write("progress.json", progress)
     show_status(root, [], None, every=False)
     cells = capsys.readouterr().out.split("logs: ")[0].splitlines()[1:]
     assert cells[0].split()[1:] == ["0", "interrupted", "120/300", "71.25", "gpu-node-012", plan.runs[0].hash]
@@ -227,10 +223,10 @@ def test_many_runs_are_a_row_for_each_variant_and_an_error_is_said_once(root, mo
     plan = make_plan(LOADED, root, seeds=[*range(20), 30, 32, 33])
     plan.write_manifest()
     for run in plan.runs:
-        folder_of(plan, run).create(run.config)
-        folder_of(plan, run).write("result.json", {"state": "done", "top1": 90.0, "seconds": 60})
+        RunFolder(plan.root / run.hash).create(run.config)
+        RunFolder(plan.root / run.hash).write("result.json", {"state": "done", "top1": 90.0, "seconds": 60})
     for run in plan.runs[-30:]:
-        folder_of(plan, run).fail("RuntimeError: no memory", 1)
+        RunFolder(plan.root / run.hash).fail("RuntimeError: no memory", 1)
     show_status(root, [], None, every=False)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[1:4] == [
@@ -246,8 +242,8 @@ def test_of_many_different_notes_the_most_frequent_are_shown(root, capsys):
     plan = make_plan(LOADED, root, seeds=list(range(10)))
     plan.write_manifest()
     for index, run in enumerate(plan.runs):
-        folder_of(plan, run).create(run.config)
-        folder_of(plan, run).fail(f"RuntimeError: number {max(index - 10, 0):03}", 1)
+        RunFolder(plan.root / run.hash).create(run.config)
+        RunFolder(plan.root / run.hash).fail(f"RuntimeError: number {max(index - 10, 0):03}", 1)
     show_status(root, [], None, every=False)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     said = [line for line in lines if "RuntimeError" in line]
@@ -328,8 +324,8 @@ def test_a_run_that_starts_without_progress_is_left_alone_however_often_it_was_s
 def test_what_was_never_submitted_is_not_retried_on_a_cluster_unasked(slurm, root, capsys):
     plan = make_plan(LOADED, root)
     plan.write_manifest()
-    folder_of(plan, plan.runs[0]).create(plan.runs[0].config)
-    folder_of(plan, plan.runs[0]).fail("RuntimeError: no memory", 1)
+    RunFolder(plan.root / plan.runs[0].hash).create(plan.runs[0].config)
+    RunFolder(plan.root / plan.runs[0].hash).fail("RuntimeError: no memory", 1)
     assert retry_runs(root, [], None, None, {}, 3, None) and not read_submissions(root)
     assert "gelu seed 0: failed, was never submitted: `launch.py run tiny --retry`" in capsys.readouterr().out
     assert retry_runs(root, [], None, PROFILE, {}, 3, None) and len(read_submissions(root)) == 1
@@ -490,8 +486,8 @@ def test_the_estimate_comes_from_finished_runs(root, capsys):
     show_hours(plan, PROFILE)
     assert "no estimate before a run is done" in capsys.readouterr().out
     for run, seconds in zip(plan.runs, (1800, 5400), strict=False):
-        folder_of(plan, run).create(run.config)
-        folder_of(plan, run).write("result.json", {"state": "done", "seconds": seconds})
+        RunFolder(plan.root / run.hash).create(run.config)
+        RunFolder(plan.root / run.hash).write("result.json", {"state": "done", "seconds": seconds})
     show_hours(make_plan(LOADED, root), PROFILE)
     assert "the 4 missing runs take 32 GPU-hours at worst" in (shown := capsys.readouterr().out)
     assert "about 8.0 by the runs done so far" in shown  # 4 runs of 2 GPUs for an hour
@@ -592,7 +588,7 @@ def test_runs_for_each_gpu_need_a_gpu():
 def test_a_launch_waits_for_the_runs_that_another_one_trains(root, monkeypatch, capsys):
     """It ends well when those end well."""
     plan = make_plan(LOADED, root, only=["gelu"])
-    first, second = (folder_of(plan, run) for run in plan.runs)
+    first, second = (RunFolder(plan.root / run.hash) for run in plan.runs)
     first.create(plan.runs[0].config)
     second.create(plan.runs[1].config)
     second.write("result.json", {"state": "done"})

@@ -303,11 +303,11 @@ def test_states_follow_the_folders(tmp_path):
     plan = make_plan(LOADED, tmp_path)
     first, second, third, fourth = plan.runs[:4]
     for run in (first, second, third, fourth):
-        plan.folder(run).create(run.config)
-    plan.folder(first).write("result.json", {"state": "done"})
-    plan.folder(second).fail("the loss is not a number in epoch 1", 1)
-    plan.folder(third).write("progress.json", {"epoch": 1})
-    with plan.folder(fourth).lock():
+        RunFolder(plan.root / run.hash).create(run.config)
+    RunFolder(plan.root / first.hash).write("result.json", {"state": "done"})
+    RunFolder(plan.root / second.hash).fail("the loss is not a number in epoch 1", 1)
+    RunFolder(plan.root / third.hash).write("progress.json", {"epoch": 1})
+    with RunFolder(plan.root / fourth.hash).lock():
         states = make_plan(LOADED, tmp_path).states
     expected = [State.DONE, State.FAILED, State.INTERRUPTED, State.RUNNING, State.NEW, State.NEW]
     assert [states[run.hash] for run in plan.runs] == expected
@@ -321,8 +321,8 @@ def test_finished_runs_of_other_code_are_named_and_trained_again_on_demand(tmp_p
     plan = make_plan(LOADED, tmp_path)
     now = {"backbone.py": code_digest(PACKAGE / "backbone.py"), "rng.py": code_digest(PACKAGE / "rng.py")}
     for run, code in zip(plan.runs, (now, {**now, "rng.py": "0" * 16}), strict=False):
-        plan.folder(run).create(run.config)
-        plan.folder(run).write("result.json", {"state": "done", "code": code, "top1": 50.0})
+        RunFolder(plan.root / run.hash).create(run.config)
+        RunFolder(plan.root / run.hash).write("result.json", {"state": "done", "code": code, "top1": 50.0})
     plan = make_plan(LOADED, tmp_path)
     old = plan.runs[1]
     assert plan.changed == {old.hash: ["rng.py"]} and old not in plan.missing()

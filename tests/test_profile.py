@@ -14,6 +14,7 @@ from analysis import plots, statistics, tables
 from analysis.frame import load
 from analysis.profile import cells, notes, profile, render
 from metamixer.presets import PRESETS
+from metamixer.training.folder import RunFolder
 from sweeps import load_grid, make_plan
 from sweeps.probe import grid_of
 
@@ -193,11 +194,11 @@ def test_a_probe_of_one_mixer_is_an_ordinary_grid_that_trains_only_what_is_missi
         ladder = {run.hash for run in profile.grid.runs(task, only=["attention", "parallel_branch"])}
         assert ladder < {run.hash for run in plan.runs}
         for run in plan.runs:
-            plan.folder(run).create(run.config)
+            RunFolder(plan.root / run.hash).create(run.config)
             score = 60.0 + 10 * (run.variant == "pooling") + run.seed + (run.lr == 5e-3)
             rows = {"accuracy": score, "loss": 1.0, "images": 5}
             result = {"state": "done", "metric": "accuracy", "epochs": 1, "weights": "raw", "raw": rows, **rows}
-            plan.folder(run).write("result.json", {**result, "seconds": 1.0})
+            RunFolder(plan.root / run.hash).write("result.json", {**result, "seconds": 1.0})
     shown = launch("probe", "pooling", "--data", "parity, majority", "--runs", tmp_path).stdout
     assert "nothing to run" in shown and "chance" in shown and " 50" in shown
     assert (tmp_path / "grids/probe_pooling_profile.png").is_file()
