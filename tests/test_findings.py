@@ -152,6 +152,10 @@ def test_the_profile_of_every_mixer(catalogue):
     local = relation[["rmt", "agent_attention", "inline", "mala", "rala", "polaformer"]]
     assert local.round().between(94, 97).all()
     small = ["rep_mixer", "ffnified_attention", "lsnet", "recursive_pyramid", "agent_attention", "mlla", "focalnet"]
+    split, match = means["split_recall"], means["match"]
+    assert split.drop("agent_attention").max() < 26.5 and 29 < split["agent_attention"] < 29.5
+    assert match["starnet"] > 97 and match[["ffnified_attention", "attention", "rmt"]].round().tolist() == [88, 51, 51]
+    assert match[["depthwise", "convnext", "convnext_ffn", "conv2former"]].round().between(77, 83).all()
     parity = means["parity"]
     assert parity[[*small, "convnext"]].min() > 99 and parity[["van", "conv2former", "moganet"]].max() < 51
 
