@@ -72,7 +72,7 @@ def print_search(definition: Definition) -> None:
         console.print(f"  {escape(name)}: {' · '.join(choices) or f'{each.low:g} to {each.high:g}'}")
     if problems:
         console.print(f"note: {problems.total()} of {DRAWS} random draws {refused}", style="yellow")
-    limits = [f"{name} at most {limit:g}" for name, limit in definition.search.constraints.items()]
+    limits = [f"{name} at most {readable(limit)}" for name, limit in definition.search.constraints.items()]
     console.print(f"sought: {', '.join([*definition.about()['objectives'], *limits])}")
     spent, epochs = cost(definition.base), definition.base.recipe.total_epochs
     console.print(f"the base: {readable(spent.macs)} macs, {readable(spent.parameters)} params; {epochs} epochs")
