@@ -10,6 +10,9 @@ attention, depthwise); no mixing did best at 0.01.
 
     python launch.py run catalogue --data fashion-mnist    # 147 runs
     python launch.py run catalogue --data patches          # 147 runs
+
+Measured on Fashion-MNIST: attention 75.19 ± 0.41 %, FFNified attention 78.16 ± 0.06, no mixing 75.70 ± 0.13; nothing
+stands after Holm's correction (docs/mixers.md).
 """
 
 from ablations.ffnification import ATTENTION

@@ -5,6 +5,9 @@ patches. Every variant has the learning rate 0.003. Of 0.001, 0.003 and 0.01 it 
 mixing, on held-out images and by the mean of three seeds; the others were not tried at other rates.
 
     python launch.py run isotropic_images       # 24 runs, about 5 minutes of one core each
+
+Measured: attention 88.51 ± 0.21 % is as good as no mixing (88.62 ± 0.15). A depthwise convolution gets 90.58 ± 0.22.
+Without the position encoding no mixing gets 81.48 ± 0.15 (docs/findings.md).
 """
 
 from ablations.ffnification import ATTENTION, MIXER
