@@ -13,6 +13,7 @@ from typing import Any
 
 import timm.layers
 import torch
+from timm.models import swin_transformer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -36,6 +37,11 @@ def register_cost(module: type[nn.Module], macs: ModuleCost) -> None:
 # Norms are free, and scales fold into the layer before them.
 for _free in (nn.RMSNorm, timm.layers.RmsNorm, timm.layers.RmsNorm2d, timm.layers.LayerScale, timm.layers.LayerScale2d):
     register_cost(_free, lambda module, x: 0)
+
+
+def _window_state(x: Tensor, *_: Any, **__: Any) -> int:
+    """Keys and values of one window: timm's Swin does not use fused attention, whose state is counted below."""
+    return 2 * x[0].numel()
 
 
 def _names(names: str) -> frozenset[str]:
@@ -112,7 +118,7 @@ _PRODUCTS: dict[str, Callable[..., int]] = {
 def _state_size(name: str, args: Any) -> int:
     """Numbers of other places that one place of the output is made of; 0 for windows that do not overlap."""
     if name.startswith("_scaled_dot_product"):
-        return args[1].numel() + args[2].numel()  # keys and values
+        return args[1][0].numel() + args[2][0].numel()  # keys and values; of one window, if it is a batch of them
     if name == "convolution":
         window, stride = args[1].shape[2:], args[3]
     elif name in ("avg_pool2d", "max_pool2d_with_indices"):
@@ -154,7 +160,8 @@ class Tally(TorchDispatchMode):
     def _entering(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def enter(module: nn.Module, inputs: Any, named: Any) -> None:
             self._inside.append(name)
-            if callable(size := getattr(module, "state_size", None)):
+            window = _window_state if isinstance(module, swin_transformer.WindowAttention) else None
+            if callable(size := getattr(module, "state_size", window)):
                 self.costs[name]["state_size"] += round(size(*inputs, **named))
             macs = _declared(module)
             if macs is not None:

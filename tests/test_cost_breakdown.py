@@ -20,6 +20,7 @@ from metamixer.metric import readable
 from metamixer.mixer import MetaMixer
 from metamixer.networks import Network
 from metamixer.presets import PRESETS
+from metamixer.timm_models import replace_mixers
 
 C = 16
 SIZE = (C, 8, 8)
@@ -190,6 +191,14 @@ def test_state_sizes(name):
 def test_patches_hold_nothing_of_others():
     assert count(nn.Conv2d(3, 8, 4, 4), (3, 8, 8)).state_size == 0
     assert count(timm.create_model("vit_tiny_patch16_224"), (3, 224, 224)).state_size == 12 * 2 * 197 * 192
+
+
+def test_a_window_holds_its_own_tokens():
+    swin = timm.create_model("swin_tiny_patch4_window7_224")
+    windows = 2 * 49 * (2 * 96 + 2 * 192 + 6 * 384 + 2 * 768)
+    assert count(swin, (3, 224, 224)).state_size == windows
+    replace_mixers(swin, "*", "attention")
+    assert count(swin, (3, 224, 224)).state_size == windows
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ class RandomMixing(Baseline):
         self.register_buffer("matrix", torch.rand(self.tokens, self.tokens).softmax(-1))
 
     def state_size(self, x: Tensor) -> int:
-        return x.numel()
+        return x[0].numel()
 
     def forward(self, x: Tensor) -> Tensor:
         check_tokens("baseline 'random_mixing'", x, self.tokens)
@@ -163,7 +163,7 @@ class GlobalFilter(Baseline):
         self.filter = Spectrum(site)
 
     def state_size(self, x: Tensor) -> int:
-        return x.numel()
+        return x[0].numel()
 
     def forward(self, x: Tensor) -> Tensor:
         check_tokens("baseline 'global_filter'", x, self.tokens)

@@ -38,7 +38,7 @@ class Compared(QueryKey):
         self.key = nn.Conv2d(site.dim, query_dim, 1)
 
     def state_size(self, q: Tensor, x: Tensor) -> int:
-        return q.numel()  # a key for each token
+        return q[0].numel()  # a key for each token
 
 
 @register
@@ -106,7 +106,7 @@ class ScaledDot(Compared):
 
     def state_size(self, q: Tensor, x: Tensor) -> int:
         pool = self.coefficients.pool
-        return q.shape[1] * pool**2 if pool else q.numel()
+        return q.shape[1] * pool**2 if pool else q[0].numel()
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
         """How much each key counts, (B, heads, 1, N), on average 1."""

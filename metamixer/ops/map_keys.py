@@ -235,7 +235,7 @@ class TokenLinear(LearnedMap):
         self.bias = nn.Parameter(torch.full((maps,), float(config.open)))
 
     def state_size(self, q: Tensor, x: Tensor) -> int:
-        return q.numel()
+        return q[0].numel()
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
         check_tokens("query_key 'token_linear'", q, self.tokens)

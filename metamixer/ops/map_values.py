@@ -109,7 +109,7 @@ class TokenLinear(CoefficientValue):
         self.bias = nn.Parameter(torch.zeros(self.tokens))
 
     def state_size(self, coefficients: Tensor, x: Tensor, q: Tensor) -> int:
-        return coefficients.numel()
+        return coefficients[0].numel()
 
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
         check_tokens("coefficient_value 'token_linear'", x, self.tokens)
