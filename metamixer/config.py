@@ -146,8 +146,8 @@ def _assign(node: Any, path: list[str], value: Any, key: str) -> None:
     slots: list[Any]
     if isinstance(node, dict):
         if part not in node and not isinstance(node, _New):
-            there = f"the keys are {', '.join(node)}" if node else "it is empty: set it as a whole"
-            raise ConfigError(f"{key}: no key {part!r} here; {there}")
+            listed = f"the keys are {', '.join(node)}" if node else "it is empty: set it as a whole"
+            raise ConfigError(f"{key}: {unknown('key', part, node, listed)}")
         slots = [part]
     elif isinstance(node, list):
         if part == "*":

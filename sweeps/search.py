@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -104,7 +105,9 @@ class Definition:
         try:
             self.config(trial)
         except ValueError as error:
-            raise ConfigError(f"known {name!r}: {error}") from None
+            lacks = re.match(r"The value of the parameter '(.+?)' is not found", str(error))  # Optuna's words
+            said = f"it lacks {lacks[1]!r}, which propose asks for" if lacks else str(error)
+            raise ConfigError(f"known {name!r}: {said}") from None
         return trial
 
 

@@ -658,7 +658,7 @@ def test_a_run_that_another_launch_trains_is_left_to_it(tmp_path):
         ("[a]\nminutes = 1\ngpu = 2", "a", {}, "unknown key 'gpu'"),
         ("[a]\nnodes = 1", "a", {}, "missing key 'minutes'"),
         ("[a]\nminutes = '1:00'", "a", {}, "minutes: input should be a valid integer"),
-        ("[a]\nminutes = 1", "a", {"environment.FOO": "1"}, "no key 'FOO' here; it is empty: set it as a whole"),
+        ("[a]\nminutes = 1", "a", {"environment.FOO": "1"}, "no key 'FOO'; it is empty: set it as a whole"),
         ("[a]\nminutes = 1\nenvironment = {MY-VAR = 'x'}", "a", {}, "environment.MY-VAR"),
         ("[a", "a", {}, "profiles.toml: "),
         ("[a]\nminutes = 1\noptions = {time = '1:00'}", "a", {}, "option 'time': give `minutes`"),

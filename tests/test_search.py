@@ -89,10 +89,10 @@ def dynamic(trial):
 @pytest.mark.parametrize(
     ("propose", "known", "line"),
     [
-        (lambda trial: {"recipe.lrr": trial.suggest_float("lr", 0.1, 1.0)}, {}, "no key 'lrr' here"),
+        (lambda trial: {"recipe.lrr": trial.suggest_float("lr", 0.1, 1.0)}, {}, "no key 'lrr'; did you mean 'lr'?"),
         (lambda trial: trial.suggest_float("lr", 0.1, 1.0), {}, "return changes by dotted key"),
         (fails, {}, "test_search.py:"),
-        (lambda trial: {"recipe.lr": trial.suggest_float("lr", 0.1, 1.0)}, {"a": {}}, "known 'a': The value of .*'lr'"),
+        (lambda trial: {"recipe.lr": trial.suggest_float("lr", 0.1, 1.0)}, {"a": {}}, "known 'a': it lacks 'lr', which propose asks for"),
     ],
 )
 def test_what_a_search_gets_wrong_is_one_line(propose, known, line):

@@ -174,7 +174,7 @@ def test_the_pages_own_data_set_is_trained_from_files_with_any_number_of_workers
         ({"data.task.pairs": 17}, "data.task: task recall: 17 pairs need as many keys"),
         ({"data.test_samples": None}, "data: test_samples: task 'recall' makes them without end; say how many"),
         ({"data.test_samples": 0}, "data.test_samples: .*greater than 0"),
-        ({"data.classes": 3}, "data.classes: no key 'classes' here; the keys are task"),
+        ({"data.classes": 3}, "data.classes: no key 'classes'; the keys are task"),
         ({"recipe.flip_prob": 0.5}, r"recipe.flip_prob 0.5: a task's samples are trained on as they are, set it to 0"),
         ({"recipe.rand_augment": "rand-m9"}, "recipe.rand_augment 'rand-m9': .*set it to null"),
         ({"recipe.label_smoothing": 0.1}, "recipe.label_smoothing"),

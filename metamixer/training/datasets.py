@@ -86,9 +86,11 @@ def class_names(config: DataConfig, split: str, source: Source) -> list[str] | N
             raise ConfigError(f"data.root {config.root!r}: no training image of {few(unseen)}, named in {CLASSES}")
         names = listed or (trained_classes(config.root) if split != "train" else None) or names
     if names is not None and len(names) != config.num_classes:
+        where = f"data {config.name!r} at {config.root!r}"
+        if len(names) == 1:
+            raise ConfigError(f"{where} has one class, {names[0]!r}: a classifier needs two")
         raise ConfigError(
-            f"data {config.name!r} at {config.root!r} has {len(names)} classes, num_classes is {config.num_classes}: "
-            f"set data.num_classes={len(names)}"
+            f"{where} has {len(names)} classes, num_classes is {config.num_classes}: set data.num_classes={len(names)}"
         )
     return names
 
