@@ -209,7 +209,11 @@ def test_the_ladder_on_fashion_mnist(runs):
 
 @pytest.mark.parametrize(
     "grid, data, heading",
-    [("photographs", "photographs", "| variant | PSNR dB"), ("series", "beijing", "| variant | MSE")],
+    [
+        ("garments", "garments", "| variant | mIoU"),
+        ("photographs", "photographs", "| variant | PSNR dB"),
+        ("series", "beijing", "| variant | MSE"),
+    ],
 )
 def test_the_tables_of_tasks(runs, grid, data, heading):
     _, rows = table(heading, TASKS)
