@@ -58,7 +58,7 @@ def test_every_mixer_keeps_the_contract(name):
     assert [row.name for row in checks] == ["builds", *(p for p in PROMISES if p != "Core ML")]
     rows = {row.name: row for row in checks}
     fast = ("attention", "linear_attention", "hydra_attention", "gated_attention", "rmt", "mlla", "inline", "mala")
-    fast += ("differential_attention", "rala", "polaformer", "non_causal_ssd", "delta_net", "gated_delta_net")
+    fast += ("differential_attention", "rala", "polaformer", "non_causal_ssd", "delta_net", "gated_delta_net", "shvit")
     folds = ("convnext_ffn", "ffnified_attention", "starnet", "baseline.rep_mixer", "shvit", "lsnet")
     assert (rows["fast path"].passed, rows["folding"].passed) == (name in fast or None, name in folds or None)
 

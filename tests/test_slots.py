@@ -266,6 +266,10 @@ def test_fast_paths_are_taken_where_they_apply():
     assert built(relu, key, "l1_norm") == "MetaMixer"
     assert built({**relu, "normalize": "layer"}, relu_key, "l1_norm") == "MetaMixer"
     assert built("linear", key, "relu") == "MetaMixer"
+    part, part_key = {"name": "linear", "part": 0.25, "channels": 8}, {"name": "scaled_dot", "norm": True, "part": 0.25}
+    assert built(part, {**part_key, "head_dim": None}, "softmax", "part_matmul") == "PartAttention"
+    assert built(part, {**part_key, "head_dim": 4}, "softmax", "part_matmul") == "MetaMixer"
+    assert built("linear", {**part_key, "head_dim": None}, "softmax", "part_matmul") == "MetaMixer"
 
 
 @pytest.mark.parametrize("head_dim", [1, 8])
@@ -283,6 +287,22 @@ def test_fast_path_has_the_slots_gradients(activation, feature, head_dim):
     assert list(mixer.state_dict()) == list(MetaMixer(config, site).state_dict())
     for fast, slow in zip(*gradients, strict=True):
         torch.testing.assert_close(fast, slow)
+
+
+def test_one_normalisation_trains_as_three():
+    """Equal outputs, gradients, running statistics and costs, of what is read and written apart."""
+    config, site, x = resolve_mixer("shvit"), Site(DIM, 7, 5), torch.randn(2, DIM, 7, 5, dtype=torch.double)
+    found = []
+    for mixer in (build_mixer(config, site).double(), MetaMixer(config, site).double()):
+        torch.manual_seed(0)
+        randomise(mixer)
+        image = x.clone().requires_grad_()
+        y = mixer(image)
+        gradients = torch.autograd.grad(y.square().sum(), [image, *mixer.parameters()])
+        cost = count(mixer, (DIM, 7, 5))
+        costs = cost.parameters, cost.macs, cost.activations, cost.state_size
+        found.append((y, *gradients, mixer.state_dict(), costs))
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("activation", ["gelu", {"name": "relu", "over_keys": True}, "star_relu"])

@@ -221,9 +221,12 @@ class PartMatmul(CoefficientValue):
         return self.split[0] * coefficients.shape[-1]
 
     def forward(self, coefficients: Tensor, x: Tensor, q: Tensor) -> Tensor:
-        passing = x.split(self.split, dim=1)[1]
-        y = coefficients @ split_heads(self.value(x), self.heads).transpose(-2, -1)  # (B, heads, N, d)
-        y = y.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, x.shape[2:])  # channels-last, as X in training
+        return self.merge(coefficients, self.value(x), x.split(self.split, dim=1)[1])
+
+    def merge(self, coefficients: Tensor, v: Tensor, passing: Tensor) -> Tensor:
+        """Values (B, part·C, H, W) summed by the coefficients, with the channels that pass beside them → Y."""
+        y = coefficients @ split_heads(v, self.heads).transpose(-2, -1)  # (B, heads, N, d)
+        y = y.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, v.shape[2:])  # channels-last, as X in training
         return self.proj(torch.cat([y, passing], dim=1).relu())
 
 
