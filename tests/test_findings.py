@@ -152,6 +152,14 @@ def test_the_profile_of_every_mixer(catalogue):
     local = relation[["rmt", "agent_attention", "inline", "mala", "rala", "polaformer"]]
     assert local.round().between(94, 97).all()
     small = ["rep_mixer", "ffnified_attention", "lsnet", "recursive_pyramid", "agent_attention", "mlla", "focalnet"]
+    way = found.assign(level=found["level"].clip(0, 1)).groupby("variant")["level"].mean().sort_values()[::-1]
+    assert list(way.index[:3]) == ["ffnified_attention", "rmt", "agent_attention"]
+    assert (100 * way[:3]).round().tolist() == [76, 72, 71]
+    path, strips = means["path"], means["strips"]
+    assert path[["ffnified_attention", "starnet"]].round(1).tolist() == [93.7, 93.4]
+    local = ["rmt", "agent_attention", "inline", "mlla", "mala", "rala", "polaformer"]
+    assert path[local].round().between(53, 68).all()
+    assert strips[["attention", "identity", "mlp_mixer", "random_mixing"]].round().tolist() == [85, 79, 71, 65]
     split, match = means["split_recall"], means["match"]
     assert split.drop("agent_attention").max() < 26.5 and 29 < split["agent_attention"] < 29.5
     assert match["starnet"] > 97 and match[["ffnified_attention", "attention", "rmt"]].round().tolist() == [88, 51, 51]
