@@ -87,6 +87,11 @@ def test_what_probes_predict(runs):
         for outcome, cell in zip(outcomes, row_of, strict=True):
             row = found.loc[(probe, outcome)]
             assert numbers(cell) == pytest.approx([row["spearman"], row["low"], row["high"]], abs=0.0051)
+            said = {"above zero": "better", "below zero": "worse", "hint": "hint"}
+            assert said.get(cell.split("]")[1].strip(), "inside noise") == row["verdict"]
+    patches = found.xs("catalogue@patches", level="outcome")["spearman"]
+    assert patches[["strips", "relation", "path", "match"]].between(0.5, 0.65).all()
+    assert f"(−{-patches['recall']:.2f})" in README
 
 
 @pytest.fixture(scope="module")
