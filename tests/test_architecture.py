@@ -1,7 +1,8 @@
-"""What may import what: the arrows of docs/architecture.md."""
+"""What may import what: the arrows of docs/architecture.md, and the files that it names."""
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -86,6 +87,15 @@ def test_no_module_imports_itself_by_a_detour():
 @pytest.mark.parametrize("module", ["metamixer.presets", "metamixer.ops", "metamixer.mixer", "metamixer.backbone"])
 def test_any_module_may_be_imported_first(module):
     subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, check=True)
+
+
+def test_the_page_names_files_that_exist():
+    rooms = re.findall(r"^\| (`\w+/.*?) \|", (ROOT / "docs" / "architecture.md").read_text(), re.M)
+    assert len(rooms) > 20
+    for names in rooms:
+        first, *others = re.findall(r"`([\w/.]+)`", names)
+        room = ROOT / first.split("/")[0]
+        assert (ROOT / first).exists() and all(list(room.rglob(name.rstrip("/"))) for name in others), names
 
 
 def test_notebooks_call_analysis_alone():
