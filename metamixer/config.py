@@ -200,7 +200,7 @@ def _value(text: str) -> Any:
         try:
             value = read(text.strip())
             return list(value) if isinstance(value, tuple) else value
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):  # TypeError: a dict whose key is a list
             continue
     return text
 
