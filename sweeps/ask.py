@@ -8,216 +8,159 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.distributions import distribution_to_json
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FixedTrial, TrialState
 from rich.console import Console
-from rich.markup import escape
 
 from metamixer import jsonl
-from metamixer.config import ConfigError, digest, override
+from metamixer.config import ConfigError, digest
 from metamixer.latency.measure import time_runs
 from metamixer.metric import readable
 from metamixer.training.folder import RunFolder
+from metamixer.training.run_config import RunConfig
 
 from . import cluster, scheduler
 from .grid import PlannedRun, Variant
 from .iso_cost import LATENCY, cost
-from .local import Outcome
 from .profiles import Profile
-from .search import Definition, Proposing
+from .search import LoadedSearch
 from .states import State, find_states
 from .submissions import launch_lock
 from .terminal import show_training
-from .trials import FILE, OPEN, proposals, read_trials, study_of, too_costly
+from .trials import FILE, OPEN, read_trials, study_of
 
-DRAWS = 100  # at random, that show what a search's function asks for
 PROPOSALS = 300  # of one trial, until the space counts as exhausted
 BY_SAMPLER = 50  # of these; the rest is drawn at random
-TOO_COSTLY = 200  # trials in a row above a limit, until the limits count as out of reach
 BETWEEN_LOOKS = 30.0  # seconds, at what runs on a cluster
-INTERRUPTED = 2  # runs of one launch, until it proposes no more: something around them is broken
 TO_TRAIN = {State.NEW, State.INTERRUPTED}
-
-
-def print_search(definition: Definition) -> None:
-    """Print a search's question, parameters, aim and limits. Writes nothing.
-
-    Raises ConfigError: no draw makes a run, or a known configuration is none.
-    """
-    for name in definition.search.known:
-        definition.known(name)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    asked, problems = dict[str, Any](), Counter[str]()
-    for _ in range(DRAWS):
-        trial = study.ask()
-        try:
-            definition.config(trial)
-        except ValueError as error:
-            problems[str(error)] += 1
-        asked |= trial.distributions
-    refused = "".join(f"make no run, e.g. {problem}" for problem, _ in problems.most_common(1))
-    if problems.total() == DRAWS:
-        raise ConfigError(f"all of {DRAWS} random draws {refused}")
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{definition.name}[/bold] on {definition.data}: {definition.question}")
-    for name, each in asked.items():
-        choices = [escape(str(choice)) for choice in getattr(each, "choices", ())]
-        console.print(f"  {escape(name)}: {' · '.join(choices) or f'{each.low:g} to {each.high:g}'}")
-    if problems:
-        console.print(f"note: {problems.total()} of {DRAWS} random draws {refused}", style="yellow")
-    limits = [f"{name} at most {readable(limit)}" for name, limit in definition.search.constraints.items()]
-    console.print(f"sought: {', '.join([*definition.about()['objectives'], *limits])}")
-    spent, epochs = cost(definition.base), definition.base.recipe.total_epochs
-    console.print(f"the base: {readable(spent.macs)} macs, {readable(spent.parameters)} params; {epochs} epochs")
 
 
 class Asker:
     """Proposes the trials of a search until `wanted` of them were launched; all that it decides is in its folder."""
 
-    def __init__(self, root: Path, definition: Definition, wanted: int) -> None:
+    def __init__(self, root: Path, loaded: LoadedSearch, wanted: int) -> None:
         """Make the search's folder or find it.
 
         Raises ConfigError: the folder can't be written, or holds a search that differs in more than its question.
         """
-        self.root, self.definition, self.wanted = root, definition, wanted
-        self.folder, self.about = root / "searches" / f"{definition.name}@{definition.data}", definition.about()
+        self.root, self.loaded, self.wanted = root, loaded, wanted
+        self.folder, about = root / "searches" / f"{loaded.name}@{loaded.data}", loaded.about()
         there = RunFolder(self.folder)
         with launch_lock(root):
-            if (begun := there.read("search.json")) is None:
+            begun = there.read("search.json")
+            if begun is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                there.write("search.json", self.about)
-            elif changed := self._changed(begun):
-                raise ConfigError(
-                    f"{self.folder.name} was begun with other {changed}: give the changed search a name of its own "
-                    f"(another file), or put {self.folder} aside"
-                )
-
-    def _changed(self, begun: dict[str, Any]) -> str:
-        """What is no longer as it was when the search was begun."""
-        found = [key for key, now in self.about.items() if key != "question" and begun.get(key) != now]
-        for row in proposals(self.folder):
+                there.write("search.json", begun := about)
+        changed = [key for key in about if key != "question" and begun.get(key) != about[key]]
+        for row in jsonl.read(self.folder / FILE):
             try:
-                now = self._asked(FixedTrial(row["parameters"]))
+                trial = FixedTrial(row["parameters"])
+                same = digest(loaded.config(trial)) == row["hash"] and _ranges(trial) == row["distributions"]
             except ValueError:
-                now = {"parameters": None}
-            differs = [key for key in now if now[key] != row.get(key)]
-            found += [f"{key} of trial {row['trial']}" for key in differs]
-        return ", ".join(found[:3])
-
-    def _asked(self, trial: Proposing) -> dict[str, Any]:
-        """The part of a proposal's row that its trial alone decides."""
-        changes = self.definition.changes(trial)
-        ranges = {name: distribution_to_json(each) for name, each in trial.distributions.items()}
-        return {"parameters": trial.params, "distributions": ranges, "changes": changes}
+                same = False
+            changed += [] if same else [f"trial {row['trial']}"]
+        if changed:
+            raise ConfigError(
+                f"{self.folder.name} was begun with other {', '.join(changed[:3])}: give the changed search a name of "
+                f"its own (another file), or put {self.folder} aside"
+            )
 
     def open_runs(self, at_least: int = 0) -> list[PlannedRun]:
         """The runs of trials that have not ended, of which proposals make `at_least` as long as more are wanted.
 
-        Raises ConfigError: hundreds of proposals in a row make no run or cost too much.
+        Raises ConfigError: of hundreds of first proposals none makes a run within its limits.
         """
         with launch_lock(self.root):
             while True:
                 rows = read_trials(self.folder)
                 waiting = [row for row in rows if row["ended"]["outcome"] == OPEN]
-                begun = sum(not too_costly(row) for row in rows)
-                if len(waiting) >= at_least or begun >= self.wanted or (row := self._propose(rows)) is None:
-                    return [self._run(row) for row in waiting]
-                jsonl.append(self.folder / FILE, row)
-                if len(rows) >= TOO_COSTLY and all(map(too_costly, [*rows, row][-TOO_COSTLY:])):
-                    limits = ", ".join(f"{name} ≤ {limit:g}" for name, limit in self.about["constraints"].items())
-                    raise ConfigError(f"{TOO_COSTLY} proposals in a row cost more than {limits}: allow more")
-
-    def _run(self, row: dict[str, Any]) -> PlannedRun:
-        config = override(self.definition.base, row["changes"])
-        if digest(config) != row["hash"]:  # the user's code was edited; the run goes on with its own copy
-            config = RunFolder(self.root / row["hash"]).config()
-        return PlannedRun(f"trial {row['trial']}", config.seed, config, Variant(), row["hash"])
+                if len(waiting) >= at_least or len(rows) >= self.wanted:
+                    break
+                if row := self._propose(rows):
+                    jsonl.append(self.folder / FILE, row)
+                else:
+                    self.wanted = len(rows)
+        configs = {row["trial"]: self.loaded.config(FixedTrial(row["parameters"])) for row in waiting}
+        return [PlannedRun(f"trial {n}", each.seed, each, Variant(), digest(each)) for n, each in configs.items()]
 
     def _propose(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         """The row of a configuration that was not tried yet; None if the search's function gives no other.
 
-        Raises ConfigError: nothing that was proposed makes a run.
+        Raises ConfigError: nothing that was proposed makes a run, or what is known does not.
         """
-        search, tried = self.definition.search, {row["hash"] for row in rows}
-        for name in search.known:
-            if row := self._row(len(rows), self.definition.known(name), name, tried):
-                return row
+        search, tried, problem = self.loaded.search, {row["hash"] for row in rows}, "all that it gives were tried"
         rng = random.Random(f"{search.sampler_seed} {len(rows)}")
-        study = study_of(self.folder, optuna.samplers.TPESampler(seed=rng.getrandbits(32)))
-        problem = ""
+        study = study_of(self.folder, TPESampler(seed=rng.getrandbits(32)))
+        for name, parameters in search.known.items():
+            if name not in {row["source"] for row in rows}:
+                study.enqueue_trial(parameters, {"source": name})
         for attempt in range(PROPOSALS):
             if attempt == BY_SAMPLER:  # it insists on what was tried
-                study.sampler = optuna.samplers.RandomSampler(seed=rng.getrandbits(32))
+                study.sampler = RandomSampler(seed=rng.getrandbits(32))
             trial = study.ask()
+            source = trial.user_attrs.get("source", "sampler")
             try:
-                if row := self._row(len(rows), trial, "sampler", tried):
-                    return row
-            except ValueError as error:  # sizes that do not fit each other
+                config = self.loaded.config(trial)
+                if lacks := trial.params.keys() - search.known.get(source, trial.params).keys():
+                    raise ConfigError(f"it lacks {min(lacks)!r}, which propose asks for")
+                if digest(config) not in tried:
+                    about = {"trial": len(rows), "hash": digest(config), "seed": config.seed, "source": source}
+                    ranges = _ranges(trial)
+                    return {**about, "parameters": trial.params, "distributions": ranges, "costs": self._costs(config)}
+            except ValueError as error:  # sizes that do not fit each other, or a cost above its limit
+                if source != "sampler":
+                    raise ConfigError(f"known {source!r}: {error}") from None
                 problem = str(error)
             study.tell(trial, state=TrialState.FAIL)
+        line = f"none of {PROPOSALS} proposals makes a run, e.g. {problem}"
         if not rows:
-            raise ConfigError(f"none of {PROPOSALS} proposals makes a run: {problem}")
+            raise ConfigError(line)
+        Console(soft_wrap=True).print(line, style="yellow", markup=False)
         return None
 
-    def _row(self, number: int, trial: Proposing, source: str, tried: set[str]) -> dict[str, Any] | None:
-        """What is recorded of a proposal, latencies only if its other costs are allowed; None if it was tried.
+    def _costs(self, config: RunConfig) -> dict[str, float]:
+        """What a run costs, latencies only if its other costs are allowed.
 
-        Raises ValueError: its parameters make no run.
+        Raises ConfigError: one is above its limit.
         """
-        asked = self._asked(trial)
-        config = override(self.definition.base, asked["changes"])
-        if digest(config) in tried:
-            return None
-        counted, limits = cost(config), self.about["constraints"]
+        search, counted = self.loaded.search, cost(config)
         costs: dict[str, float] = {"macs": counted.macs, "params": counted.parameters}
-        if all(costs[name] <= limits.get(name, costs[name]) for name in costs):
-            for name in dict.fromkeys([*self.about["objectives"], *limits]):
-                if name.startswith(LATENCY):
-                    base, own = time_runs(name.removeprefix(LATENCY), [self.definition.base, config])
-                    costs[name] = own / base  # timed together: the machine's pace drops out
-        excess = {name: costs[name] / limit - 1 for name, limit in limits.items() if name in costs}
-        about = {"trial": number, "hash": digest(config), "seed": config.seed, "source": source}
-        return {**about, **asked, "costs": costs, "excess": excess}
+        for name in sorted({*search.constraints, *search.minimize}, key=lambda name: name.startswith(LATENCY)):
+            if name.startswith(LATENCY):
+                base, own = time_runs(name.removeprefix(LATENCY), [self.loaded.base, config])
+                costs[name] = own / base  # timed together: the machine's pace drops out
+            if costs[name] > (limit := search.constraints.get(name, inf)):
+                raise ConfigError(f"{name} {readable(costs[name])} is above the limit, {readable(limit)}")
+        return costs
 
     def left(self) -> int:
         """How many trials have yet to end."""
-        ended = sum(row["ended"]["outcome"] in ("done", "failed") for row in read_trials(self.folder))
-        return max(self.wanted - ended, 0)
+        return max(self.wanted - sum(row["ended"]["outcome"] != OPEN for row in read_trials(self.folder)), 0)
 
-    def describe(self, outcome: Outcome) -> str:
-        """A line on how a trial's run ended; its score is that of the validation samples."""
-        row = next(each for each in read_trials(self.folder) if each["hash"] == outcome.run.hash)
-        metric, name = self.definition.base.metrics[0], f"{outcome.run.variant} ({row['source']})"
-        if row["ended"]["outcome"] != "done":
-            return f"{name}: {outcome.state}, {outcome.message}"
-        return f"{name}: val {metric.text(row['ended'][metric.name])}"
+
+def _ranges(trial: Any) -> dict[str, str]:
+    return {name: distribution_to_json(each) for name, each in trial.distributions.items()}
 
 
 def search_here(asker: Asker, workers: int, device: str) -> bool:
-    """Train the trials on this machine, each proposed when a worker is free; returns whether all have ended."""
+    """Train the trials on this machine, each proposed when a worker is free; returns whether all have ended.
+
+    An interrupted trial stays open and keeps its worker's place: something around it is broken.
+    """
 
     def runs() -> Iterator[PlannedRun]:
         given = set[str]()
-        while True:
-            waiting = asker.open_runs()
-            states = find_states(asker.root, {run.hash for run in waiting})
-            if sum(states.get(hash) == State.INTERRUPTED for hash in given) >= INTERRUPTED:
-                return
-            free = [run for run in waiting if run.hash not in given and states[run.hash] in TO_TRAIN]
-            free = free or [run for run in asker.open_runs(len(waiting) + 1) if run.hash not in states]
-            if not free:
-                return
+        while free := [run for run in asker.open_runs(workers) if run.hash not in given]:
             given.add(free[0].hash)
             yield free[0]
 
-    if show_training(runs(), asker.left(), asker.root, workers, device, asker.describe):
+    if show_training(runs(), asker.left(), asker.root, workers, device):
         Console().print("stopped; the same command goes on from here", style="yellow")
     return not asker.left()
 
@@ -233,7 +176,7 @@ def search_on_slurm(
     """
     cluster.check_budget([(profile, asker.left())], max_gpu_hours)
     size = scheduler.max_array_size()
-    name, data = asker.definition.name, asker.definition.data
+    name, data = asker.loaded.name, asker.loaded.data
     while True:
         configs = {run.hash: run.config for run in asker.open_runs(workers)}
         taken = cluster.launch(asker.root, configs, TO_TRAIN, name, data, profile, max_attempts, size)

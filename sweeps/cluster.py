@@ -146,12 +146,8 @@ def retry(
             continue
         last = profile or (standing.submission.profile if standing.submission else None)
         if last is None:
-            again = f"search {entry.grid}" if entry.is_trial else f"run {entry.grid} --retry"
-            console.print(
-                f"{entry.name}: {standing.state}, was never submitted: `launch.py {again}` trains it here, --profile "
-                "submits it",
-                style="yellow",
-            )
+            line = f"{entry.name}: {standing.state}, was never submitted: --profile submits it"
+            console.print(line, style="yellow")
             continue
         groups[entry.grid, entry.data, override(last, changes).model_dump_json()].append(entry.hash)
     if not groups:

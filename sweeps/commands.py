@@ -204,26 +204,23 @@ def search(
     cluster: Cluster = "local",
     max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the search; writes nothing.")] = False,
 ) -> Launched:
     """Search mixers and recipes with Optuna.
 
     After the given number of trials it shows the best ones and the pictures.
     """
-    from sweeps.ask import Asker, print_search, search_here, search_on_slurm
+    from sweeps.ask import Asker, search_here, search_on_slurm
     from sweeps.search import load_search
     from sweeps.terminal import parallel_runs
 
-    definition = load_search(name, data, changes_of(set), absolute(module))
-    print_search(definition)
-    if dry_run:
-        raise typer.Exit
-    asker = Asker(runs, definition, trials or definition.search.trials)
+    loaded = load_search(name, data, changes_of(set), absolute(module))
+    asker = Asker(runs, loaded, trials or loaded.search.trials)
+    print(f"{loaded.name} on {loaded.data}: {loaded.question}")
     if cluster == "local":
         complete = search_here(asker, parallel_runs(device, job.runs_per_gpu, workers), device)
     else:
         complete = search_on_slurm(asker, workers or 4, profile_of(job), max_gpu_hours, max_attempts)
-    return Launched(runs, definition.name, definition.data, complete)
+    return Launched(runs, loaded.name, loaded.data, complete)
 
 
 @app.command()
@@ -244,9 +241,9 @@ def confirm(
     from sweeps.confirm import confirm as write_grid
     from sweeps.search import load_search
 
-    definition = load_search(name, data, changes_of(set), absolute(module))
-    path = out or Path(f"confirm_{definition.name}.py")
-    write_grid(runs, definition, top, seeds_of(seeds), path)
+    loaded = load_search(name, data, changes_of(set), absolute(module))
+    path = out or Path(f"confirm_{loaded.name}.py")
+    write_grid(runs, loaded, top, seeds_of(seeds), path)
     print(f"{path}: python launch.py run {path}")
 
 

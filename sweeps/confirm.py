@@ -5,12 +5,13 @@ from __future__ import annotations
 import pprint
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from metamixer.config import ConfigError, digest
+from optuna.trial import FixedTrial
 
-from .search import Definition
-from .trials import best_trials, find_search, proposals, study_of
+from metamixer.config import ConfigError
+
+from .search import LoadedSearch
+from .trials import best_trials, find_search, study_of
 
 GRID = '''"""Does what the search {name} found on {data} hold, over seeds and on the test samples?
 
@@ -35,7 +36,7 @@ GRID = Grid(
 '''
 
 
-def confirm(root: Path, definition: Definition, top: int, seeds: Sequence[int] | None, path: Path) -> None:
+def confirm(root: Path, loaded: LoadedSearch, top: int, seeds: Sequence[int] | None, path: Path) -> None:
     """Write a grid of the best trials and the first known configuration (the base, if there is none).
 
     Args:
@@ -46,25 +47,23 @@ def confirm(root: Path, definition: Definition, top: int, seeds: Sequence[int] |
         ConfigError: nothing was searched, or no trial is done.
         OSError: the file is there already, or can't be written.
     """
-    folder = find_search(root, definition.name, definition.data)
-    found, rows = best_trials(study_of(folder), top + 1), proposals(folder)
-    if not found:
+    study = study_of(find_search(root, loaded.name, loaded.data))
+    if not (found := best_trials(study)):
         raise ConfigError("no trial is done yet: there is nothing to confirm")
-    base, reference, changes = "base", definition.base, dict[str, Any](base={})
-    for base in list(definition.search.known)[:1]:
-        known = definition.known(base)
-        reference, changes = definition.config(known), {base: definition.changes(known)}
-    chosen = [rows[trial.number] for trial in found if trial.user_attrs["hash"] != digest(reference)][:top]
-    changes |= {f"trial_{row['trial']}": row["changes"] for row in chosen}
-    own = definition.base.seed
+    first = next((trial for trial in study.trials if trial.user_attrs["source"] != "sampler"), None)
+    base = first.user_attrs["source"] if first else "base"
+    chosen = [trial for trial in found if first is None or trial.number != first.number][:top]
+    changes = {base: loaded.changes(FixedTrial(first.params)) if first else {}}
+    changes |= {f"trial_{trial.number}": loaded.changes(FixedTrial(trial.params)) for trial in chosen}
+    own = loaded.base.seed
     text = GRID.format(
-        name=definition.name,
-        data=definition.data,
+        name=loaded.name,
+        data=loaded.data,
         base=base,
-        config=pprint.pformat({**definition.base.to_dict(), "modules": []}, width=100, sort_dicts=False),
+        config=pprint.pformat({**loaded.base.to_dict(), "modules": []}, width=100, sort_dicts=False),
         changes=pprint.pformat(changes, width=100, sort_dicts=False),
         seeds=tuple(seeds or range(own + 1, own + 4)),
-        modules=definition.search.modules,
+        modules=loaded.search.modules,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8") as file:

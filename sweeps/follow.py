@@ -30,7 +30,7 @@ STYLES = {State.DONE: "green", State.FAILED: "red", State.INTERRUPTED: "yellow",
 class Entry:
     """A run as a manifest lists it, among the grid's or the others of launches before that still wait or run.
 
-    The trial of a search is one too; `grid` is then the search. Test images have no part in it.
+    The trial of a search is one too; `grid` is then the search.
     """
 
     hash: str
@@ -38,8 +38,6 @@ class Entry:
     seed: int
     grid: str
     data: str
-    decimals: int = 2  # of its score
-    is_trial: bool = False
 
     @property
     def name(self) -> str:
@@ -64,14 +62,12 @@ def select(root: Path, targets: Sequence[str], data: str | None = None) -> list[
     for path in sorted((root / "grids").glob("*.json")):
         manifest = RunFolder(path.parent).read(path.name) or {}
         if data is None or manifest.get("data") == data:
-            metric = manifest.get("metric")  # its name in older manifests
-            decimals = metric["decimals"] if isinstance(metric, dict) else 2
-            head = str(manifest.get("grid")), str(manifest.get("data")), decimals
+            head = str(manifest.get("grid")), str(manifest.get("data"))
             listed = (*manifest.get("runs", ()), *manifest.get("others", ()))
             entries += [Entry(run["hash"], run["variant"], run["seed"], *head) for run in listed]
     for search, key, row in launched(root):
         if data in (None, key):
-            entries.append(Entry(row["hash"], f"trial {row['trial']}", row["seed"], search, key, is_trial=True))
+            entries.append(Entry(row["hash"], f"trial {row['trial']}", row["seed"], search, key))
     chosen = dict[str, Entry]()
     for target in targets or [""]:
         name = Path(target).stem if target.endswith(".py") else target
@@ -149,7 +145,7 @@ def _of_run(root: Path, entry: Entry, standing: Standing) -> Row:
         "seed": str(entry.seed),
         "state": Text(standing.state, STYLES.get(standing.state, "")),
         "epoch": f"{progress.get('epoch', 0)}/{progress['epochs']}" if "epochs" in progress else "",
-        "score": _score(standing, progress, entry),
+        "score": _score(standing, progress),
         "node": _node(standing, progress),
         "time": _time(standing),
         "hash": entry.hash,
@@ -167,12 +163,11 @@ def _by_variant(entries: Sequence[Entry], now: Standings) -> list[Row]:
     return [{"grid": key[0], "variant": key[1], "runs": _counts(groups[key], now)} for key in order]
 
 
-def _score(standing: Standing, progress: dict[str, Any], entry: Entry) -> str:
-    """Of the test split once it is done, before that of the held-out samples; of a trial those alone."""
-    result = standing.result or {}
-    tested = standing.state == State.DONE and not entry.is_trial
-    score = result.get(result.get("metric", "top1")) if tested else progress.get("score", progress.get("top1"))
-    return f"{score:.{entry.decimals}f}" if score is not None else ""
+def _score(standing: Standing, progress: dict[str, Any]) -> str:
+    """On the validation samples; where a run has none, on the test samples once it is done."""
+    result, score = standing.result or {}, progress.get("score")
+    score = result.get(result.get("metric", "top1")) if score is None else score
+    return f"{score:.2f}" if score is not None else ""
 
 
 def _node(standing: Standing, progress: dict[str, Any]) -> str:

@@ -40,12 +40,41 @@ class Variant(Config):
     also: str | None = None
 
 
-class Grid(Config):
-    """A question as data.
+class Question(Config):
+    """What grids and searches have in common.
 
     Attributes:
         bases: the base run for each data set or task; the first is the default. One that needs another run's results
             may be a function of the launch's overrides, called where it is chosen.
+        modules: files (their paths from the question's file) that register operations of your own.
+    """
+
+    # str → RunConfig, or a function that makes one; Any because pydantic would copy and re-validate them
+    bases: dict[str, Any] = Field(min_length=1)
+    modules: tuple[str, ...] = ()
+
+    def start(self, data: str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
+        """The run that all others start from.
+
+        Args:
+            data: a key of `bases`; the first if None.
+            overrides: changes by dotted key.
+
+        Raises ConfigError: no such key, or changes that do not make a run.
+        """
+        overrides = overrides or {}
+        if data is not None and data not in self.bases:
+            raise ConfigError(f"no data {data!r}; there are {', '.join(self.bases)}")
+        for source in self.modules:
+            load_module(source)
+        base = self.bases[data or next(iter(self.bases))]
+        return override(base(overrides) if callable(base) else base, overrides)
+
+
+class Grid(Question):
+    """A question as data.
+
+    Attributes:
         variants: what is compared, in the order of the tables.
         left_out: variants that can't run yet, with the reason; `plan` shows them.
         base: the variant that differences are taken to.
@@ -54,18 +83,14 @@ class Grid(Config):
             "latency:RUNTIME", takes as long as the base on that runtime (`sweeps.iso_cost`).
         lrs: learning rates at which every variant runs besides its recipe's own, so that none is judged by a rate
             that suits another; a table reports the recipe's and the best on validation data.
-        modules: files (their paths from the grid's) that register operations of your own.
     """
 
-    # str → RunConfig, or a function that makes one; Any because pydantic would copy and re-validate them
-    bases: dict[str, Any]
     variants: dict[str, Variant]
     left_out: dict[str, str] = {}
     base: str
     seeds: tuple[int, ...] = (0, 1, 2)
     match: Annotated[str, AfterValidator(_check_measure)] | None = None
     lrs: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    modules: tuple[str, ...] = ()
 
     def model_post_init(self, _: Any) -> None:
         if self.base not in self.variants:
@@ -85,25 +110,6 @@ class Grid(Config):
                 raise ConfigError(f"variant {name!r} is built on itself")
             lineage.insert(0, parent)
         return lineage
-
-    def start(self, data: str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
-        """The run that all variants start from.
-
-        Args:
-            data: a key of `bases`; the first if None.
-            overrides: changes by dotted key.
-
-        Raises ConfigError: no such key, or changes that do not make a run.
-        """
-        overrides = overrides or {}
-        if data is not None and data not in self.bases:
-            raise ConfigError(f"no data {data!r}; the grid has {', '.join(self.bases)}")
-        if "seed" in overrides:
-            raise ConfigError("seed: a grid runs with each of its seeds: give --seeds, or `seeds` in the grid's file")
-        for source in self.modules:
-            load_module(source)
-        base = self.bases[data or next(iter(self.bases))]
-        return override(base(overrides) if callable(base) else base, overrides)
 
     def runs(
         self,
@@ -130,6 +136,8 @@ class Grid(Config):
         more than they declare (one line for each).
         """
         seeds = self._seeds(seeds)
+        if "seed" in (overrides or {}):
+            raise ConfigError("seed: a grid runs with each of its seeds: give --seeds, or `seeds` in the grid's file")
         resolved: dict[str | None, RunConfig] = {None: self.start(data, overrides)}
         wanted = self._wanted(only)
         lrs = self.lrs if lrs is None else lrs

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from metamixer.config import Config, ConfigError, explain, unknown
 from metamixer.plugins import load_module, place
 
-from .grid import Grid, LoadedGrid
+from .grid import Grid, LoadedGrid, Question
 
 GRIDS = Path(__file__).resolve().parent.parent / "ablations"
 
@@ -52,7 +52,7 @@ def load_grid(name: str, more_modules: Sequence[str] = (), root: Path = Path("ru
     return LoadedGrid(path.stem, question_of(path), grid)
 
 
-Q = TypeVar("Q", bound=Config)
+Q = TypeVar("Q", bound=Question)
 
 
 def from_file(
@@ -84,8 +84,7 @@ def from_file(
                 del sys.modules[name]
     if not isinstance(found, cls):
         raise ConfigError(f"{path}: no {cls.__name__.lower()} in it: assign one to {variable}")
-    own = found.modules  # type: ignore[attr-defined]
-    modules = (str((path.parent / m).resolve()) for m in (*own, *more_modules))
+    modules = (str((path.parent / m).resolve()) for m in (*found.modules, *more_modules))
     return found.model_copy(update={"modules": tuple(modules)})
 
 

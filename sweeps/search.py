@@ -1,8 +1,7 @@
-"""Searches: a base run, a function that proposes changes to it, what is sought and what it may cost."""
+"""Searches: base runs, a function that proposes changes to them, what is sought and what it may cost."""
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,13 +9,12 @@ from typing import Annotated, Any
 
 import optuna
 from optuna.trial import FixedTrial
-from pydantic import AfterValidator, Field, InstanceOf
+from pydantic import AfterValidator, Field
 
-from metamixer.config import SCHEMA_VERSION, Config, ConfigError, override
-from metamixer.plugins import load_module
+from metamixer.config import SCHEMA_VERSION, ConfigError, override
 from metamixer.training.run_config import RunConfig
 
-from .grid import as_json, data_label
+from .grid import Question, as_json, data_label
 from .iso_cost import check_measure
 from .questions import GRIDS, find_file, from_file, grid_questions, question_of
 
@@ -24,37 +22,32 @@ SEARCHES = GRIDS / "searches"
 
 # macs, params, or latency:RUNTIME in units of the base's
 CostName = Annotated[str, AfterValidator(check_measure)]
-Proposing = optuna.trial.Trial | FixedTrial
 
 
-class Search(Config):
+class Search(Question):
     """A search as the author of its file writes it.
 
     Attributes:
-        bases: the base run for each data set or task; the first is the default.
         propose: takes a trial of Optuna, asks it for parameters (`trial.suggest_categorical` and so on), and returns
             changes of the base by dotted key. A ValueError means that these parameters make no run.
         minimize: costs that are sought as low as possible, beside the best value of the task's first metric.
-        constraints: the most that a trial may cost; one above it is recorded as too costly and not trained.
+        constraints: the most that a trial may cost; one above it is never trained.
         known: parameters of configurations that are tried first, by name.
         sampler_seed: seed of the sampler, Optuna's TPE.
         trials: how many have to end.
-        modules: files (their paths from the search's) that register operations of your own.
     """
 
-    bases: dict[str, InstanceOf[RunConfig]] = Field(min_length=1)
     propose: Callable[[Any], dict[str, Any]]
     minimize: tuple[CostName, ...] = ()
     constraints: dict[CostName, Annotated[float, Field(gt=0)]] = {}
     known: dict[str, dict[str, Any]] = {}
     sampler_seed: int = Field(default=0, ge=0)
     trials: int = Field(default=40, gt=0)
-    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Definition:
-    """A search on one data set or task."""
+class LoadedSearch:
+    """A search on one data set or task, with its name and the question in its file's docstring."""
 
     name: str
     question: str
@@ -76,39 +69,25 @@ class Definition:
             "base": self.base.identity(),
         }
 
-    def changes(self, trial: Proposing) -> dict[str, Any]:
+    def changes(self, trial: optuna.trial.Trial | FixedTrial) -> dict[str, Any]:
         """What a trial changes in the base, as JSON types by dotted key.
 
         Raises ValueError: the search's function fails, or says that these parameters make no run.
         """
         try:
-            return as_json(self.search.propose(trial))
+            changes = as_json(self.search.propose(trial))
         except ValueError:
             raise
         except Exception as error:
             at = traceback.extract_tb(error.__traceback__)[:2][-1]
             raise ConfigError(f"{at.filename}:{at.lineno}: {type(error).__name__}: {error}") from None
-
-    def config(self, trial: Proposing) -> RunConfig:
-        """The run of a trial; a ValueError if its parameters make none."""
-        changes = self.changes(trial)
         if not isinstance(changes, dict):
             raise ConfigError(f"propose returned {changes!r}: return changes by dotted key, as a dict")
-        return override(self.base, changes)
+        return changes
 
-    def known(self, name: str) -> FixedTrial:
-        """A known configuration as a trial.
-
-        Raises ConfigError: it lacks a parameter that the search's function asks for, or makes no run.
-        """
-        trial = FixedTrial(self.search.known[name])
-        try:
-            self.config(trial)
-        except ValueError as error:
-            lacks = re.match(r"The value of the parameter '(.+?)' is not found", str(error))  # Optuna's words
-            said = f"it lacks {lacks[1]!r}, which propose asks for" if lacks else str(error)
-            raise ConfigError(f"known {name!r}: {said}") from None
-        return trial
+    def config(self, trial: optuna.trial.Trial | FixedTrial) -> RunConfig:
+        """The run of a trial; a ValueError if its parameters make none."""
+        return override(self.base, self.changes(trial))
 
 
 def search_questions() -> dict[str, str]:
@@ -118,7 +97,7 @@ def search_questions() -> dict[str, str]:
 
 def load_search(
     name: str, data: str | None = None, overrides: dict[str, Any] | None = None, more_modules: Sequence[str] = ()
-) -> Definition:
+) -> LoadedSearch:
     """A search on one data set or task, by the name of its file in `ablations/searches` or by a path.
 
     Args:
@@ -130,12 +109,8 @@ def load_search(
     """
     path = find_file(name, SEARCHES, "search")
     search = from_file(path, "SEARCH", Search, more_modules)
-    data = data or next(iter(search.bases))
-    if data not in search.bases:
-        raise ConfigError(f"no data {data!r}; the search has {', '.join(search.bases)}")
-    for source in search.modules:
-        load_module(source)
-    base = override(search.bases[data], overrides or {})
+    base = search.start(data, overrides)
     if not base.data.val_samples:
         raise ConfigError("a search chooses on validation samples: give the base some, e.g. data.val_samples=1000")
-    return Definition(path.stem, question_of(path), data_label(data, overrides or {}), search, base)
+    label = data_label(data or next(iter(search.bases)), overrides or {})
+    return LoadedSearch(path.stem, question_of(path), label, search, base)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -71,23 +70,15 @@ def say_left_alone(counts: Counter[State], retry: bool) -> None:
         console.print(f"{counts[State.QUEUED]} runs wait in a cluster's queue")
 
 
-def show_training(
-    runs: Iterable[PlannedRun],
-    total: int,
-    root: Path,
-    workers: int,
-    device: str,
-    describe: Callable[[Outcome], str] | None = None,
-) -> bool:
+def show_training(runs: Iterable[PlannedRun], total: int, root: Path, workers: int, device: str) -> bool:
     """Train runs on this machine and show how they go; returns whether a signal stopped it early.
 
     A bar shows all runs and one each active run. A line says how a run ended; the same problem is said once.
 
     Args:
         total: how many runs there will be.
-        describe: a line on how a run ended, where that of a grid's run does not do.
     """
-    describe, said, stopped = describe or partial(_line, root), set[str](), False
+    said, stopped = set[str](), False
     bars = dict[str, TaskID]()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, TextColumn("{task.fields[note]}")) as progress:
@@ -96,7 +87,7 @@ def show_training(
             stopped = signalled
             for outcome in ended:
                 if outcome.state == State.DONE or outcome.message not in said:
-                    progress.console.print(describe(outcome), highlight=False, soft_wrap=True)
+                    progress.console.print(_line(root, outcome), highlight=False, soft_wrap=True)
                 said.add(outcome.message)
                 progress.advance(all_runs)
             for run in active:
@@ -119,10 +110,13 @@ def _note(run: PlannedRun, now: dict[str, float]) -> str:
 
 
 def _line(root: Path, outcome: Outcome) -> str:
-    run, result = outcome.run, RunFolder(root / outcome.run.hash).result() or {}
+    """How a run ended: its score on the validation samples, or on the test samples where it has no others."""
+    run, folder = outcome.run, RunFolder(root / outcome.run.hash)
     if outcome.state == State.DONE:
-        metric = run.config.metrics[0]
-        return f"{run.name}: {metric.text(result[metric.name])} in {result['seconds']:.0f} s"
+        metric, result = run.config.metrics[0], folder.result() or {}
+        score = (folder.read("progress.json") or {}).get("score")
+        text = f"val {metric.text(score)}" if score is not None else metric.text(result[metric.name])
+        return f"{run.name}: {text} in {result['seconds']:.0f} s"
     return f"{run.name}: {outcome.state}, {outcome.message}; log: {root / run.hash / 'log.txt'}"
 
 

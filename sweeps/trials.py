@@ -1,7 +1,7 @@
 """The trials of a search, as its folder and its runs' folders tell.
 
 `searches/NAME@DATA/` in the folder of the runs holds `search.json` (what is sought) and `trials.jsonl`. A row of that
-file is a proposal: the run's hash, its parameters, changes and costs. A trial's score is its task's first metric on the
+file is a proposal: the run's hash, its parameters and costs. A trial's score is its task's first metric on the
 validation samples in the last epoch, with the weights that its recipe reports.
 """
 
@@ -22,58 +22,52 @@ FILE = "trials.jsonl"
 OPEN = "open"  # outcome of a trial that waits, runs or was interrupted
 
 
-def find_search(root: Path, name: str | None = None, data: str | None = None) -> Path:
-    """The folder of a search; of the only one there is without name and data.
+def find_search(root: Path, name: str, data: str | None = None) -> Path:
+    """The folder of a search.
 
-    Raises ConfigError: no such search, or several; the line says which there are.
+    Raises ConfigError: no such search, or it is there on several data; the line says which there are.
     """
-    there = sorted(path.parent for path in (root / "searches").glob("*/search.json"))
-    chosen = [path for path in there if path.match(f"{name or '*'}@{data or '*'}")]
+    there = [path.parent for path in sorted((root / "searches").glob("*/search.json"))]
+    chosen = [path for path in there if path.match(f"{name}@{data or '*'}")]
     if len(chosen) == 1:
         return chosen[0]
-    what = "several searches" if chosen else f"no search {name or ''}{f' on {data}' if data else ''}"
-    listed = ", ".join(path.name for path in chosen or there)
-    hint = f"give name and data of one of: {listed}" if listed else "no search was launched there yet"
-    raise ConfigError(f"{what} in {root}; {hint}")
+    what = "several searches" if chosen else "no search"
+    listed = ", ".join(path.name for path in chosen or there) or "none"
+    raise ConfigError(f"{what} {name}{f' on {data}' if data else ''} in {root}; there are {listed}")
 
 
 def launched(root: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, data and row of every trial of every search that was launched here."""
     for path in sorted((root / "searches").glob(f"*/{FILE}")):
         search, _, data = path.parent.name.partition("@")
-        yield from ((search, data, row) for row in proposals(path.parent) if "ended" not in row and not too_costly(row))
-
-
-def proposals(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a search's trials, in order."""
-    return jsonl.read(folder / FILE)
+        yield from ((search, data, row) for row in jsonl.read(path) if "ended" not in row)
 
 
 def read_trials(folder: Path) -> list[dict[str, Any]]:
     """The rows of a search's trials, each with how it ended under `ended`.
 
-    That is `outcome` (done, failed, too costly, open), the score by the metric's name, epochs, minutes and error. A
-    shipped row holds it already.
+    That is `outcome` (done, failed, open), the score by the metric's name, epochs, minutes and error. A shipped row
+    holds it already; in older ones a trial may have been too costly.
     """
-    about = RunFolder(folder).read("search.json") or {}
+    metric = _about(folder)["metric"]["name"]
     return [
-        row if "ended" in row else row | {"ended": _ended(RunFolder(folder.parent.parent / row["hash"]), row, about)}
-        for row in proposals(folder)
+        row if "ended" in row else row | {"ended": _ended(RunFolder(folder.parent.parent / row["hash"]), metric)}
+        for row in jsonl.read(folder / FILE)
     ]
 
 
-def too_costly(row: dict[str, Any]) -> bool:
-    """Whether a trial costs more than a limit allows."""
-    return any(excess > 0 for excess in row["excess"].values())
+def _about(folder: Path) -> dict[str, Any]:
+    about = RunFolder(folder).read("search.json")
+    if about is None:
+        raise ConfigError(f"{folder / 'search.json'}: no whole record of a search")
+    return about
 
 
-def _ended(folder: RunFolder, row: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    result, metric = folder.result() or {}, about["metric"]["name"]
+def _ended(folder: RunFolder, metric: str) -> dict[str, Any]:
+    result = folder.result() or {}
     last = (jsonl.read(folder.path / "metrics.jsonl") or [{}])[-1]
     outcome, error = result.get("state", OPEN), result.get("error", "")
-    if too_costly(row):
-        outcome = "too costly"
-    elif outcome == "done" and last.get("epoch") != result["epochs"]:
+    if outcome == "done" and last.get("epoch") != result["epochs"]:
         outcome, error = "failed", "metrics.jsonl has no row of the last epoch"
     return {
         "outcome": outcome,
@@ -85,24 +79,20 @@ def _ended(folder: RunFolder, row: dict[str, Any], about: dict[str, Any]) -> dic
 
 
 def study_of(folder: Path, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
-    """A search as a study of Optuna in memory; one without trials where there is no such folder.
+    """A search as a study of Optuna in memory.
 
     Its attributes are those of `search.json` (name, setting, question, metric, objectives, constraints). Those of a
     trial are its hash, its source (sampler, or the name of a known configuration), its costs and how it ended. A trial
-    that is too costly or failed is pruned in Optuna's words, and infeasible.
+    that failed is pruned in Optuna's words, and infeasible.
     """
     import optuna
     from optuna.distributions import json_to_distribution
     from optuna.trial import TrialState, create_trial
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
-    name, _, data = folder.name.partition("@")
-    none = {"name": name, "setting": data, "objectives": ["top1"], "constraints": {}}
-    top1 = {"name": "top1", "label": "top-1", "unit": "%", "higher_is_better": True, "decimals": 2}
-    about: dict[str, Any] = RunFolder(folder).read("search.json") or {**none, "metric": top1}
-    better = optuna.study.StudyDirection
-    first = better.MAXIMIZE if about["metric"]["higher_is_better"] else better.MINIMIZE
-    directions = [first, *(better.MINIMIZE for _ in about["objectives"][1:])]
+    about = _about(folder)
+    first = "maximize" if about["metric"]["higher_is_better"] else "minimize"
+    directions = [first, *("minimize" for _ in about["objectives"][1:])]
     study = optuna.create_study(study_name=folder.name, directions=directions, sampler=sampler)
     for key, value in about.items():
         study.set_user_attr(key, value)
@@ -115,18 +105,17 @@ def study_of(folder: Path, sampler: optuna.samplers.BaseSampler | None = None) -
                 values=[found[name] for name in about["objectives"]] if outcome == "done" else None,
                 params=row["parameters"],
                 distributions={key: json_to_distribution(text) for key, text in row["distributions"].items()},
-                constraints=row["excess"] | ({"failed": 1.0} if outcome == "failed" else {}),
+                constraints={} if outcome in states else {outcome: 1.0},
                 user_attrs={"hash": row["hash"], "source": row["source"], **found},
             )
         )
     return study
 
 
-def best_trials(study: optuna.Study, top: int | None = None) -> list[optuna.trial.FrozenTrial]:
+def best_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     """The front, or every trial that is done if no cost is sought; the best by the metric first."""
     from optuna.trial import TrialState
 
     alone = len(study.directions) == 1
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if alone else study.best_trials
-    higher = study.user_attrs["metric"]["higher_is_better"]
-    return sorted(done, key=lambda trial: trial.values[0], reverse=higher)[:top]
+    return sorted(done, key=lambda trial: trial.values[0], reverse=study.user_attrs["metric"]["higher_is_better"])

@@ -20,7 +20,7 @@ from metamixer.operation import REGISTRY
 from metamixer.training.folder import RunFolder
 from sweeps import Grid
 from sweeps.search import load_search
-from sweeps.trials import proposals, read_trials, too_costly
+from sweeps.trials import read_trials
 
 SINE = """
 from metamixer import Activation, register
@@ -46,20 +46,17 @@ def own_operation(tmp_path):
     REGISTRY["activation"].pop("sine_for_search", None)
 
 
-def test_from_the_dry_run_to_the_grid_that_confirms_it(tmp_path, own_operation):
+def test_from_the_search_to_the_grid_that_confirms_it(tmp_path, own_operation):
     file, runs = write_search(tmp_path, trials=3, more=OWN), tmp_path / "runs"
     file.write_text(file.read_text().replace('"identity"]', '"sine_for_search"]'))
-    shown = launch("search", file, "--runs", runs, "--dry-run").stdout
-    assert "gelu · relu · silu · sine_for_search" in shown and "macs at most" in shown
-    assert not runs.exists(), "a dry run wrote something"
     shown = launch("search", file, "--runs", runs, "--workers", 2, "--device", "cpu").stdout
-    assert "trial 0 (base): val top-1" in shown and "trial 1 (sine): val top-1" in shown and "the front" in shown
+    assert "trial 0 seed 0: val top-1" in shown and "sine: activation sine" in shown and "the front" in shown
     folder = runs / "searches" / "tiny@tiny"
     table = pd.read_csv(folder / "trials.csv")
-    assert (table["outcome"] == "done").sum() == 3 and set(table["outcome"]) <= {"done", "too costly"}
+    assert list(table["outcome"]) == ["done"] * 3
     shown = launch("status", "tiny", "--runs", runs).stdout
     assert "3 runs: 3 done" in shown and "trial 0" in shown
-    for row in table[table["outcome"] == "done"].itertuples():
+    for row in table.itertuples():
         assert row.top1 == jsonl.read(runs / row.hash / "metrics.jsonl")[-1]["val_top1"]
         # validation images, not the test images that its run reports in the end
         assert row.top1 * 64 / 100 == round(row.top1 * 64 / 100)
@@ -80,11 +77,11 @@ def test_from_the_dry_run_to_the_grid_that_confirms_it(tmp_path, own_operation):
     grid = runpy.run_path(str(out))["GRID"]
     assert isinstance(grid, Grid) and grid.base == "base" and grid.seeds == (1, 2, 3)
     planned = {run.variant: run.config for run in grid.runs(seeds=(0,))}
-    definition, rows = load_search(str(file)), proposals(folder)
-    assert planned["base"] == definition.base and len(planned) > 1
+    search, rows = load_search(str(file)), read_trials(folder)
+    assert planned["base"] == search.base and len(planned) > 1
     for name in planned.keys() - {"base"}:
         parameters = rows[int(name.removeprefix("trial_"))]["parameters"]
-        assert planned[name] == definition.config(optuna.trial.FixedTrial(parameters))
+        assert planned[name] == search.config(optuna.trial.FixedTrial(parameters))
     assert "confirm on tiny" in launch("plan", out, "--runs", runs).stdout
 
 
@@ -103,7 +100,7 @@ def test_a_search_on_a_probe_seeks_its_metric(tmp_path):
     (tmp_path / "probe.py").write_text(PROBE)
     runs = tmp_path / "runs"
     shown = launch("search", tmp_path / "probe.py", "--runs", runs, "--workers", 2, "--device", "cpu").stdout
-    assert "sought: accuracy, macs" in shown and "(sampler): val accuracy" in shown and "top-1" not in shown
+    assert "val accuracy" in shown and "top-1" not in shown
     study = load_study(runs, "probe")
     for trial in study.trials:
         assert trial.values[0] == jsonl.read(runs / trial.user_attrs["hash"] / "metrics.jsonl")[-1]["val_accuracy"]
@@ -120,7 +117,7 @@ def test_mistakes_are_one_line(tmp_path):
     file, runs = write_search(tmp_path), tmp_path / "runs"
     for arguments, line in (
         (("search", "nothing"), "no search 'nothing'; there are mixer"),
-        (("search", file, "--data", "other"), "no data 'other'; the search has tiny"),
+        (("search", file, "--data", "other"), "no data 'other'; there are tiny"),
         (("confirm", file), "no search tiny on tiny in"),
         (("search", file, "--set", "recipe.epoch=3"), "no key 'epoch'"),
     ):
@@ -166,10 +163,9 @@ def test_a_search_that_is_killed_again_and_again_makes_exactly_the_wanted_trials
     results = {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")}
     launch("search", file, "--runs", runs, "--workers", 2, "--device", "cpu")
     rows = read_trials(folder)
-    trained = [row for row in rows if not too_costly(row)]
-    assert [row["ended"]["outcome"] for row in trained] == ["done"] * 6
+    assert [row["ended"]["outcome"] for row in rows] == ["done"] * 6
     assert len({row["hash"] for row in rows}) == len(rows) and done() == 6
-    for row in trained:
+    for row in rows:
         epochs = [each["epoch"] for each in jsonl.read(runs / row["hash"] / "metrics.jsonl")]
         assert epochs == list(range(1, 7)), "an epoch is there twice or not at all"
     assert all(path.stat().st_mtime_ns == when for path, when in results.items()), "a finished run was trained again"
@@ -197,13 +193,13 @@ def test_no_more_trials_are_proposed_where_runs_are_interrupted(tmp_path):
     launch("search", file, *options, "--runs", runs, "--workers", 1, "--device", "cpu", code=1)
     (folder,) = (runs / "searches").iterdir()
     rows = read_trials(folder)
-    assert len(rows) <= 3 and {row["ended"]["outcome"] for row in rows} == {"open"}
+    assert len(rows) == 1 and {row["ended"]["outcome"] for row in rows} == {"open"}
 
 
 def test_latency_from_the_command_line(tmp_path):
     runs = tmp_path / "runs"
     file = write_search(tmp_path, trials=1, more='minimize=("latency:eager",), known={"base": AS_BASE},')
     shown = launch("search", file, "--workers", 1, "--runs", runs).stdout
-    assert "sought: top1, latency:eager" in shown and "× base" in shown
-    (row,) = proposals(runs / "searches" / "tiny@tiny")
+    assert "latency:eager" in shown and "× base" in shown
+    (row,) = read_trials(runs / "searches" / "tiny@tiny")
     assert 0.3 < row["costs"]["latency:eager"] < 3  # the base against itself

@@ -13,7 +13,7 @@ from sweeps.follow import cancel, select, standings
 from sweeps.profiles import Profile
 from sweeps.states import State
 from sweeps.submissions import read_submissions
-from sweeps.trials import proposals
+from sweeps.trials import read_trials
 
 PROFILE = Profile(minutes=60, gpus_per_node=1)
 
@@ -82,9 +82,9 @@ def test_a_refusal_loses_no_trial(tmp_path, slurm, root, looks):
     fake_slurm.change(slurm, refuse=[1])
     asker = begin(tmp_path, root, wanted=2)
     assert not submit(asker, 2) and submitted(root) == []
-    rows = proposals(asker.folder)
+    rows = read_trials(asker.folder)
     leave(begin(tmp_path, root, wanted=2), 2)
-    assert proposals(asker.folder) == rows and len(submitted(root)) == 2
+    assert read_trials(asker.folder) == rows and len(submitted(root)) == 2
 
 
 def test_trials_are_cancelled_by_the_searchs_name(tmp_path, slurm, root, looks):
@@ -97,4 +97,4 @@ def test_a_search_that_may_take_too_many_hours_proposes_nothing(tmp_path, slurm,
     asker = begin(tmp_path, root, wanted=6)
     with pytest.raises(ConfigError, match=r"6 runs may take .* GPU-hours"):
         submit(asker, 2, max_gpu_hours=1)
-    assert proposals(asker.folder) == []
+    assert read_trials(asker.folder) == []
