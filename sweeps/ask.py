@@ -165,22 +165,22 @@ def search_here(asker: Asker, workers: int, device: str) -> bool:
     return not asker.left()
 
 
-def search_on_slurm(
-    asker: Asker, workers: int, profile: Profile, max_gpu_hours: float | None, max_attempts: int
-) -> bool:
+def search_on_slurm(asker: Asker, workers: int, profile: Profile, max_gpu_hours: float | None) -> bool:
     """Keep `workers` trials queued or running until all have ended or SLURM refuses; returns whether all have ended.
 
-    Jobs run on without this process; a later call goes on with them.
+    Jobs run on without this process; a later call goes on with them, and submits interrupted trials again.
 
     Raises ConfigError: SLURM can't be asked, or the trials may take more than `max_gpu_hours`.
     """
     cluster.check_budget([(profile, asker.left())], max_gpu_hours)
-    size = scheduler.max_array_size()
-    name, data = asker.loaded.name, asker.loaded.data
+    scheduler.max_array_size()  # fails where there is no SLURM
+    given = set[str]()
     while True:
         configs = {run.hash: run.config for run in asker.open_runs(workers)}
-        taken = cluster.launch(asker.root, configs, TO_TRAIN, name, data, profile, max_attempts, size)
-        states = find_states(asker.root, configs)
-        if not taken or set(states.values()) <= TO_TRAIN:
-            return not asker.left()  # all have ended, or the rest can't be submitted
+        with launch_lock(asker.root):
+            new = {hash: config for hash, config in configs.items() if hash not in given}
+            taken = cluster.launch(asker.root, new, TO_TRAIN, profile)
+        given |= configs.keys()
+        if not taken or set(find_states(asker.root, configs).values()) <= TO_TRAIN:
+            return not asker.left()  # all have ended, or the rest can't go on
         time.sleep(BETWEEN_LOOKS)

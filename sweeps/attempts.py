@@ -7,7 +7,9 @@ import time
 from typing import Any
 
 from metamixer import jsonl
+from metamixer.config import ConfigError
 from metamixer.training.folder import RunFolder
+from metamixer.training.state import State
 
 
 class Attempts:
@@ -39,10 +41,10 @@ class Attempts:
                 print(f"{self.path}: {error.strerror or error}; this end is not noted: {reason} {more}", flush=True)
 
     def idle(self) -> int:
-        """Starts in a row, the last ones, that wrote no checkpoint."""
+        """Starts of this submission in a row, the last ones, that wrote no checkpoint."""
         now, idle = self._checkpoint(), 0
         for row in reversed(self.rows()):
-            if row.get("event") == "start":
+            if row.get("event") == "start" and row.get("submission") == self.submission:
                 if row.get("checkpoint") != now:
                     break
                 idle += 1
@@ -74,3 +76,15 @@ class Attempts:
     def _append(self, **row: Any) -> None:
         own = {"submission": self.submission} if self.submission else {}
         jsonl.append(self.path, {"time": time.time(), "host": socket.gethostname(), **own, **row})
+
+
+def outcome_of(error: BaseException) -> tuple[State, str]:
+    """How an error ends a run, and a line about it: a signal and the surroundings only interrupt it."""
+    from metamixer.training.signals import Interrupted
+    from metamixer.training.surroundings import surroundings
+
+    if isinstance(error, Interrupted | ConfigError):
+        return State.INTERRUPTED, str(error)
+    if (known := surroundings(error)) is not None:  # e.g. the start can't be noted on a full disk
+        return State.INTERRUPTED, known
+    return State.FAILED, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,7 @@ from rich.console import Console
 from metamixer.config import ConfigError, override
 from metamixer.training.folder import RunFolder
 
-from . import follow, scheduler, slurm, snapshot
-from .attempts import Attempts
+from . import follow, scheduler, slurm
 from .profiles import Profile
 from .states import State, find_standings
 from .submissions import launch_lock
@@ -38,51 +36,21 @@ def check_budget(parts: Sequence[tuple[Profile, int]], limit: float | None) -> N
         )
 
 
-def launch(
-    root: Path,
-    configs: dict[str, RunConfig],
-    wanted: set[State],
-    grid: str,
-    data: str,
-    profile: Profile,
-    max_attempts: int,
-    array_size: int,
-) -> bool:
+def launch(root: Path, configs: dict[str, RunConfig], wanted: set[State], profile: Profile) -> bool:
     """Submit those of `configs` (by hash) that are in a wanted state, and return whether SLURM took all of them.
 
-    The launch lock is held meanwhile, so that launches at the same time submit each run once. A ConfigError says that
-    SLURM can't be asked what it already has, or that the profile's processes can't share a run's passes.
+    The launch lock is held, so that launches at the same time submit each run once. A ConfigError says that SLURM can't
+    be asked what it already has, or that the profile's processes can't share a run's passes.
     """
-    console = Console(highlight=False, soft_wrap=True)
-    with launch_lock(root):
-        now = find_standings(root, configs.keys())
-        if now.problem:
-            raise ConfigError(f"{now.problem}; what is queued can't be told, so nothing was submitted")
-        todo = [hash for hash in configs if now.runs[hash].state in wanted]
-        idle = {hash for hash in todo if Attempts(RunFolder(root / hash)).idle() >= max_attempts}
-        todo = [hash for hash in todo if hash not in idle]
-        if idle:
-            console.print(
-                f"{len(idle)} runs started again and again without progress and are left alone; "
-                "`launch.py logs` shows why, --max-attempts allows more starts",
-                style="yellow",
-            )
-        if not todo:
-            return True
-        for hash in todo:
-            configs[hash].recipe.share(profile.processes)  # refused here, not on the node
-        for hash in todo:
-            RunFolder(root / hash).create(configs[hash])
-        submitted = slurm.submit(root, todo, grid, data, profile, snapshot.take(root), array_size, max_attempts)
-    for submission in submitted:
-        if submission.error:
-            problem = f"sbatch: {submission.error}; the same command submits the rest"
-            console.print(problem, style="red", markup=False)
-        else:
-            console.print(f"job {submission.job}: {len(submission.hashes)} runs of {grid}")
-    if dropped := sorted(key for key in os.environ if key.startswith("SBATCH_")):
-        console.print(f"{', '.join(dropped)}: not used; a profile's `options` take any option of sbatch")
-    return not any(submission.error for submission in submitted)
+    now = find_standings(root, configs.keys())
+    if now.problem:
+        raise ConfigError(f"{now.problem}; what is queued can't be told, so nothing was submitted")
+    todo = [hash for hash in configs if now.runs[hash].state in wanted]
+    for hash in todo:
+        configs[hash].recipe.share(profile.processes)  # refused here, not on the node
+    for hash in todo:
+        RunFolder(root / hash).create(configs[hash])
+    return slurm.submit(root, todo, profile) if todo else True
 
 
 def show_hours(plan: Plan, profile: Profile) -> None:
@@ -101,24 +69,21 @@ def show_hours(plan: Plan, profile: Profile) -> None:
     )
 
 
-def launch_plans(
-    plans: Sequence[Plan], profile: Profile, retry: bool, max_attempts: int, max_gpu_hours: float | None
-) -> bool:
+def launch_plans(plans: Sequence[Plan], profile: Profile, retry: bool, max_gpu_hours: float | None) -> bool:
     """Submit the missing runs of plans, and print these and those left alone; returns whether SLURM took all."""
     from .terminal import say_left_alone  # loads torch, which `retry` does not need
 
     check_budget([(profile, sum(len(plan.missing(retry)) for plan in plans))], max_gpu_hours)
-    size = scheduler.max_array_size()  # fails where there is no SLURM, before anything is written
+    scheduler.max_array_size()  # fails where there is no SLURM, before anything is written
     wanted = {State.NEW, State.INTERRUPTED} | ({State.FAILED} if retry else set())
     complete = True
     for plan in plans:
         if not plan.missing(retry):
             Console().print("nothing to submit")
-        configs = {run.hash: run.config for run in plan.runs}
         with launch_lock(plan.root):  # the manifest of one launch may not drop what another is about to submit
             plan.write_manifest()
             plan.put_aside()
-            complete &= launch(plan.root, configs, wanted, plan.loaded.name, plan.data, profile, max_attempts, size)
+            complete &= launch(plan.root, {run.hash: run.config for run in plan.runs}, wanted, profile)
         say_left_alone(plan.count(), retry)
     return complete
 
@@ -129,7 +94,6 @@ def retry(
     data: str | None,
     profile: Profile | None,
     changes: dict[str, Any],
-    max_attempts: int,
     max_gpu_hours: float | None,
 ) -> bool:
     """Submit failed and interrupted runs again, each with the profile that it had last unless one is given.
@@ -139,24 +103,22 @@ def retry(
     console = Console(highlight=False, soft_wrap=True)
     entries = follow.select(root, targets, data)
     now = follow.standings(root, entries)
-    groups = defaultdict[tuple[str, str, str], list[str]](list)
+    groups = defaultdict[str, list[str]](list)
     for entry in entries:
         standing = now.runs[entry.hash]
-        if standing.state not in RETRIED:
-            continue
         last = profile or (standing.submission.profile if standing.submission else None)
-        if last is None:
+        if standing.state in RETRIED and last is not None:
+            groups[override(last, changes).model_dump_json()].append(entry.hash)
+        elif standing.state in RETRIED:
             line = f"{entry.name}: {standing.state}, was never submitted: --profile submits it"
             console.print(line, style="yellow")
-            continue
-        groups[entry.grid, entry.data, override(last, changes).model_dump_json()].append(entry.hash)
     if not groups:
         console.print("nothing to retry: none of them was submitted and failed or was interrupted")
-        return True
-    profiles = {key: Profile.model_validate_json(key[2]) for key in groups}
-    check_budget([(profiles[key], len(hashes)) for key, hashes in groups.items()], max_gpu_hours)
-    size, complete = scheduler.max_array_size(), True
-    for key, hashes in groups.items():
-        configs = {hash: RunFolder(root / hash).config() for hash in hashes}
-        complete &= launch(root, configs, RETRIED, key[0], key[1], profiles[key], max_attempts, size)
+    parts = [(Profile.model_validate_json(key), hashes) for key, hashes in groups.items()]
+    check_budget([(each, len(hashes)) for each, hashes in parts], max_gpu_hours)
+    complete = True
+    with launch_lock(root):
+        for each, hashes in parts:
+            configs = {hash: RunFolder(root / hash).config() for hash in hashes}
+            complete &= launch(root, configs, RETRIED, each)
     return complete

@@ -17,7 +17,6 @@ from .options import (
     GridOptions,
     JobOptions,
     Match,
-    MaxAttempts,
     MaxHours,
     Modules,
     Only,
@@ -100,7 +99,6 @@ def run(
     retry: Annotated[bool, typer.Option("--retry", help="Run failed runs again.")] = False,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train runs again that other code trained.")] = False,
     cluster: Cluster = "local",
-    max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
 ) -> Launched:
     """Run the missing runs of a grid, here or on SLURM.
@@ -117,7 +115,7 @@ def run(
     if cluster == "slurm":
         from sweeps.cluster import launch_plans
 
-        taken = launch_plans(plans, profile_of(job), retry, max_attempts, max_gpu_hours)
+        taken = launch_plans(plans, profile_of(job), retry, max_gpu_hours)
         raise typer.Exit(0 if taken else 1)
     at_once = parallel_runs(device, job.runs_per_gpu, workers)
     complete = run_with_progress(plans, at_once, device, retry)
@@ -173,7 +171,6 @@ def retry(
     targets: Targets = None,
     data: DataName = None,
     runs: Runs = Path("runs"),
-    max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
 ) -> None:
     """Submit failed and interrupted runs again.
@@ -184,7 +181,7 @@ def retry(
 
     chosen = profile_of(job) if job.profile or job.profiles else None
     changes = {} if chosen else job.changes
-    if not retry_runs(runs, targets or [], data, chosen, changes, max_attempts, max_gpu_hours):
+    if not retry_runs(runs, targets or [], data, chosen, changes, max_gpu_hours):
         raise typer.Exit(1)
 
 
@@ -202,7 +199,6 @@ def search(
     device: Device = "auto",
     module: Modules = None,
     cluster: Cluster = "local",
-    max_attempts: MaxAttempts = 5,
     max_gpu_hours: MaxHours = None,
 ) -> Launched:
     """Search mixers and recipes with Optuna.
@@ -219,7 +215,7 @@ def search(
     if cluster == "local":
         complete = search_here(asker, parallel_runs(device, job.runs_per_gpu, workers), device)
     else:
-        complete = search_on_slurm(asker, workers or 4, profile_of(job), max_gpu_hours, max_attempts)
+        complete = search_on_slurm(asker, workers or 4, profile_of(job), max_gpu_hours)
     return Launched(runs, loaded.name, loaded.data, complete)
 
 

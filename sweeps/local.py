@@ -18,7 +18,7 @@ from metamixer.config import ConfigError
 from metamixer.training.folder import RunFolder
 from metamixer.training.run_config import RunConfig
 
-from .attempts import Attempts
+from .attempts import Attempts, outcome_of
 from .grid import PlannedRun
 from .payload import log_to
 from .states import State
@@ -139,8 +139,7 @@ def attempt(config: RunConfig, path: str, device: str, beside: int = 1) -> tuple
     """
     from metamixer.training.data import default_workers
     from metamixer.training.folder import RunBusy
-    from metamixer.training.surroundings import surroundings
-    from metamixer.training.train import Interrupted, train
+    from metamixer.training.train import train
 
     attempts = Attempts(RunFolder(path))
     if attempts.folder.is_locked():
@@ -152,13 +151,11 @@ def attempt(config: RunConfig, path: str, device: str, beside: int = 1) -> tuple
         state, note = State(result["state"]), result.get("error", "")
     except RunBusy as error:
         return State.RUNNING, str(error)
-    except (Interrupted, ConfigError) as error:  # a signal or the surroundings
-        state, note = State.INTERRUPTED, str(error).removeprefix(f"{path}: ")
     except Exception as error:
-        known = surroundings(error)  # e.g. the start can't be noted on a full disk
-        state, note = State.INTERRUPTED if known else State.FAILED, known or f"{type(error).__name__}: {error}"
-        if not known:
+        state, note = outcome_of(error)
+        if state == State.FAILED:
             traceback.print_exc()
+    note = note.removeprefix(f"{path}: ")
     attempts.stop(state, note=note)
     return state, note
 

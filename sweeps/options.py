@@ -25,7 +25,6 @@ Workers = Annotated[
     Optional[int],
     typer.Option(min=1, help="Runs at a time; if not given, one for each core or GPU (a search on SLURM: 4)."),
 ]
-MaxAttempts = Annotated[int, typer.Option(min=1, help="Starts in a row that one run may make without progress.")]
 MaxHours = Annotated[Optional[float], typer.Option(help="Refuse a launch that may take more GPU-hours.")]
 
 

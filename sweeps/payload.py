@@ -32,10 +32,7 @@ if TYPE_CHECKING:
 SIGNAL_SECONDS = 90  # how long before its time limit a job is told
 LAST_WORD = 10  # seconds that the first process has to say how a run ended, before another one takes it down
 SLACK = 75  # SLURM keeps time by the minute, and tells early rather than late
-
-
-class Stopped(BaseException):
-    """A signal came while nothing was being trained. No `Exception`, so that nothing takes it for a run's error."""
+STARTS = 5  # in a row without a checkpoint, until a job gives up
 
 
 def signal_delay(minutes: int) -> int:
@@ -58,20 +55,19 @@ class Payload:
     submission: str
 
     def __call__(self) -> str:
-        # all of it before a signal may raise: torch can't be imported twice
-        from metamixer.config import ConfigError
         from metamixer.training.distributed import ProcessLost
         from metamixer.training.folder import RunFolder
-        from metamixer.training.state import ended
-        from metamixer.training.surroundings import surroundings
-        from metamixer.training.train import Interrupted
-        from sweeps.attempts import Attempts
-        from sweeps.snapshot import verify
+        from metamixer.training.signals import Interrupted
+        from metamixer.training.state import State, ended
+        from sweeps.attempts import Attempts, outcome_of
+        from sweeps.snapshot import PROJECT
         from sweeps.states import is_settled
         from sweeps.submissions import newest, read_submission, read_submissions
 
         root = Path(self.root)
         mine = read_submission(root, self.submission)
+        if (root / "snapshots" / mine.snapshot).resolve() != PROJECT:
+            raise RuntimeError(f"the job runs the code in {PROJECT}, not its snapshot {mine.snapshot}")
         rank, shared = int(os.environ.get("SLURM_PROCID", "0")), mine.profile.runs_per_gpu > 1
         if shared:
             if rank >= len(self.hashes):
@@ -88,47 +84,50 @@ class Payload:
             return "ended before the job was queued again"
         log_to(folder.path / (f"log-{rank}.txt" if rank else "log.txt"))
         attempts = Attempts(folder, self.submission, rank)
+        answer_signals(_stop)  # SIGUSR2 is blocked until training listens
         try:
-            # one that stopped before it met the others would leave them waiting for it
-            listen(at_once=shared or os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1")
-            verify(root / "snapshots" / mine.snapshot)
-            if rank == 0 and attempts.idle() >= mine.max_attempts:
-                raise RuntimeError(f"{mine.max_attempts} starts in a row wrote no checkpoint")
+            if rank == 0 and attempts.idle() >= STARTS:
+                raise RuntimeError(f"{STARTS} starts in a row wrote no checkpoint")
             attempts.start(job=job_number(), snapshot=mine.snapshot)
-            state = self._train(folder, mine.profile)
-        except BaseException as error:
-            ignore_signals()
-            if isinstance(error, Stopped | Interrupted | ProcessLost):
-                lost = str(error) if isinstance(error, ProcessLost) else ""
-                end_job(attempts, mine, lost)
-            known = str(error) if isinstance(error, ConfigError) else surroundings(error)
-            if known is not None:  # e.g. the start can't be noted on a full disk
-                attempts.stop("interrupted", note=known.removeprefix(f"{folder.path}: "))
-            else:
-                if not attempts.failed():  # training records its own errors
-                    folder.fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", 1)
-                attempts.stop("failed")
+            result = _train(folder, mine.profile)
+        except Exception as error:
+            answer_signals(signal.SIG_IGN)  # the end takes time, and SLURM sends SIGTERM to a job that it requeues
+            if isinstance(error, Interrupted | ProcessLost):
+                end_job(attempts, mine, str(error) if isinstance(error, ProcessLost) else "")
+            state, note = outcome_of(error)
+            if state == State.FAILED and not attempts.failed():  # training records its own errors
+                folder.fail(note, 1)
+            attempts.stop(state, note=note.removeprefix(f"{folder.path}: "))
             if rank:
                 time.sleep(LAST_WORD)
             raise
-        attempts.stop(state)
-        return state
-
-    def checkpoint(self) -> Any:  # submitit requeues what can be asked for this
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-    def _train(self, folder: RunFolder, profile: Profile) -> str:
-        from metamixer.training.train import train
-
-        # a node whose GPUs don't work must not train on its CPU for days
-        device = "cuda" if profile.gpus_per_node else "auto"
-        config = folder.config()
-        result = train(config, folder.path, device, max(0, profile.cpus_per_task - config.threads))
-        if result["state"] != "done":
+        attempts.stop(result["state"])
+        if result["state"] != State.DONE:
             raise RuntimeError(result.get("error", "the run failed"))  # SLURM is to call it FAILED too
         return str(result["state"])
+
+
+def answer_signals(handler: Any) -> None:
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _stop(number: int, _: Any) -> NoReturn:
+    """What a signal does before and after training, which handles it itself."""
+    from metamixer.training.signals import Interrupted, received
+
+    received.append(number)
+    answer_signals(signal.SIG_IGN)
+    raise Interrupted(f"stopped by {signal.Signals(number).name}")
+
+
+def _train(folder: RunFolder, profile: Profile) -> dict[str, Any]:
+    from metamixer.training.train import train
+
+    # a node whose GPUs don't work must not train on its CPU for days
+    device = "cuda" if profile.gpus_per_node else "auto"
+    config = folder.config()
+    return train(config, folder.path, device, max(0, profile.cpus_per_task - config.threads))
 
 
 def end_job(attempts: Attempts, mine: Submission, lost: str) -> NoReturn:
@@ -138,24 +137,23 @@ def end_job(attempts: Attempts, mine: Submission, lost: str) -> NoReturn:
     """
     from metamixer.training.signals import received
 
-    profile = mine.profile
-    told = next((number for number in received if number in (signal.SIGUSR2, signal.SIGTERM)), None)
+    profile, told = mine.profile, received[:1] == [signal.SIGUSR2]
     if attempts.rank:  # the first process speaks for all
         time.sleep(LAST_WORD if lost else 0)
         sys.exit(0)
-    if lost and told != signal.SIGUSR2:
+    if lost and not told:
         time.sleep(LAST_WORD / 2)  # for the other's own words, if it has any
         if attempts.failed():
             raise RuntimeError(lost)
         lost = attempts.last_note() or lost
     reason = "a process was lost" if lost else "stopped"
-    if told == signal.SIGUSR2:
+    if told:
         ran = time.time() - float(os.environ["METAMIXER_JOB_START"])
         reason = "time limit" if timed_out(ran, profile.minutes) else "preempted"
     refusal = ""
     if reason == "time limit" and attempts.time_limits() >= profile.continuations:
         refusal = f"after its {profile.continuations} continuations"
-    again = reason in ("time limit", "preempted") and not refusal
+    again = told and not refusal
     attempts.stop(reason, requeue=again, note=lost or refusal or reason)
     if again:
         if profile.runs_per_gpu > 1:
@@ -177,31 +175,6 @@ def is_first(folder: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def listen(at_once: bool) -> None:
-    """From here on a signal raises `Stopped`, while training does not handle it itself.
-
-    SIGUSR2 was blocked before, and a SIGUSR2 of that time comes now; if not `at_once`, when training listens.
-    """
-    for number in (signal.SIGUSR2, signal.SIGTERM):
-        signal.signal(number, _stop)
-    if at_once:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
-
-
-def _stop(number: int, frame: Any) -> None:
-    from metamixer.training.signals import received
-
-    received.append(number)
-    ignore_signals()
-    raise Stopped(signal.Signals(number).name)
-
-
-def ignore_signals() -> None:
-    """Ignore further signals: the end takes time, and SLURM sends SIGTERM to a job that it requeues."""
-    for number in (signal.SIGUSR2, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def requeue() -> str:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from rich.console import Console
 
 from metamixer.config import ConfigError
 
-from . import scheduler
+from . import scheduler, snapshot
 from .payload import Payload, signal_delay
 from .profiles import Profile
 from .submissions import Submission, jobs_folder, record
@@ -31,60 +32,39 @@ FIND_FIRST = "MASTER_ADDR=$(scontrol show node $SLURMD_NODENAME | sed -n 's/.*No
 FIND_FIRST += '; [ -z "$MASTER_ADDR" ] || export MASTER_ADDR'
 
 
-def submit(
-    root: Path,
-    hashes: Sequence[str],
-    grid: str,
-    data: str,
-    profile: Profile,
-    snapshot: str,
-    array_size: int,
-    max_attempts: int,
-) -> list[Submission]:
-    """Submit runs, whose folders exist, `array_size` jobs to an array at most; the launch lock is held.
+def submit(root: Path, hashes: Sequence[str], profile: Profile) -> bool:
+    """Submit runs, whose folders exist, as arrays, and say so; the launch lock is held.
 
-    The jobs at a time are shared out among the arrays.
+    The arrays share the profile's jobs at a time. Where sbatch fails, nothing after it is tried; a busy controller may
+    have taken these jobs all the same, which their names tell the next launch.
 
-    Returns the records, one for each call of sbatch. If the last one has an error, SLURM refused it, and nothing after
-    it was tried. A ConfigError says that there are more arrays than jobs at a time; or that sbatch failed and that
-    SLURM can't be asked whether it took the jobs.
+    Returns whether SLURM took all of them.
     """
-    submitted, size = list[Submission](), array_size * profile.runs_per_gpu
+    console = Console(highlight=False, soft_wrap=True)
+    size, code = scheduler.max_array_size() * profile.runs_per_gpu, snapshot.take(root)
     parts = [tuple(hashes[start : start + size]) for start in range(0, len(hashes), size)]
-    if len(parts) > profile.parallel:
-        raise ConfigError(
-            f"{len(hashes)} runs are {len(parts)} arrays of at most {array_size} jobs, more than the profile's "
-            f"parallel = {profile.parallel} jobs at a time: raise it, or submit parts with --only or --seeds"
-        )
     for number, part in enumerate(parts):
-        at_once = profile.parallel // len(parts) + (number < profile.parallel % len(parts))
-        submission = Submission(
-            id=f"mm-{uuid.uuid4().hex[:8]}", time=time.time(), grid=grid, data=data, snapshot=snapshot,
-            profile=profile, hashes=part, max_attempts=max_attempts,
-        )  # fmt: skip
+        at_once = max(1, profile.parallel // len(parts) + (number < profile.parallel % len(parts)))
+        id = f"mm-{uuid.uuid4().hex[:8]}"
+        submission = Submission(id=id, time=time.time(), snapshot=code, profile=profile, hashes=part)
         record(root, submission)
         try:
-            changes = {"job": _sbatch(root, submission, at_once)}
+            job = _sbatch(root, submission, at_once)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as failure:
             error = " ".join(str(failure).split()).split("sbatch: error: ")[-1]  # its own words, without submitit's
-            # a busy controller may have taken the jobs and not said so
-            found, problem = scheduler.ask([submission.id], submission.time)
-            if problem:
-                raise ConfigError(f"sbatch: {error}; and {problem}. Launch again later") from None
-            # what SLURM refuses stays visible for a while, failed and without a node
-            taken = [job for job in found.values() if job.state != "FAILED" or job.node]
-            changes = {"job": taken[0].number.split("_")[0]} if taken else {"error": error}
-        submission = submission.model_copy(update=changes)
-        record(root, submission)
-        submitted.append(submission)
-        if submission.error:
-            break
-    return submitted
+            line = f"sbatch: {error}; the same command submits the rest"
+            console.print(line, style="red", markup=False)
+            return False
+        record(root, submission.model_copy(update={"job": job}))
+        console.print(f"job {job}: {len(part)} runs")
+    if dropped := sorted(key for key in os.environ if key.startswith("SBATCH_")):
+        console.print(f"{', '.join(dropped)}: not used; a profile's `options` take any option of sbatch")
+    return True
 
 
 def _sbatch(root: Path, submission: Submission, parallel: int) -> str:
     profile, folder = submission.profile, jobs_folder(root) / submission.id
-    snapshot = (root / "snapshots" / submission.snapshot).resolve()
+    code = (root / "snapshots" / submission.snapshot).resolve()
     python = " ".join(map(shlex.quote, (sys.executable, "-c", BLOCK)))
     try:
         executor = submitit.SlurmExecutor(folder=folder.resolve(), python=python)
@@ -122,7 +102,7 @@ def _sbatch(root: Path, submission: Submission, parallel: int) -> str:
             *(f"export {key}={shlex.quote(value)}" for key, value in profile.environment.items()),
             *profile.setup,
             # last: the code is the snapshot's, not that of the current folder or an editable installation
-            f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         ],
         **optional,
     )

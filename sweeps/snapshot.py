@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import uuid
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import metamixer
-from metamixer.config import ConfigError
 from metamixer.training.folder import RunFolder
 from metamixer.training.provenance import source_version
 
@@ -22,19 +21,16 @@ def take(root: Path) -> str:
     Returns:
         16 hexadecimal digits of all that was copied; the snapshot's name.
     """
-    aside = root / "snapshots" / f".{uuid.uuid4().hex}"
-    try:
+    place = root / "snapshots"
+    place.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=place) as aside:
+        copy = Path(aside) / "code"
         for package in PACKAGES:
-            shutil.copytree(PROJECT / package, aside / package, ignore=shutil.ignore_patterns("__pycache__"))
-        name = content_hash(aside)
-        RunFolder(aside).write("snapshot.json", {"snapshot": name, **source_version()})
-        place = root / "snapshots" / name
-        if place.is_dir() and content_hash(place) != name:  # somebody edited it
-            shutil.rmtree(place)
-        if not place.is_dir():
-            aside.rename(place)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(PROJECT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+        name = content_hash(copy)
+        RunFolder(copy).write("snapshot.json", {"snapshot": name, **source_version()})
+        if not (place / name).is_dir():
+            copy.rename(place / name)
     return name
 
 
@@ -46,11 +42,3 @@ def content_hash(folder: Path) -> str:
             content = path.read_bytes()
             digest.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
-
-
-def verify(folder: Path) -> None:
-    """Refuse to run if this process runs other code than the snapshot in `folder`, or somebody edited it."""
-    if folder.resolve() != PROJECT:
-        raise ConfigError(f"the job runs the code in {PROJECT}, not its snapshot {folder}")
-    if (found := content_hash(folder)) != folder.name:
-        raise ConfigError(f"{folder}: the snapshot was edited; it now holds {found}")

@@ -12,9 +12,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
-
-from pydantic import AliasChoices, Field
 
 from metamixer.config import Config, ConfigError, parse
 from metamixer.training.folder import RunFolder
@@ -22,20 +19,15 @@ from metamixer.training.folder import RunFolder
 from .profiles import Profile
 
 
-class Submission(Config):
+class Submission(Config, extra="ignore"):  # older records hold more
     """One call of sbatch: a job, or an array of jobs, each for `profile.runs_per_gpu` runs."""
 
-    schema_version: Literal[1] = 1
     id: str
     time: float
-    grid: str
-    data: str = Field(validation_alias=AliasChoices("data", "setting"))  # its name in older records
     snapshot: str
     profile: Profile
     hashes: tuple[str, ...]
-    max_attempts: int = 5  # starts in a row without a checkpoint that a run may have
     job: str | None = None  # SLURM's number, once sbatch has given it
-    error: str | None = None  # why nothing was submitted
 
     @property
     def jobs(self) -> list[tuple[str, ...]]:
@@ -45,9 +37,7 @@ class Submission(Config):
 
     def number_of(self, index: int) -> str | None:
         """SLURM's number of a job, e.g. 123_4."""
-        if self.job is None:
-            return None
-        return self.job if len(self.hashes) <= self.profile.runs_per_gpu else f"{self.job}_{index}"
+        return self.job if self.job is None or len(self.jobs) == 1 else f"{self.job}_{index}"
 
     def runs_of(self, number: str) -> tuple[str, ...]:
         """The runs of the job that has SLURM's number."""
@@ -91,11 +81,10 @@ def read_submission(root: Path, id: str) -> Submission:
 
 
 def newest(submissions: Sequence[Submission]) -> dict[str, tuple[Submission, int]]:
-    """For each run its last submission that was not refused, and the index of its job there."""
+    """For each run its last submission, and the index of its job there."""
     return {
         hash: (submission, index)
         for submission in submissions
-        if submission.error is None
         for index, hashes in enumerate(submission.jobs)
         for hash in hashes
     }
@@ -103,10 +92,7 @@ def newest(submissions: Sequence[Submission]) -> dict[str, tuple[Submission, int
 
 @contextmanager
 def launch_lock(root: Path) -> Iterator[None]:
-    """One launch at a time decides what to submit; the others wait for it. A launch may take it again inside."""
-    if root in _held:
-        yield
-        return
+    """One launch at a time decides what to submit; the others wait for it."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / "launch.lock").open("a") as file:
         # POSIX locks hold across the machines of an NFS; the kernel frees them
@@ -115,11 +101,4 @@ def launch_lock(root: Path) -> Iterator[None]:
         except OSError:
             print(f"waiting for another launch that is submitting in {root}", file=sys.stderr)
             fcntl.lockf(file, fcntl.LOCK_EX)
-        _held.add(root)
-        try:
-            yield
-        finally:
-            _held.remove(root)
-
-
-_held: set[Path] = set()  # folders whose lock this process has
+        yield

@@ -31,7 +31,7 @@ def root(tmp_path):
 
 
 def submit(asker, workers, max_gpu_hours=None):
-    return search_on_slurm(asker, workers, PROFILE, max_gpu_hours, max_attempts=3)
+    return search_on_slurm(asker, workers, PROFILE, max_gpu_hours)
 
 
 def submitted(root):
