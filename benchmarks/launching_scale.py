@@ -83,7 +83,7 @@ def main() -> None:
         some = [run.variant for run in plan.runs[: 2500 * len(plan.runs) // 10_000]]
         began = time.perf_counter()
         part = make_plan(load_grid(str(grid)), runs, only=list(dict.fromkeys(some)))
-        launch_plans([part], Profile(minutes=60), False, 5, None)
+        launch_plans([part], Profile(minutes=60), False, None)
         figures["submit_seconds"] = time.perf_counter() - began
         figures["submitted"] = len(some)
         figures["sbatch_calls"] = (commands / "calls.log").read_text().split().count("sbatch")
