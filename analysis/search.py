@@ -19,13 +19,13 @@ from matplotlib.axes import Axes
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as pictures
-from rich.markup import escape
 from rich.table import Table
 
 from metamixer.metric import readable
 from sweeps.trials import best_trials, find_search, study_of
 
 from .plots.theme import new, nothing
+from .tables import terminal
 
 ENOUGH = 8  # trials, for importances to mean anything
 ROWS = 20
@@ -53,27 +53,23 @@ def render_trials(study: optuna.Study) -> Table:
     """The best trials as a table for the terminal, with their parameters."""
     about, metric = study.user_attrs, study.user_attrs["metric"]
     counts = Counter(trial.user_attrs["outcome"] for trial in study.trials)
-    table = Table(
-        title=f"{about['name']} on {about['setting']}: {'the best' if len(study.directions) == 1 else 'the front'}",
-        caption=f"{counts.total()} trials: {', '.join(f'{number} {name}' for name, number in counts.items())}. "
-        f"{metric['label']} is on validation samples, one seed, the best of many: `launch.py confirm` writes a grid "
-        "that confirms it",
-        box=None,
-        pad_edge=False,
-        title_justify="left",
-        caption_justify="left",
-    )
-    costs = list(dict.fromkeys([*about["objectives"][1:], *about["constraints"]]))
-    for heading in ("trial", f"{metric['label']} {metric['unit']}", *costs):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("what")
+    costs = dict.fromkeys([*about["objectives"][1:], *about["constraints"]])
+    rows = []
     for trial in best_trials(study)[:ROWS]:
         found = trial.user_attrs
-        cells = [f"{found[name]:.2f} × base" if name.startswith("latency") else readable(found[name]) for name in costs]
+        score = f"{trial.values[0]:.{metric['decimals']}f} {metric['unit']}"
+        row = {"trial": str(trial.number), metric["label"]: score}
+        for name in costs:
+            row[name] = f"{found[name]:.2f} × base" if name.startswith("latency") else readable(found[name])
         words = (f"{name} {f'{v:.3g}' if isinstance(v, float) else v}" for name, v in trial.params.items())
-        source = "" if found["source"] == "sampler" else f"{found['source']}: "
-        score = f"{trial.values[0]:.{metric['decimals']}f}"
-        table.add_row(str(trial.number), score, *cells, escape(source + ", ".join(words)))
+        rows.append(row | {"from": found["source"], "what": ", ".join(words)})
+    table = terminal(pd.DataFrame(rows))
+    table.title = f"{about['name']} on {about['setting']}: {'the front' if about['objectives'][1:] else 'the best'}"
+    table.caption = (
+        f"{counts.total()} trials: {', '.join(f'{number} {name}' for name, number in counts.items())}. Scores are on "
+        "validation samples, one seed, the best of many: `launch.py confirm` writes a grid that confirms them"
+    )
+    table.title_justify = table.caption_justify = "left"
     return table
 
 

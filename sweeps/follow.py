@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -22,6 +21,7 @@ from .submissions import jobs_folder
 from .trials import launched
 
 ROWS = 60  # more runs than this are shown by variant
+NAMES = ("grid", "variant", "runs")  # they alone give way where the terminal is narrow
 NOTES = 10  # different ones, the most frequent first
 STYLES = {State.DONE: "green", State.FAILED: "red", State.INTERRUPTED: "yellow", State.RUNNING: "cyan"}
 
@@ -95,10 +95,15 @@ def show_status(root: Path, targets: Sequence[str], data: str | None, every: boo
     now = standings(root, entries)
     by_run = every or len(entries) <= ROWS
     rows = [_of_run(root, entry, now.runs[entry.hash]) for entry in entries] if by_run else _by_variant(entries, now)
-    shown = rows if by_run else rows[:ROWS]
-    lines: list[RenderableType] = [_table(shown, several=len({entry.whole for entry in entries}) > 1)]
-    if len(rows) > len(shown):
-        lines.append(Text(f"and {len(rows) - len(shown)} more variants; --all shows every run"))
+    if len({entry.whole for entry in entries}) == 1:
+        rows = [{heading: cell for heading, cell in row.items() if heading != "grid"} for row in rows]
+    # a figure or a state that is cut says something else
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in rows[0]:
+        table.add_column(heading, no_wrap=heading not in NAMES, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    lines: list[RenderableType] = [table]
     notes = dict[str, list[str]]()
     for entry in entries:
         standing = now.runs[entry.hash]
@@ -123,66 +128,30 @@ def _counts(entries: Sequence[Entry], now: Standings) -> str:
 Row = dict[str, str | Text]
 
 
-def _table(rows: Sequence[Row], several: bool) -> Table:
-    """A table of rows that have the same headings; names alone give way where the terminal is narrow."""
-    # a figure or a state that is cut says something else
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    headings = [heading for heading in rows[0] if several or heading != "grid"]
-    for heading in headings:
-        right = heading in ("seed", "epoch", "score", "time")
-        gives_way = heading in ("grid", "variant", "runs")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=not gives_way, overflow="fold")
-    for row in rows:
-        table.add_row(*map(row.__getitem__, headings))
-    return table
-
-
 def _of_run(root: Path, entry: Entry, standing: Standing) -> Row:
-    progress = RunFolder(root / entry.hash).read("progress.json") or {}
+    progress, result = RunFolder(root / entry.hash).read("progress.json") or {}, standing.result or {}
+    # on the validation samples; where a run has none, on the test samples once it is done
+    score = progress.get("score")
+    score = result.get(result.get("metric", "top1")) if score is None else score
     return {
         "grid": entry.whole,
         "variant": entry.variant,
         "seed": str(entry.seed),
         "state": Text(standing.state, STYLES.get(standing.state, "")),
         "epoch": f"{progress.get('epoch', 0)}/{progress['epochs']}" if "epochs" in progress else "",
-        "score": _score(standing, progress),
-        "node": _node(standing, progress),
-        "time": _time(standing),
+        "score": f"{score:.2f}" if score is not None else "",
+        "node": "" if standing.state == State.QUEUED else str(progress.get("host", "")),
+        "time": str(timedelta(seconds=round(result["seconds"]))) if "seconds" in result else "",
         "hash": entry.hash,
     }
 
 
 def _by_variant(entries: Sequence[Entry], now: Standings) -> list[Row]:
-    """A row for each variant; of more than are shown, those first that need a look."""
+    """A row for each variant."""
     groups = dict[tuple[str, str], list[Entry]]()
     for entry in entries:
         groups.setdefault((entry.whole, entry.variant), []).append(entry)
-    calm = {State.DONE, State.NEW, State.QUEUED}
-    needs_no_look = {key: {now.runs[e.hash].state for e in group} <= calm for key, group in groups.items()}
-    order = sorted(groups, key=needs_no_look.__getitem__) if len(groups) > ROWS else groups
-    return [{"grid": key[0], "variant": key[1], "runs": _counts(groups[key], now)} for key in order]
-
-
-def _score(standing: Standing, progress: dict[str, Any]) -> str:
-    """On the validation samples; where a run has none, on the test samples once it is done."""
-    result, score = standing.result or {}, progress.get("score")
-    score = result.get(result.get("metric", "top1")) if score is None else score
-    return f"{score:.2f}" if score is not None else ""
-
-
-def _node(standing: Standing, progress: dict[str, Any]) -> str:
-    if standing.state == State.QUEUED:
-        return ""
-    if standing.state == State.RUNNING and standing.job is not None:
-        return standing.job.node
-    return str(progress.get("host", ""))
-
-
-def _time(standing: Standing) -> str:
-    if standing.state == State.RUNNING and standing.job is not None:
-        return standing.job.elapsed
-    seconds = (standing.result or {}).get("seconds")
-    return str(timedelta(seconds=round(seconds))) if seconds is not None else ""
+    return [{"grid": key[0], "variant": key[1], "runs": _counts(group, now)} for key, group in groups.items()]
 
 
 def show_logs(root: Path, targets: Sequence[str], data: str | None, lines: int) -> None:

@@ -20,9 +20,7 @@ from .iso_cost import cost, stages_of
 from .plan import Plan
 from .states import in_words
 
-LARGE = 2.0  # GiB of one tensor from which a plan warns
 LITTLE_WORK = 1e10  # multiply-adds that a plan may spend to see how branches start, about a second
-ROWS = 100  # of the table: nobody reads more
 
 
 def print_plan(plan: Plan) -> None:
@@ -37,13 +35,13 @@ def print_plan(plan: Plan) -> None:
         run = variants[name][0]
         with blaming(name):
             costs[name] = cost(run.config)
-        for warning in _warnings(run, costs[name]):
+        for warning in _warnings(run):
             warned.setdefault(warning, name)
     work = sum(spent.macs * probed(variants[name][0].config.data.input_size) for name, spent in costs.items())
     table = Table("variant", "changes", box=None, pad_edge=False)
     for heading in ("widths", "params", "MACs", *(["branch"] if work <= LITTLE_WORK else []), "runs"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, runs in list(variants.items())[:ROWS]:
+    for name, runs in variants.items():
         variant, states = runs[0].declared, Counter(plan.states[run.hash] for run in runs)
         with blaming(name):
             branch = [_branch(runs[0].config)] if work <= LITTLE_WORK else []
@@ -57,8 +55,6 @@ def print_plan(plan: Plan) -> None:
             in_words(states),
         )
     console.print(table)
-    if len(variants) > ROWS:
-        console.print(f"and {len(variants) - ROWS} more variants")
     console.print(f"{len(plan.states)} runs: {in_words(plan.count())}", highlight=False)
     for warning, name in warned.items():
         console.print(f"note: {name}: {warning}", style="yellow", highlight=False)
@@ -83,20 +79,15 @@ def _branch(config: RunConfig) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def _warnings(run: PlannedRun, spent: Cost) -> Iterator[str]:
+def _warnings(run: PlannedRun) -> Iterator[str]:
     """What is worth a look before a variant is trained."""
-    config, variant = run.config, run.declared
-    yield from config.warnings()
+    variant = run.declared
+    yield from run.config.warnings()
     worlds = {key.split(".")[0] for key in variant.changes} - {"modules"}
     if variant.also is not None:
         yield f"it changes more than it names: {variant.also}"
     elif len(worlds) > 1:
         yield f"it changes {' and '.join(sorted(worlds))} at once: the effect of each can't be told apart"
-    # one tensor of a forward pass; training keeps several of them
-    images = config.recipe.micro_batch or config.recipe.batch_size
-    size = spent.largest_bytes(images, 32 if config.recipe.precision == "float32" else 16) / 2**30
-    if size >= LARGE:
-        yield f"its largest tensor takes {size:.1f} GiB in a pass of {images} images: lower recipe.micro_batch"
 
 
 def _changes(changes: dict[str, object], on: str | None, is_base: bool) -> str:

@@ -10,14 +10,11 @@ from pydantic import Field, field_validator, model_validator
 
 from metamixer.config import Config, ConfigError, override, parse
 
-# options of sbatch that a profile has a field for, or that a launch sets itself
-FIELDS = {
-    **dict.fromkeys(("partition", "account", "qos", "constraint", "nodes"), "the profile has a field of this name"),
-    **{"time": "give `minutes`", "mem": "give `memory_gb`", "cpus-per-task": "give `cpus_per_task`"},
-    **dict.fromkeys(("ntasks", "ntasks-per-node"), "give `nodes` and `gpus_per_node`: there is a process for each GPU"),
-    **dict.fromkeys(("array", "job-name", "signal", "requeue", "no-requeue", "output", "error", "wrap"),
-                    "a launch sets it itself"),
-}  # fmt: skip
+# options of sbatch that come from a profile's fields, or that a launch sets itself
+TAKEN = set(
+    "partition account qos constraint nodes time mem cpus-per-task ntasks ntasks-per-node array job-name signal "
+    "requeue no-requeue output error wrap".split()
+)
 
 PROFILES = Path(__file__).resolve().parent.parent / "slurm.toml"
 
@@ -59,9 +56,8 @@ class Profile(Config):
     @field_validator("options")
     @classmethod
     def _has_no_field(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
-        for option in options:
-            if option in FIELDS:
-                raise ConfigError(f"option {option!r}: {FIELDS[option]}")
+        if taken := sorted(TAKEN & options.keys()):
+            raise ConfigError(f"option {taken[0]!r}: a field of the profile gives it (minutes: time), or the launch")
         return options
 
     @model_validator(mode="after")

@@ -21,8 +21,6 @@ class Job(NamedTuple):
 
     number: str  # 123, or 123_4 in an array
     state: str
-    node: str = ""
-    elapsed: str = ""
     exit_code: str = ""  # code and signal that it ended with
     reason: str = ""  # to wait; squeue alone knows it
 
@@ -64,13 +62,13 @@ def ask(names: Iterable[str], since: float) -> tuple[Jobs, str]:
     if not wanted:
         return {}, ""
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
-    form = "JobName,JobID,State,NodeList,Elapsed,ExitCode"
+    form = "JobName,JobID,State,ExitCode"
     try:
         known = _rows(call("sacct", "-X", "-n", "-P", f"--name={wanted}", "-S", start, "-o", form))
     except ConfigError:
         known = {}  # no accounting here
     try:
-        current = _rows(call("squeue", "-h", "-r", "-t", "all", f"--name={wanted}", "-o", "%j|%i|%T|%N|%M||%r"))
+        current = _rows(call("squeue", "-h", "-r", "-t", "all", f"--name={wanted}", "-o", "%j|%i|%T||%r"))
     except ConfigError as error:
         return known, str(error)
     # sacct learns of jobs a moment late, calls one cancelled whose processes still write, and one that a controller

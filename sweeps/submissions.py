@@ -7,7 +7,6 @@ SLURM is asked for it, whether or not the launch lived to write down the job's n
 from __future__ import annotations
 
 import fcntl
-import functools
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,19 +55,9 @@ def record(root: Path, submission: Submission) -> None:
 
 
 def read_submissions(root: Path) -> list[Submission]:
-    """All records, the oldest first; one that can't be read is named on stderr once and passed over."""
-    found = []
-    for path in jobs_folder(root).glob("*/submission.json"):
-        try:
-            found.append(read_submission(root, path.parent.name))
-        except ConfigError as error:
-            _say_once(f"{error}; passed over")
-    return sorted(found, key=lambda each: each.time)
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
+    """All records, the oldest first."""
+    ids = [path.parent.name for path in jobs_folder(root).glob("*/submission.json")]
+    return sorted((read_submission(root, id) for id in ids), key=lambda each: each.time)
 
 
 def read_submission(root: Path, id: str) -> Submission:

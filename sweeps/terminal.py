@@ -61,13 +61,9 @@ def _all_done(console: Console, root: Path, hashes: set[str]) -> bool:
 
 def say_left_alone(counts: Counter[State], retry: bool) -> None:
     """Say which runs a launch leaves alone, and why."""
-    console = Console(style="yellow")
-    if counts[State.FAILED] and not retry:
-        console.print(f"{counts[State.FAILED]} failed runs are left alone; --retry runs them again")
-    if counts[State.RUNNING]:
-        console.print(f"{counts[State.RUNNING]} runs are being trained by another process")
-    if counts[State.QUEUED]:
-        console.print(f"{counts[State.QUEUED]} runs wait in a cluster's queue")
+    alone = {State.RUNNING, State.QUEUED} | (set() if retry else {State.FAILED})
+    if said := in_words(Counter({state: number for state, number in counts.items() if state in alone})):
+        Console(style="yellow").print(f"left alone: {said}" + ("" if retry else "; --retry trains failed runs again"))
 
 
 def show_training(runs: Iterable[PlannedRun], total: int, root: Path, workers: int, device: str) -> bool:

@@ -91,8 +91,9 @@ def study_of(folder: Path, sampler: optuna.samplers.BaseSampler | None = None) -
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
     about = _about(folder)
-    first = "maximize" if about["metric"]["higher_is_better"] else "minimize"
-    directions = [first, *("minimize" for _ in about["objectives"][1:])]
+    better = optuna.study.StudyDirection
+    first = better.MAXIMIZE if about["metric"]["higher_is_better"] else better.MINIMIZE
+    directions = [first, *(better.MINIMIZE for _ in about["objectives"][1:])]
     study = optuna.create_study(study_name=folder.name, directions=directions, sampler=sampler)
     for key, value in about.items():
         study.set_user_attr(key, value)

@@ -81,7 +81,7 @@ def squeue(state: dict, folder: Path, arguments: list[str]) -> None:
             now = state.get("jobs", {}).get(str(number), "PENDING")
             if now:
                 print(form.replace("%j", array["name"]).replace("%i", full).replace("%T", now)
-                      .replace("%N", "").replace("%M", "0:00").replace("%r", state.get("reason", "None")))  # fmt: skip
+                      .replace("%r", state.get("reason", "None")))  # fmt: skip
 
 
 def sacct(state: dict, folder: Path, arguments: list[str]) -> None:

@@ -219,7 +219,7 @@ def test_a_probe_takes_a_users_own_operation_and_json(tmp_path):
     "words, message",
     [
         (["poolin"], "no mixer, operation or task 'poolin'; did you mean 'pooling'?"),
-        (["pooling", "--data", "recal"], "no data 'recal'; the grid has recall, parity"),
+        (["pooling", "--data", "recal"], "no data 'recal'; there are recall, parity"),
         (['{"name": '], "not JSON"),
         ([json.dumps(PRESETS["attention"] | {"query_key": {"name": "scaled_dot", "head_dim": 7}})], "heads of 7"),
     ],
