@@ -14,13 +14,10 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 # Raised by one when the meaning of a configuration changes, so that no old result is taken for a new one.
 SCHEMA_VERSION = 2
-
-# Pydantic's context while the values that a hash covers are written out.
-FOR_A_HASH = "for a hash"
 
 C = TypeVar("C", bound="Config")
 
@@ -51,8 +48,34 @@ class Config(BaseModel):
         return nullcontext()
 
     def identity(self) -> dict[str, Any]:
-        """What of the values a hash covers: all of them, unless a class says otherwise."""
-        return self.model_dump(mode="json", context=FOR_A_HASH)
+        """What of the values a hash covers."""
+        return self.hashed(self.to_dict())
+
+    def hashed(self, values: dict[str, Any]) -> dict[str, Any]:
+        """What of its own `values`, as `to_dict` gives them, a hash covers."""
+        for key, field in type(self).model_fields.items():
+            own = getattr(self, key)
+            if field.json_schema_extra and own == field.default:
+                del values[key]
+            else:
+                values[key] = _hashed(own, values[key])
+        return values
+
+
+def _hashed(own: Any, value: Any) -> Any:
+    """What a hash covers of a value, whose configurations are left in `own`."""
+    if isinstance(own, Config):
+        return own.hashed(value)
+    if isinstance(own, tuple):
+        return [_hashed(*each) for each in zip(own, value, strict=True)]
+    if isinstance(own, dict):
+        return {key: _hashed(each, value[key]) for key, each in own.items()}
+    return value
+
+
+def later(default: Any, **bounds: Any) -> Any:
+    """A parameter that came after runs were hashed: at its default, it is not part of a run's hash."""
+    return Field(default=default, json_schema_extra={"later": True}, **bounds)
 
 
 def parse(cls: type[C], values: Any, where: str = "") -> C:

@@ -12,10 +12,10 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from .config import FOR_A_HASH, Config, ConfigError, explain, unknown
+from .config import Config, ConfigError, explain, unknown
 from .plugins import add
 
 
@@ -79,24 +79,10 @@ class Site(NamedTuple):
         return self._replace(place=f"{self.place}.{part}".lstrip("."))
 
 
-def later(default: Any, **bounds: Any) -> Any:
-    """A parameter that came after runs were hashed: at its default, it is not part of a run's hash."""
-    return Field(default=default, json_schema_extra={"later": True}, **bounds)
-
-
 class OperationConfig(Config):
     """Parameters of an operation; `name` says which."""
 
     name: str
-
-    @model_serializer(mode="wrap")
-    def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        values: dict[str, Any] = dump(self)
-        if info.context == FOR_A_HASH:
-            for key, field in type(self).model_fields.items():
-                if field.json_schema_extra and values[key] == field.default:
-                    del values[key]
-        return values
 
 
 Slot = Literal["query", "query_key", "activation", "coefficient_value", "baseline"]

@@ -9,8 +9,9 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..config import later
 from ..layers import ConvNorm, spatial_conv
-from ..operation import OperationConfig, later
+from ..operation import OperationConfig
 
 
 def _odd(value: int) -> int:

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..operation import Coefficients, Layout, OperationConfig, QueryKey, Site, later, register
+from ..config import later
+from ..operation import Coefficients, Layout, OperationConfig, QueryKey, Site, register
 from ._common import ProjectionConfig, at_least_single, ending, linear, split_heads, time_steps
 from .position import ManhattanDecay, RelativeBias, RotaryTable, rotate
 

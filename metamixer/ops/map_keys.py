@@ -6,8 +6,9 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..config import later
 from ..layers import spatial_conv
-from ..operation import Coefficients, Layout, OperationConfig, QueryKey, Site, later, register
+from ..operation import Coefficients, Layout, OperationConfig, QueryKey, Site, register
 from ._common import (
     DepthwiseConfig,
     Kernel,

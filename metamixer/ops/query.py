@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
+from ..config import later
 from ..layers import LayerScale
-from ..operation import OperationConfig, Query, Site, later, register
+from ..operation import OperationConfig, Query, Site, register
 from ._common import DepthwiseConfig, Normalize, ProjectionConfig, Ratio, depthwise, ending, linear
 
 

@@ -8,9 +8,10 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..config import later
 from ..counters import register_cost
 from ..layers import ConvNorm, spatial_conv
-from ..operation import Coefficients, CoefficientValue, Layout, OperationConfig, Site, later, register
+from ..operation import Coefficients, CoefficientValue, Layout, OperationConfig, Site, register
 from ._common import Function, Kernel, ProjectedConfig, Ratio, ending, linear, projection, split_heads, time_steps
 
 Gate = Literal["none", "identity", "silu", "sigmoid"]

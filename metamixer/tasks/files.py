@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import model_validator
 
-from ..config import ConfigError
+from ..config import ConfigError, later
 from ..rng import permutation
 from .task import TaskConfig
 
@@ -28,7 +28,7 @@ class FilesConfig(TaskConfig):
     """
 
     path_key: ClassVar[str]
-    manifest: str | None = None
+    manifest: str | None = later(None)
 
     def parts(self) -> dict[str, dict[str, list[Any]]]:
         """What `Task.parts` says of the files. Raises ConfigError: they are not there."""
@@ -43,13 +43,9 @@ class FilesConfig(TaskConfig):
                 pass  # a run on this machine says what is missing
         return self
 
-    def identity(self) -> dict[str, Any]:
-        values = super().identity()
-        if self.manifest is None:  # younger than many finished runs
-            del values["manifest"]
-        else:
-            values[self.path_key] = None
-        return values
+    def hashed(self, values: dict[str, Any]) -> dict[str, Any]:
+        values = super().hashed(values)
+        return values if self.manifest is None else {**values, self.path_key: None}
 
 
 def manifest_of(parts: Mapping[str, Mapping[str, list[Any]]]) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from ..config import ConfigError
+from ..config import ConfigError, later
 from ..rng import derive
 from .files import FilesConfig, part_of, without
 from .pictures import ARRAYS, SUFFIXES, Bands, bands, opened, tensor
@@ -25,7 +25,6 @@ from .task import NOT_ASKED, register
 Side = Annotated[int, Field(ge=32)]
 Scale = Annotated[float, Field(gt=0)]
 # training, and what is evaluated
-_YOUNGER = ("crop", "channels", "mean", "std", "photometric")  # a hash holds them where they have another value
 _SPLITS = {"plain": ("train", "validation"), "ade20k": ("training", "validation"), "cityscapes": ("train", "val")}
 
 
@@ -67,12 +66,11 @@ class Scenes(Segmentation):
         flip_prob: float = Field(default=0.5, ge=0, le=1)
         window: int | None = Field(default=None, ge=32)
         window_stride: int = Field(default=256, gt=0)
-        crop: tuple[Side, Side] | None = None
-
-        channels: int = Field(default=3, gt=0)
-        mean: tuple[float, ...] | None = None
-        std: tuple[Scale, ...] | None = None
-        photometric: bool = False
+        crop: tuple[Side, Side] | None = later(None)
+        channels: int = later(3, gt=0)
+        mean: tuple[float, ...] | None = later(None)
+        std: tuple[Scale, ...] | None = later(None)
+        photometric: bool = later(False)
 
         @model_validator(mode="after")
         def _fits(self) -> Scenes.Config:
@@ -84,14 +82,6 @@ class Scenes(Segmentation):
             if self.photometric and self.channels != 3:
                 raise ConfigError("photometric is for pictures of three channels")
             return self
-
-        def identity(self) -> dict[str, Any]:
-            fields = type(self).model_fields
-            return {
-                key: value
-                for key, value in super().identity().items()
-                if key not in _YOUNGER or getattr(self, key) != fields[key].default
-            }
 
         def parts(self) -> dict[str, dict[str, list[Any]]]:
             pairs = {split: _pairs(self.root, self.layout, split) for split in _SPLITS[self.layout]}

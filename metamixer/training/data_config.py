@@ -104,9 +104,9 @@ class DataConfig(Config):
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
         return self.channels, *sides
 
-    def identity(self) -> dict[str, Any]:
-        by_root = self.name == "folder" and self.manifest is None
-        return {**self.to_dict(), "root": self.root if by_root else None}
+    def hashed(self, values: dict[str, Any]) -> dict[str, Any]:
+        values = super().hashed(values)
+        return values if self.name == "folder" and self.manifest is None else {**values, "root": None}
 
 
 class TaskData(Config):
@@ -147,9 +147,6 @@ class TaskData(Config):
     def manifest(self) -> str | None:
         """A digest of the files that the task reads; None where it reads none."""
         return getattr(self.task, "manifest", None)
-
-    def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "task": self.task.identity()}
 
     @property
     def head(self) -> Head:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from timm.models import get_pretrained_cfg
 
 from .. import ffnet  # noqa: F401 (registers FFNet in timm)
-from ..config import Config, ConfigError
+from ..config import Config, ConfigError, later
 from ..initialise import Init
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -48,8 +48,8 @@ class Weights(Config):
             raise ConfigError(f"average: {self.source!r} is a timm model, whose weights have no average beside them")
         return self
 
-    def identity(self) -> dict[str, Any]:
-        values = self.to_dict()
+    def hashed(self, values: dict[str, Any]) -> dict[str, Any]:
+        values = super().hashed(values)
         return values if self.digest is None else {**values, "source": None}
 
 
@@ -109,11 +109,10 @@ class Distillation(Config):
             raise ConfigError(f"hard distillation has no temperature: leave it 1, not {self.temperature}")
         return self
 
-    def identity(self) -> dict[str, Any]:
-        values = self.to_dict()
-        if self.weights is not None:
-            values["weights"] = self.weights.identity()
-            values["teacher"] = self.teacher if is_timm_model(self.teacher) else None  # its weights identify a run
+    def hashed(self, values: dict[str, Any]) -> dict[str, Any]:
+        values = super().hashed(values)
+        if self.weights is not None and not is_timm_model(self.teacher):
+            values["teacher"] = None  # its weights identify a run
         return values
 
 
@@ -176,12 +175,12 @@ class Recipe(Config):
     lr_batch: Annotated[int, Field(gt=0)] | None = None
     weight_decay: float = Field(default=0.05, ge=0)
     weight_decay_end: Annotated[float, Field(ge=0)] | None = None
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    head_lr_scale: Positive = 1.0
+    betas: tuple[Beta, Beta] = later((0.9, 0.999))
+    layer_decay: float = later(1.0, gt=0, le=1)
+    head_lr_scale: Positive = later(1.0)
     layer_scale_decay: bool = True
     init: Init = "ffnet"
-    branch_ratio: Positive | None = None
+    branch_ratio: Positive | None = later(None)
     drop_path_rate: Share = 0.0
     crop_scale: Range = (0.08, 1.0)
     crop_ratio: Range = (3 / 4, 4 / 3)

@@ -54,9 +54,6 @@ OF_IMAGES = {
     "distillation": None,
 }
 
-# keys of the recipe that many finished runs don't have: a hash holds them where they have another value
-_YOUNGER = ("branch_ratio", "betas", "layer_decay", "head_lr_scale")
-
 
 class RunConfig(Config):
     """One training run; `metamixer.digest` of it is the run's identity.
@@ -137,19 +134,10 @@ class RunConfig(Config):
         """While a run is read, the registries hold its own version of each user's file."""
         return plugins.active([module["digest"] for module in values.get("modules", ())])
 
-    def identity(self) -> dict[str, Any]:
-        values = super().identity()
+    def hashed(self, values: dict[str, Any]) -> dict[str, Any]:
+        values = super().hashed(values)
         del values["tensorboard"]
-        values["modules"] = [module["digest"] for module in values["modules"]]
-        values["data"] = self.data.identity()
-        for key in _YOUNGER:
-            if getattr(self.recipe, key) == Recipe.model_fields[key].get_default():
-                del values["recipe"][key]
-        if self.initial is not None:
-            values["initial"] = self.initial.identity()
-        if self.recipe.distillation is not None:
-            values["recipe"]["distillation"] = self.recipe.distillation.identity()
-        return values
+        return {**values, "modules": [module.digest for module in self.modules]}
 
     def build(self, **changes: Any) -> nn.Module:
         """The network, as this run trains it."""
