@@ -21,7 +21,7 @@ from .errors import in_one_line
 from .mixer import build_mixer, resolve_mixer
 from .operation import REGISTRY, Site, resolve
 from .presets import PRESETS
-from .promises import HOSTS, PROMISES, SIZE, Broken, Candidate, NotApplicable
+from .promises import HOSTS, PROMISES, SIZE, Candidate, NotApplicable
 from .tasks import TASKS
 
 
@@ -115,7 +115,7 @@ def reason(error: Exception) -> str:
     """In one line; an error that was made for the reader speaks for itself."""
     if isinstance(error, NotImplementedError):
         return "it is not defined"
-    if type(error) in (Broken, ConfigError, ValueError, AssertionError) and str(error):
+    if type(error) in (ConfigError, ValueError, AssertionError) and str(error):
         return " ".join(str(error).split())
     return in_one_line(error)
 

@@ -31,10 +31,6 @@ HOSTS = ("ffnified_attention", *PRESETS)
 Mixer = MetaMixerConfig | OperationConfig
 
 
-class Broken(Exception):
-    """A promise that does not hold; the message says why."""
-
-
 class NotApplicable(Exception):
     """A promise that says nothing about this mixer."""
 
@@ -91,8 +87,8 @@ def _takes(mixer: nn.Module, x: Tensor) -> None:
         if isinstance(mixer, MetaMixer):
             _as_declared(mixer, x)
         y = _unchanged("it", mixer, x)
-    _demand(y.shape == x.shape, f"input {_by(x.shape)} gives {_by(y.shape)}")
-    _demand(bool(y.isfinite().all()), "not finite")
+    assert y.shape == x.shape, f"input {_by(x.shape)} gives {_by(y.shape)}"
+    assert bool(y.isfinite().all()), "not finite"
 
 
 def _as_declared(mixer: MetaMixer, x: Tensor) -> None:
@@ -105,13 +101,13 @@ def _as_declared(mixer: MetaMixer, x: Tensor) -> None:
     batch, _, height, width = x.shape
     q = _unchanged(what[query], query, x)
     made = q.shape == (batch, query.out_dim, height, width)
-    _demand(made, f"{what[query]} gives {_by(q.shape)}, and says out_dim {query.out_dim}")
+    assert made, f"{what[query]} gives {_by(q.shape)}, and says out_dim {query.out_dim}"
     says = key.coefficients
-    _demand(says.layout == key.makes, f"{what[key]} makes {key.makes}, and its coefficients say {says.layout}")
+    assert says.layout == key.makes, f"{what[key]} makes {key.makes}, and its coefficients say {says.layout}"
     expected = says.shape(batch, height, width)
     scores = _unchanged(what[key], key, q, x)
     fits = scores.shape == expected
-    _demand(fits, f"{what[key]} gives scores {_by(scores.shape)}, and its coefficients say {_by(expected)}")
+    assert fits, f"{what[key]} gives scores {_by(scores.shape)}, and its coefficients say {_by(expected)}"
     coefficients = _unchanged(what[activation], activation, scores)
     _unchanged(what[value], value, coefficients, x, q)
 
@@ -121,7 +117,7 @@ def _unchanged(what: str, module: nn.Module, *inputs: Tensor) -> Tensor:
     before = [tensor.nan_to_num() for tensor in inputs]
     output: Tensor = module(*inputs)
     same = all(torch.equal(tensor.nan_to_num(), old) for tensor, old in zip(inputs, before, strict=True))
-    _demand(same, f"{what} changes its input in place, which others still read")
+    assert same, f"{what} changes its input in place, which others still read"
     return output
 
 
@@ -141,8 +137,8 @@ def _layouts(candidate: Candidate) -> str:
             trace = mixer.trace(x)
             expected = mixer.activation.coefficients.shape(3, *SIZE)
             shapes = _by(trace.scores.shape), _by(trace.coefficients.shape)
-            _demand(shapes[1] == _by(expected), f"scores {shapes[0]} become {shapes[1]}, and it says {_by(expected)}")
-            _demand(bool(trace.coefficients.isfinite().all()), "not finite")
+            assert shapes[1] == _by(expected), f"scores {shapes[0]} become {shapes[1]}, and it says {_by(expected)}"
+            assert bool(trace.coefficients.isfinite().all()), "not finite"
     return ", ".join(layouts)
 
 
@@ -151,7 +147,7 @@ def _start(candidate: Candidate) -> str:
     first = mixer.state_dict()
     again, other = _started(candidate)[0].state_dict(), _started(candidate, seed=1)[0].state_dict()
     differ = [name for name, tensor in first.items() if not torch.equal(tensor, again[name])]
-    _demand(not differ, f"two of one seed differ in {', '.join(differ)}: draw with torch, in the constructor")
+    assert not differ, f"two of one seed differ in {', '.join(differ)}: draw with torch, in the constructor"
     drawn = sum(not torch.equal(tensor, other[name]) for name, tensor in first.items())
     return f"{drawn} tensors follow from the seed" + (f"; set by its operations: {', '.join(own)}" if own else "")
 
@@ -180,9 +176,9 @@ def _gradients(candidate: Candidate) -> str:
     (y * torch.randn_like(y)).sum().backward()
     gradients = {name: p.grad for name, p in mixer.named_parameters() if p.requires_grad} | {"the input": x.grad}
     missing = [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]
-    _demand(not missing, f"none reaches {', '.join(missing)}")
+    assert not missing, f"none reaches {', '.join(missing)}"
     infinite = [name for name, gradient in gradients.items() if gradient is None or not gradient.isfinite().all()]
-    _demand(not infinite, f"not finite at {', '.join(infinite)}")
+    assert not infinite, f"not finite at {', '.join(infinite)}"
     return f"finite at all {len(gradients) - 1} parameters and the input"
 
 
@@ -227,10 +223,10 @@ def _autocast(candidate: Candidate) -> str:
     mixer, x = candidate.build(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y = mixer.train()(x.requires_grad_())
-    _demand(bool(y.isfinite().all()), "the output is not finite")
+    assert bool(y.isfinite().all()), "the output is not finite"
     y.float().square().mean().backward()
     found = [p.grad for p in (x, *mixer.parameters()) if p.grad is not None]
-    _demand(all(bool(gradient.isfinite().all()) for gradient in found), "a gradient is not finite")
+    assert all(bool(gradient.isfinite().all()) for gradient in found), "a gradient is not finite"
     return "output and gradients are finite"
 
 
@@ -248,7 +244,7 @@ def _meta(candidate: Candidate) -> str:
     with torch.device("meta"):
         mixer = build_mixer(candidate.config, Site(candidate.dim, *SIZE)).eval()
         real = [name for name, tensor in mixer.state_dict().items() if not tensor.is_meta]
-        _demand(not real, f"{', '.join(real)} is allocated")
+        assert not real, f"{', '.join(real)} is allocated"
         y = mixer(torch.randn(3, candidate.dim, *SIZE))
     return f"built without memory, and gives {_by(y.shape)}"
 
@@ -261,9 +257,8 @@ def _cost(candidate: Candidate) -> str:
         0, :, SIZE[0] // 2, SIZE[1] // 2
     ].sum().backward()  # a raster begins at the corner
     reached = int(x.grad[0].any(0).sum())  # type: ignore[index]
-    _demand(
-        (cost.state_size > 0) == (reached > 1),
-        f"an output depends on {reached} tokens, and {cost.state_size} numbers are held of others: declare state_size",
+    assert (cost.state_size > 0) == (reached > 1), (
+        f"an output depends on {reached} tokens, and {cost.state_size} numbers are held of others: declare state_size"
     )
     return (
         f"{readable(cost.macs)} multiply-adds at {_by(COST_SIZE)}, {readable(cost.parameters)} parameters, "
@@ -302,21 +297,16 @@ PROMISES: dict[str, Callable[[Candidate], str]] = {
 def _at(where: str) -> Iterator[None]:
     try:
         yield
-    except Broken as error:
-        raise Broken(f"at {where}: {error}") from None
+    except AssertionError as error:
+        raise AssertionError(f"at {where}: {error}") from None
     except Exception as error:
-        raise Broken(f"at {where}: {in_one_line(error)}") from None
-
-
-def _demand(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise Broken(otherwise)
+        raise AssertionError(f"at {where}: {in_one_line(error)}") from None
 
 
 def _same(ours: Tensor, expected: Tensor, tolerance: float, otherwise: str) -> str:
-    _demand(ours.shape == expected.shape, f"{otherwise}: {_by(ours.shape)} for {_by(expected.shape)}")
+    assert ours.shape == expected.shape, f"{otherwise}: {_by(ours.shape)} for {_by(expected.shape)}"
     difference = float((ours - expected).norm() / expected.norm().clamp_min(1e-12))
-    _demand(difference <= tolerance, f"{otherwise} by {difference:.1e}")
+    assert difference <= tolerance, f"{otherwise} by {difference:.1e}"
     return "equal" if difference == 0 else f"equal to {difference:.0e}"
 
 

@@ -149,6 +149,8 @@ def configured_run(name: str, overrides: Mapping[str, Any], runs: Path) -> RunCo
 
     Raises ConfigError: no such name or file, or one that does not make a run.
     """
+    if name.endswith(".py"):
+        raise ConfigError(f"{name} is a grid: use `launch.py run {name}`")
     if not name.endswith(".json"):
         return named_run(name, overrides, runs)
     path = Path(name)

@@ -8,8 +8,16 @@ import hashlib
 import numbers
 
 import numpy as np
+import torch
+from torch import Tensor
 
-_GAMMA = 0x9E3779B97F4A7C15  # splitmix64's increment: 2**64 divided by the golden ratio, made odd
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+GAMMA = _signed(0x9E3779B97F4A7C15)  # splitmix64's increment: 2**64 divided by the golden ratio, made odd
+_FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
 def derive(*parts: int | str) -> int:
@@ -29,18 +37,20 @@ def derive(*parts: int | str) -> int:
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
-def _mix(state: np.ndarray) -> np.ndarray:
-    """splitmix64's output function, in place on a uint64 array."""
-    state ^= state >> 30
-    state *= 0xBF58476D1CE4E5B9
-    state ^= state >> 27
-    state *= 0x94D049BB133111EB
-    state ^= state >> 31
-    return state
+def shifted(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's own keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(x: Tensor) -> Tensor:
+    """splitmix64's output function, in torch's 64-bit integers, whose sums and products wrap around."""
+    x = (x ^ shifted(x, 30)) * _FIRST
+    x = (x ^ shifted(x, 27)) * _SECOND
+    return x ^ shifted(x, 31)
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """A shuffle of 0 … n - 1, int64, fixed by (seed, epoch, n) and independent of NumPy's generators."""
-    keys = np.arange(n, dtype=np.uint64) * _GAMMA
-    keys += derive(derive(seed, "permutation"), epoch)
-    return np.argsort(_mix(_mix(keys) + _GAMMA), kind="stable")
+    """A shuffle of 0 … n - 1, int64, fixed by (seed, epoch, n) and independent of torch's generators."""
+    keys = torch.arange(n) * GAMMA + derive(derive(seed, "permutation"), epoch)
+    unsigned = mix(mix(keys) + GAMMA) ^ -(2**63)  # which torch orders as if they had no sign
+    return unsigned.argsort(stable=True).numpy()

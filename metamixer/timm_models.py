@@ -62,15 +62,12 @@ class InPlace(nn.Module):
         return self.mixer(x.mT.unflatten(2, self.size)).flatten(2).mT
 
 
-def attention_class(mixer: Any, size: Size) -> type[nn.Module]:
-    """A mixer as a class for `attn_layer` of timm's ViTs, whose tokens make a map of `size`."""
-    config = resolve_mixer(mixer)
-
-    class Attention(InPlace):
-        def __init__(self, dim: int, **_: Any) -> None:
-            super().__init__(build_mixer(config, Site(dim, *size)), size)
-
-    return Attention
+def of_size(name: str, img_size: Size, **arguments: Any) -> Any:
+    """A timm model for images of this size; convolutional ones know none."""
+    try:
+        return timm.create_model(name, img_size=img_size, **arguments)
+    except TypeError:
+        return timm.create_model(name, **arguments)
 
 
 def build_timm(
@@ -94,10 +91,7 @@ def build_timm(
         arguments["drop_path_rate"] = drop_path_rate
     try:
         with seeded(seed, "timm"):
-            try:
-                model = timm.create_model(config.timm, img_size=img_size, **arguments)
-            except TypeError:  # convolutional ones know no image size
-                model = timm.create_model(config.timm, **arguments)
+            model = of_size(config.timm, img_size, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise ConfigError(f"timm model {config.timm!r}: {' '.join(str(error).split())}") from None
     for where, mixer in config.replace.items():

@@ -11,7 +11,7 @@ from metamixer.config import parse
 from metamixer.cost import by_layer, count
 from metamixer.cost_table import by_slot
 from metamixer.presets import preset
-from metamixer.timm_models import InPlace, TimmConfig, attention_class, build_timm, replace_mixers
+from metamixer.timm_models import InPlace, TimmConfig, build_timm, replace_mixers
 from metamixer.training.run_config import RunConfig
 from sweeps import Grid, Variant, make_plan
 from sweeps.plan_table import print_plan
@@ -139,15 +139,6 @@ def test_what_does_not_fit_is_one_line(name, where, mixer, line):
     with pytest.raises(ConfigError, match=line) as error:
         replace_mixers(build(name), where, mixer, size(name))
     assert "\n" not in str(error.value)
-
-
-def test_timms_vits_take_a_mixer_as_their_attention():
-    model = timm.create_model(
-        "vit_tiny_patch16_224", **VIT, img_size=16, class_token=False, global_pool="avg",
-        attn_layer=attention_class("pooling", (4, 4)),
-    )  # fmt: skip
-    assert model(torch.randn(1, 3, 16, 16)).shape == (1, 1000)
-    assert sum(isinstance(module, InPlace) for module in model.modules()) == 2
 
 
 def run(**model):

@@ -17,6 +17,7 @@ from ..backbone import Backbone
 from ..config import Config, ConfigError, parse
 from ..initialise import Construction, Init, initialise, seeded
 from ..operation import Site
+from ..timm_models import of_size
 from .decoders import FPN, Decoder, FFNetDecoder, FFNetDecoderConfig, UPer, UPerConfig, resized
 
 
@@ -110,12 +111,8 @@ def _of_timm(name: str, in_chans: int, img_size: tuple[int, int], drop_path_rate
     arguments: dict[str, Any] = {"features_only": True, "in_chans": in_chans}
     arguments |= {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     try:
-        try:
-            with seeded(seed, "backbone"):
-                return timm.create_model(name, img_size=img_size, **arguments)
-        except TypeError:  # convolutional ones know no image size
-            with seeded(seed, "backbone"):
-                return timm.create_model(name, **arguments)
+        with seeded(seed, "backbone"):
+            return of_size(name, img_size, **arguments)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ConfigError(f"backbone {name!r}: no timm model that gives features ({error})") from None
 

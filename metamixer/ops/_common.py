@@ -149,6 +149,16 @@ class UnitNorm(nn.Module):
         return F.normalize(x.flatten(2), dim=self.axis).reshape(x.shape)
 
 
+def heads_of(operation: str, channels: int, head_dim: int) -> int:
+    """The number of heads of so many channels. Raises ValueError: some channels are left."""
+    heads, left = divmod(channels, head_dim)
+    if left:
+        raise ValueError(
+            f"{operation}: {channels} channels do not divide into heads of {head_dim}; change head_dim or the width"
+        )
+    return heads
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, heads·d, H, W) → (B, heads, d, N)."""
     return x.reshape(x.shape[0], heads, x.shape[1] // heads, x.shape[2] * x.shape[3])

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..config import later
 from ..operation import Coefficients, Layout, OperationConfig, QueryKey, Site, register
-from ._common import ProjectionConfig, at_least_single, ending, linear, split_heads, time_steps
+from ._common import ProjectionConfig, at_least_single, ending, heads_of, linear, split_heads, time_steps
 from .position import ManhattanDecay, RelativeBias, RotaryTable, rotate
 
 torch.fx.wrap("at_least_single")
@@ -27,12 +27,7 @@ class Compared(QueryKey):
     def __init__(self, config: Config, site: Site, query_dim: int, kernel_size: int = 1) -> None:
         super().__init__(config, site, query_dim)
         self.head_dim = config.head_dim or query_dim
-        self.heads, left = divmod(query_dim, self.head_dim)
-        if left:
-            raise ValueError(
-                f"query_key {self.name!r}: {query_dim} channels do not divide into heads of {self.head_dim}; "
-                "change head_dim or the width"
-            )
+        self.heads = heads_of(f"query_key {self.name!r}", query_dim, self.head_dim)
         self.key_dim = self.head_dim  # of an operand
         self.scale = self.head_dim**-0.5
         self.coefficients = Coefficients(self.makes, query_dim, self.heads, kernel_size)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..layers import ConvNorm
 from ..operation import Coefficients, CoefficientValue, Layout, OperationConfig, QueryKey, Site, register
-from ._common import Kernel, ProjectedConfig, outside, projection, windows
+from ._common import Kernel, ProjectedConfig, heads_of, outside, projection, windows
 from .dot_product import Compared
 from .values import Values, ValuesConfig
 
@@ -119,12 +119,7 @@ class WindowKernel(QueryKey):
 
     def __init__(self, config: Config, site: Site, query_dim: int) -> None:
         super().__init__(config, site, query_dim)
-        heads, left = divmod(site.dim, config.head_dim)
-        if left:
-            raise ValueError(
-                f"query_key 'window_kernel': {site.dim} channels do not divide into heads of {config.head_dim}; "
-                "change head_dim or the width"
-            )
+        heads = heads_of("query_key 'window_kernel'", site.dim, config.head_dim)
         self.coefficients = Coefficients(Layout.NEIGHBOURHOOD, site.dim, heads, config.window)
         self.heads, scores = heads, heads * config.window**2
         self.key = nn.Sequential(

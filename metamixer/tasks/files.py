@@ -30,10 +30,6 @@ class FilesConfig(TaskConfig):
     path_key: ClassVar[str]
     manifest: str | None = later(None)
 
-    def parts(self) -> dict[str, dict[str, list[Any]]]:
-        """What `Task.parts` says of the files. Raises ConfigError: they are not there."""
-        raise NotImplementedError
-
     @model_validator(mode="after")
     def _identify(self) -> FilesConfig:
         if "manifest" not in self.model_fields_set and getattr(self, self.path_key) is not None:

@@ -108,9 +108,6 @@ class Series(Task):
             return None
         return self._windows(split)[1]
 
-    def parts(self) -> dict[str, dict[str, list[Any]]]:
-        return self.config.parts()
-
     def _windows(self, split: str) -> tuple[int, int]:
         """Where the first window of a part begins, and how many there are."""
         first, last = self._borders(self.values.shape[1])[("train", "val", "test").index(split)]

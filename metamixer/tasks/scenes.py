@@ -111,9 +111,6 @@ class Scenes(Segmentation):
             seen[place] += 1
         return total / seen
 
-    def parts(self) -> dict[str, dict[str, list[Any]]]:
-        return self.config.parts()
-
     def samples(self, seed: int, split: str, indices: Tensor) -> tuple[Tensor, Tensor]:
         files, device = self._files(split), indices.device
         if split == "train":

@@ -96,9 +96,6 @@ class Photographs(Task):
     def count(self, split: str) -> int | None:
         return None if split == "train" else len(self._pairs(split))
 
-    def parts(self) -> dict[str, dict[str, list[Any]]]:
-        return self.config.parts()
-
     def samples(self, seed: int, split: str, indices: Tensor) -> tuple[Tensor, Tensor]:
         pairs, device = self._pairs(split), indices.device
         if split == "train":

@@ -29,6 +29,10 @@ class TaskConfig(Config):
 
     name: str
 
+    def parts(self) -> dict[str, dict[str, list[Any]]]:
+        """By split and class: the number of files that it reads, and a digest of them."""
+        return {}
+
 
 class Task:
     """Base of all tasks. Unless a task says otherwise, its answers are classes and its metric is their accuracy.
@@ -88,8 +92,8 @@ class Task:
         return None
 
     def parts(self) -> dict[str, dict[str, list[Any]]]:
-        """By split and class: the number of files, and a digest of them. A run does not go on with other files."""
-        return {}
+        """The parts of its configuration, or of the files that it has opened. A run does not go on with others."""
+        return self.config.parts()
 
     def oracle(self, inputs: Tensor) -> Tensor:
         """The right answers, found in the inputs by the task's definition; any value where nothing is asked."""

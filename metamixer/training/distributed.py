@@ -167,8 +167,12 @@ def _own_device(name: str, world: World) -> torch.device:
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = (str(error).splitlines() or [""])[0].split(". ")[0]
-        line = f"device {name!r} can't be used here: {reason}; give auto, cpu, cuda or cuda:N"
-        raise SurroundingsError(line) from None
+        # of an unknown name torch lists all devices that it was ever written for
+        why = "" if reason.startswith("Expected one of") else f": {reason}"
+        kind = torch.accelerator.current_accelerator()
+        own = [f"{kind.type}:{number}" for number in range(torch.accelerator.device_count())] if kind else []
+        there = ", ".join(["auto", "cpu", *own])
+        raise SurroundingsError(f"device {name!r} can't be used here{why}; there are {there}") from None
     return device
 
 

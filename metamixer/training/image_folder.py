@@ -16,6 +16,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,7 +32,7 @@ CLASSES = "classes.txt"
 SPLITS = {"train": ("train", "training"), "test": ("validation", "val", "valid", "eval", "test")}
 
 
-def open_folder(root: str | None, split: str) -> ClassFolders | TarFiles | Listed:
+def open_folder(root: str | None, split: str) -> Files:
     """The images of the split `train` or `test`.
 
     Raises ConfigError: the split is missing, can't be read, or can't be told apart from something else.
@@ -42,12 +43,12 @@ def open_folder(root: str | None, split: str) -> ClassFolders | TarFiles | Liste
     return _opened(place)
 
 
-def _opened(place: Path) -> ClassFolders | TarFiles | Listed:
+def _opened(place: Path) -> Files:
     with _one_line(place):
         if place.suffix == ".csv":
-            return Listed(place)
+            return _listed(place)
         tars = _tar_files(place)
-        return TarFiles(place, tars) if tars else ClassFolders(place)
+        return _in_tar_files(place, tars) if tars else _class_folders(place)
 
 
 def trained_classes(root: str | None) -> list[str] | None:
@@ -81,133 +82,125 @@ def manifest(root: str) -> str | None:
     return manifest_of(splits)
 
 
-class ClassFolders(Source):
-    """A split with a folder for each class. Hidden files and folders are passed over.
+@dataclass
+class Files(Source):
+    """Images in files, or in parts of tar files.
 
     Attributes:
-        names: the classes that hold an image, in order.
+        paths: their paths, those in tar files within them. Arrays, as forked workers share them; of a list each worker
+            would come to own a copy.
+        targets: their classes' places in `names`.
+        inside: their tar files, the places there and the sizes.
     """
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        with os.scandir(os.fsencode(place)) as entries:
-            there = [entry for entry in entries if not entry.name.startswith(b".")]
-        wanted = class_list(place.parent)
-        other = Counter[str]()
-        self.names: list[str] = []
-        self.parts: Parts = {}
-        paths: list[bytes] = []
-        folders = [os.fsdecode(entry.name) for entry in there if entry.is_dir()]
-        for name in sorted(set(folders) & set(wanted or folders), key=class_order):
-            files = sorted(_images(os.fsencode(place / name), os.fsencode(name) + b"/", other))
-            if files:
-                first = (place / os.fsdecode(files[0][0])).read_bytes()  # so that two folders' names can't be swapped
-                self.parts[name] = [len(files), digest_of([first, *(b"%b\0%d\0" % file for file in files)])]
-                self.names.append(name)
-                paths += [path for path, _ in files]
-        counts = [self.parts[name][0] for name in self.names]
-        # arrays, as forked workers share them; of a list each worker would come to own a copy
-        self.paths, self.targets = np.array(paths, "S"), np.repeat(np.arange(len(counts)), counts)
-        self.passed_over = [f"{count} {suffix} files, which Pillow does not read" for suffix, count in other.items()]
-        if unwanted := len(set(folders) - set(wanted or folders)):
-            self.passed_over.append(f"{unwanted} folders of classes that are not in {CLASSES}")
-        strays = sorted(os.fsdecode(entry.name) for entry in there if not entry.is_dir())
-        strays = [name for name in strays if _suffix(name) in readable()]
-        if strays:
-            self.passed_over.append(f"{len(strays)} images beside the class folders: {few(strays)}")
-        if not paths:
-            found = "; ".join(self.passed_over) or "it is empty"
-            raise ConfigError(f"{place}: no image in a folder of its class here ({found})")
+    paths: np.ndarray
+    targets: np.ndarray
+    names: list[str]
+    parts: Parts
+    passed_over: list[str] = field(default_factory=list)
+    inside: tuple[np.ndarray, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def open(self, index: int) -> tuple[BinaryIO, int]:
-        return open(self.where(index), "rb"), int(self.targets[index])
+        label, path = int(self.targets[index]), os.fsdecode(self.paths[index])
+        if not self.inside:
+            return open(path, "rb"), label
+        tar, offset, size = (each[index] for each in self.inside)
+        # opened anew each time: forked workers would share an open file's position
+        with open(os.fsdecode(tar), "rb") as file:
+            file.seek(offset)
+            return io.BytesIO(file.read(size)), label
 
     def where(self, index: int) -> str:
-        return os.path.join(self.place, os.fsdecode(self.paths[index]))
+        tar = f"{os.fsdecode(self.inside[0][index])}: " if self.inside else ""
+        return tar + os.fsdecode(self.paths[index])
 
 
-class Listed(Source):
+def _class_folders(place: Path) -> Files:
+    """A split with a folder for each class. Hidden files and folders are passed over."""
+    with os.scandir(os.fsencode(place)) as entries:
+        there = [entry for entry in entries if not entry.name.startswith(b".")]
+    wanted = class_list(place.parent)
+    other = Counter[str]()
+    parts: Parts = {}
+    paths: list[bytes] = []
+    folders = [os.fsdecode(entry.name) for entry in there if entry.is_dir()]
+    for name in sorted(set(folders) & set(wanted or folders), key=class_order):
+        files = sorted(_images(os.fsencode(place / name), os.fsencode(name) + b"/", other))
+        if files:
+            first = (place / os.fsdecode(files[0][0])).read_bytes()  # so that two folders' names can't be swapped
+            parts[name] = [len(files), digest_of([first, *(b"%b\0%d\0" % file for file in files)])]
+            paths += [os.path.join(os.fsencode(place), path) for path, _ in files]
+    passed_over = [f"{count} {suffix} files, which Pillow does not read" for suffix, count in other.items()]
+    if unwanted := len(set(folders) - set(wanted or folders)):
+        passed_over.append(f"{unwanted} folders of classes that are not in {CLASSES}")
+    strays = sorted(os.fsdecode(entry.name) for entry in there if not entry.is_dir())
+    strays = [name for name in strays if _suffix(name) in readable()]
+    if strays:
+        passed_over.append(f"{len(strays)} images beside the class folders: {few(strays)}")
+    if not paths:
+        raise ConfigError(
+            f"{place}: no image in a folder of its class here ({'; '.join(passed_over) or 'it is empty'})"
+        )
+    targets = np.repeat(np.arange(len(parts)), [count for count, _ in parts.values()])
+    return Files(np.array(paths, "S"), targets, list(parts), parts, passed_over)
+
+
+def _listed(file: Path) -> Files:
     """A split as a list of paths and labels."""
+    import pandas as pd
 
-    def __init__(self, file: Path) -> None:
-        import pandas as pd
-
-        try:
-            rows = pd.read_csv(file, dtype=str, keep_default_na=False)
-        except ValueError as error:
-            raise ConfigError(f"{file}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
-        if missing := {"path", "label"} - set(rows):
-            raise ConfigError(f"{file}: no column {min(missing)!r}; a list of images has the columns path and label")
-        wanted = class_list(file.parent)
-        used = rows if wanted is None else rows[rows["label"].isin(wanted)]
-        if used.empty:
-            raise ConfigError(f"{file}: it lists no image" + (f" of a class in {CLASSES}" if len(rows) else ""))
-        self.names = sorted(set(used["label"]), key=class_order)
-        numbers = {name: number for number, name in enumerate(self.names)}
-        self.paths = np.array([os.fsencode(file.parent / path) for path in used["path"]])
-        self.targets = used["label"].map(numbers).to_numpy()
-        sizes = [os.stat(path).st_size for path in self.paths]
-        self.parts = {}
-        for name, group in used.assign(size=sizes).groupby("label"):
-            lines = [f"{path}\0{size}\0".encode() for path, size in zip(group["path"], group["size"], strict=True)]
-            self.parts[str(name)] = [len(lines), digest_of(sorted(lines))]
-        left = len(rows) - len(used)
-        self.passed_over = [f"{left} images of classes that are not in {CLASSES}"] if left else []
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def open(self, index: int) -> tuple[BinaryIO, int]:
-        return open(self.where(index), "rb"), int(self.targets[index])
-
-    def where(self, index: int) -> str:
-        return os.fsdecode(self.paths[index])
+    try:
+        rows = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise ConfigError(f"{file}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
+    if missing := {"path", "label"} - set(rows):
+        raise ConfigError(f"{file}: no column {min(missing)!r}; a list of images has the columns path and label")
+    wanted = class_list(file.parent)
+    used = rows if wanted is None else rows[rows["label"].isin(wanted)]
+    if used.empty:
+        raise ConfigError(f"{file}: it lists no image" + (f" of a class in {CLASSES}" if len(rows) else ""))
+    names = sorted(set(used["label"]), key=class_order)
+    paths = np.array([os.fsencode(file.parent / path) for path in used["path"]])
+    parts: Parts = {}
+    for name, group in used.assign(size=[os.stat(path).st_size for path in paths]).groupby("label"):
+        lines = [f"{path}\0{size}\0".encode() for path, size in zip(group["path"], group["size"], strict=True)]
+        parts[str(name)] = [len(lines), digest_of(sorted(lines))]
+    left = len(rows) - len(used)
+    passed_over = [f"{left} images of classes that are not in {CLASSES}"] if left else []
+    targets = pd.Categorical(used["label"], names).codes.astype(int)
+    return Files(paths, targets, names, parts, passed_over)
 
 
-class TarFiles(Source):
+def _in_tar_files(place: Path, tars: list[Path]) -> Files:
     """A split in tar files, found by timm's reader; an image's class is its folder in them, or else its tar file.
 
     timm leaves an index beside large tar files; the first process of a machine makes it and the others read it.
     """
-
-    def __init__(self, place: Path, tars: list[Path]) -> None:
-        self.parts = _tar_parts(tars)
-        root = place if place.is_dir() else place.parent
-        samples, targets, numbers = _first_process_first(lambda: _list_tars(place))
-        names = {number: name for name, number in numbers.items()}
-        folders: dict[str, str] = {}
-        rows, wanted = [], class_list(place.parent)
-        for (member, tar, inner), target in zip(samples, targets, strict=True):
-            name, tar = names[target], tar or place.name
-            folder, file = posixpath.split(posixpath.normpath(member.path))
-            folder = folder or (inner.name if inner else tar)
-            if folders.setdefault(name, folder) != folder:
-                raise ConfigError(f"{place}: two folders of one name, {folders[name]} and {folder}: rename one of them")
-            if not file.startswith(".") and (wanted is None or name in wanted):
-                offset = member.offset_data + (inner.offset_data if inner else 0)
-                rows.append((name, os.fsencode(member.path), os.fsencode(root / tar), offset, member.size))
-        if not rows:
-            raise ConfigError(f"{place}: no image of a class in {CLASSES}")
-        self.names = sorted({row[0] for row in rows}, key=class_order)
-        numbers = {name: number for number, name in enumerate(self.names)}
-        rows.sort(key=lambda row: (numbers[row[0]], *row[1:]))
-        self.targets = np.array([numbers[row[0]] for row in rows])
-        self.paths, self.tars, self.offsets, self.sizes = map(np.array, zip(*(row[1:] for row in rows), strict=True))
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def open(self, index: int) -> tuple[BinaryIO, int]:
-        # opened anew each time: forked workers would share an open file's position
-        with open(os.fsdecode(self.tars[index]), "rb") as file:
-            file.seek(self.offsets[index])
-            return io.BytesIO(file.read(self.sizes[index])), int(self.targets[index])
-
-    def where(self, index: int) -> str:
-        return f"{os.fsdecode(self.tars[index])}: {os.fsdecode(self.paths[index])}"
+    root = place if place.is_dir() else place.parent
+    samples, classes, numbers = _first_process_first(lambda: _list_tars(place))
+    found = {number: name for name, number in numbers.items()}
+    folders: dict[str, str] = {}
+    rows, wanted = [], class_list(place.parent)
+    for (member, tar, inner), target in zip(samples, classes, strict=True):
+        name, tar = found[target], tar or place.name
+        folder, file = posixpath.split(posixpath.normpath(member.path))
+        folder = folder or (inner.name if inner else tar)
+        if folders.setdefault(name, folder) != folder:
+            raise ConfigError(f"{place}: two folders of one name, {folders[name]} and {folder}: rename one of them")
+        if not file.startswith(".") and (wanted is None or name in wanted):
+            offset = member.offset_data + (inner.offset_data if inner else 0)
+            rows.append((name, os.fsencode(member.path), os.fsencode(root / tar), offset, member.size))
+    if not rows:
+        raise ConfigError(f"{place}: no image of a class in {CLASSES}")
+    names = sorted({row[0] for row in rows}, key=class_order)
+    places = {name: place for place, name in enumerate(names)}
+    rows.sort(key=lambda row: (places[row[0]], *row[1:]))
+    paths, *inside = map(np.array, zip(*(row[1:] for row in rows), strict=True))
+    targets = np.array([places[row[0]] for row in rows])
+    return Files(paths, targets, names, _tar_parts(tars), inside=tuple(inside))
 
 
 def _place(root: str | None, split: str) -> Path | None:
