@@ -243,6 +243,7 @@ def test_a_checkpoint_of_another_name_needs_its_network(folder, released, tmp_pa
     "arguments, parts",
     [
         (["train", "ffnet_5"], ["no recipe 'ffnet_5'"]),
+        (["train", "my_grid.py"], ["my_grid.py is a grid: use `launch.py run my_grid.py`"]),
         (["train", "ffnet_1", "--set", "recipe.speed=1"], ["no key 'speed'"]),
         (["train", "ffnet_1", "--set", "recipe.micro_batch=100"], ["multiple of micro_batch 100"]),
         (["train", "ffnet_4_384"], ["ffnet_4", "--set initial.source=FILE"]),

@@ -330,6 +330,7 @@ def test_a_device_that_is_not_there_is_one_line_and_no_failed_run(tmp_path, devi
     with pytest.raises(SurroundingsError, match=f"device '{device}' can't be used here") as caught:
         train(RUN, tmp_path / "run", device)
     assert "\n" not in str(caught.value) and RunFolder(tmp_path / "run").result() is None
+    assert "there are auto, cpu" in str(caught.value) and len(str(caught.value)) < 200
 
 
 def test_a_watcher_does_not_keep_a_run_from_starting(tmp_path):
