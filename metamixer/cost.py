@@ -49,10 +49,6 @@ class Cost:
         """Traffic in bytes, all numbers of `bits` bits."""
         return self.moved * bits // 8
 
-    def largest_bytes(self, images: int, bits: int = 32) -> int:
-        """Memory of the largest tensor for a batch of so many images, all numbers of `bits` bits."""
-        return self.largest * images * bits // 8
-
 
 def total(costs: Iterable[Cost]) -> Cost:
     """The sum of several costs; of their largest tensors, the largest."""
