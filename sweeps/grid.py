@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from rich.progress import track
 
 from metamixer.config import Config, ConfigError, differences, digest_of, digests_of, override
@@ -18,12 +18,6 @@ from metamixer.plugins import load_module, loaded, place
 
 if TYPE_CHECKING:
     from metamixer.training.run_config import RunConfig
-
-
-def _check_measure(measure: str) -> str:
-    from .iso_cost import check_measure  # loads torch
-
-    return check_measure(measure)
 
 
 class Variant(Config):
@@ -89,7 +83,7 @@ class Grid(Question):
     left_out: dict[str, str] = {}
     base: str
     seeds: tuple[int, ...] = (0, 1, 2)
-    match: Annotated[str, AfterValidator(_check_measure)] | None = None
+    match: str | None = None
     lrs: tuple[Annotated[float, Field(gt=0)], ...] = ()
 
     def model_post_init(self, _: Any) -> None:
@@ -142,8 +136,11 @@ class Grid(Question):
         wanted = self._wanted(only)
         lrs = self.lrs if lrs is None else lrs
         measure = None if match == "none" else match or self.match
-        if measure and scale is None:
-            from .iso_cost import matched as scale
+        if measure:
+            from .iso_cost import check_measure, matched  # load torch
+
+            check_measure(measure)
+            scale = scale or matched
         with blaming(self.base):
             reference = self._resolve(self.base, resolved)
         planned, refused = list[PlannedRun](), list[str]()

@@ -123,11 +123,9 @@ def make_plan(
 
     Raises ConfigError: see `Grid.runs`.
     """
-    from .iso_cost import check_measure, matched
+    from .iso_cost import matched
 
     grid, match = loaded.grid, chosen.get("match")
-    if match and match != "none":
-        check_measure(match)
     changed = {**(overrides or {}), **({"match": match} if match and match != (grid.match or "none") else {})}
     label = data_label(data or next(iter(grid.bases)), changed)
     kept = {}

@@ -119,8 +119,8 @@ def test_measures_that_do_not_exist(tmp_path, match):
     with pytest.raises(ConfigError, match=known):
         plan(tmp_path / "runs", match=match)
     assert not (tmp_path / "runs").exists()
-    with pytest.raises(ValueError, match=known):
-        Grid(bases={"tiny": RUN}, base="a", variants={"a": Variant()}, match=match)
+    with pytest.raises(ConfigError, match=known):
+        Grid(bases={"tiny": RUN}, base="a", variants={"a": Variant()}, match=match).runs()
 
 
 def test_the_command_line_measures_where_it_may(grid, tmp_path):
