@@ -19,6 +19,7 @@ from .surroundings import SurroundingsError
 
 Batch = tuple[Tensor, Tensor]
 Made = tuple[Tensor, Tensor, dict[str, str]] | ConfigError
+_DIED = ("DataLoader worker (pid", "received 0 items of ancdata")
 Key = tuple[int, str, range]  # seed, split and the samples' numbers: what a batch is made from
 
 
@@ -47,7 +48,6 @@ class Loader:
             batch_size=None,  # a worker makes whole batches
             sampler=self.keys,
             num_workers=workers,
-            collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             worker_init_fn=_ignore_stop_signals,
@@ -63,7 +63,7 @@ class Loader:
             yield from batches
         except (RuntimeError, EOFError, OSError) as error:
             # the last two when it died between a batch and its hand-over
-            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _DIED):
                 raise
             raise SurroundingsError(
                 "a data worker died, often because memory or space in /dev/shm ran out: launch again to go on, with "
@@ -96,10 +96,6 @@ def _undisturbed_start() -> Iterator[None]:
 def _ignore_stop_signals(worker: int) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def _as_it_is(made: Any) -> Any:
-    return made
 
 
 def _stop_workers(loader: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which errors are the surroundings' and not a run's own: the disk, the memory, the device, a killed data worker.
+"""Which errors are the surroundings' and not a run's own: the disk, the memory, the device.
 
 A run that meets one is interrupted, and goes on when it is launched again; any other error fails it.
 """
@@ -18,7 +18,6 @@ _MEMORY = (
     *("can't allocate memory", "out of memory", "not enough memory", "STATUS_ALLOC_FAILED"),
     *("unable to mmap", "unable to open shared memory object", "unable to write to file"),
 )
-_WORKER = ("DataLoader worker (pid", "received 0 items of ancdata")
 _DEVICE = (
     *("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS", "No CUDA GPUs", "no NVIDIA driver", "NVML"),
     *("HIP error", "XPU error", "MPS backend", "not compiled with CUDA"),
@@ -43,11 +42,6 @@ def surroundings(error: BaseException) -> str | None:
         return None
     if any(sign in str(error) for sign in _MEMORY):
         return _out_of_memory(text)
-    if any(sign in str(error) for sign in _WORKER):
-        return (
-            "a data worker died, often because memory or space in /dev/shm ran out; launch again to go on, with fewer "
-            "data workers if it happens again"
-        )
     if any(sign in str(error) for sign in _DEVICE):
         return f"the device failed ({text}); launch again to go on, on another one if it happens again"
     return None
