@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from metamixer.config import ConfigError
 from metamixer.deploy import coreml, executorch, onnx
 from metamixer.fold import fold
+from metamixer.latency.runtimes import find_runtime
 from metamixer.mixer import build_mixer, resolve_mixer
 from metamixer.operation import Site
 from metamixer.presets import BASELINES, PRESETS
@@ -57,7 +58,7 @@ def _executorch(mixer: nn.Module, image: Tensor, expected: Tensor) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mixer.pte"
         path.write_bytes(content)
-        difference = _relative(executorch.run(path, image), expected)
+        difference = _relative(find_runtime("executorch").run(path, image), expected)
     left = ", ".join(sorted(rest))
     return f"runs, off by {difference:.0e}" + (f"; not XNNPACK's: {left}" if left else "")
 
@@ -66,7 +67,7 @@ def _onnx(mixer: nn.Module, image: Tensor, expected: Tensor) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mixer.onnx"
         path.write_bytes(onnx.convert(mixer, image))
-        return f"runs, off by {_relative(onnx.run(path, image), expected):.0e}"
+        return f"runs, off by {_relative(find_runtime('onnxruntime').run(path, image), expected):.0e}"
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

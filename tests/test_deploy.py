@@ -21,6 +21,7 @@ from metamixer.dense.superresolution import SuperResolver, ffnet_sr
 from metamixer.deploy import coreml, executorch, onnx
 from metamixer.deploy.common import NotConvertible
 from metamixer.deploy.export import SUFFIXES, class_labels, export
+from metamixer.latency.runtimes import find_runtime
 from metamixer.networks import Network, find_network
 from metamixer.training import checkpoint
 from metamixer.training.folder import RunFolder
@@ -56,12 +57,12 @@ def scores(network, images):
 def test_pictures_and_series_go_out_as_numbers(tmp_path):
     sr = Network("sr", SuperResolver(ffnet_sr(2, 16), img_size=(12, 16)).eval(), (3, 12, 16), MEAN, STD)
     written = export(sr, "onnx", tmp_path / "sr.onnx")
-    assert onnx.run(written.path, torch.rand(1, 3, 12, 16)).shape == (1, 3, 24, 32)
+    assert find_runtime("onnxruntime").run(written.path, torch.rand(1, 3, 12, 16)).shape == (1, 3, 24, 32)
     assert "numbers" in export(sr, "coreml", tmp_path / "sr.mlpackage").checks[0]
     config = parse(ForecasterConfig, {"blocks": {**BLOCK, "width": 2 * 8}, "dim": 8})
     forecaster = Network("f", Forecaster(config, 24, 2, (1, 48)).eval(), (2, 1, 48), MEAN[:2], STD[:2])
     written = export(forecaster, "onnx", tmp_path / "f.onnx")
-    assert onnx.run(written.path, torch.rand(1, 2, 1, 48)).shape == (1, 2, 1, 24)
+    assert find_runtime("onnxruntime").run(written.path, torch.rand(1, 2, 1, 48)).shape == (1, 2, 1, 24)
     console = Console(record=True, width=160, file=io.StringIO())
     print_costs(forecaster, console=console)
     text = console.export_text()
@@ -69,17 +70,18 @@ def test_pictures_and_series_go_out_as_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "format, module",
+    "format, runtime",
     [
-        pytest.param("executorch", executorch, marks=needs("executorch", "executorch")),
-        pytest.param("onnx", onnx, marks=needs("onnxruntime", "onnx")),
+        pytest.param("executorch", "executorch", marks=needs("executorch", "executorch")),
+        pytest.param("onnx", "onnxruntime", marks=needs("onnxruntime", "onnx")),
     ],
 )
-def test_what_runs_here_equals_eager(network, tmp_path, format, module):
+def test_what_runs_here_equals_eager(network, tmp_path, format, runtime):
     images, level = torch.rand(1, 3, 16, 16), logging.root.level
     written = export(network, format, tmp_path / f"net{SUFFIXES[format]}")
     assert logging.root.level == level, "what is logged afterwards would be lost"
-    torch.testing.assert_close(module.run(written.path, images), scores(network, images), rtol=1e-4, atol=1e-5)
+    found = find_runtime(runtime).run(written.path, images)
+    torch.testing.assert_close(found, scores(network, images), rtol=1e-4, atol=1e-5)
     assert written.size == written.path.stat().st_size
     assert "top-1 agrees on 8" in written.checks[0]
 
@@ -111,7 +113,7 @@ def test_a_network_that_answers_for_each_cell_of_a_rectangle(tmp_path):
     network = Network("cells", model, (2, 16, 24), MEAN[:2], STD[:2])
     written = export(network, "onnx", tmp_path / "net.onnx")
     assert float(written.checks[0].partition("at most ")[2].split()[0]) < 1e-4 and "top-1" not in written.checks[0]
-    assert onnx.run(written.path, torch.rand(1, 2, 16, 24)).shape == (1, 7, 4, 6)
+    assert find_runtime("onnxruntime").run(written.path, torch.rand(1, 2, 16, 24)).shape == (1, 7, 4, 6)
     first, operations, last = export(network, "coreml", tmp_path / "net.mlpackage").checks
     assert first.startswith("input 'images': numbers; outputs ") and "softmax (1×)" in operations  # attention's
     assert last == "not run: Xcode or a phone runs it"

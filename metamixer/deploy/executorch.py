@@ -1,12 +1,11 @@
 """ExecuTorch programs (.pte): XNNPACK's kernels for what it covers, portable ones for the rest."""
 
 from collections import Counter
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .common import exported, not_convertible, quiet, require
+from .common import exported, not_convertible, quiet
 
 
 def convert(model: nn.Module, image: Tensor) -> tuple[bytes, Counter[str]]:
@@ -15,11 +14,8 @@ def convert(model: nn.Module, image: Tensor) -> tuple[bytes, Counter[str]]:
     Returns:
         The content of a .pte file, and the operations that XNNPACK leaves to portable kernels, with their number.
 
-    Raises:
-        ConfigError: executorch is missing.
-        NotConvertible: an operation that it does not take.
+    Raises NotConvertible: an operation that it does not take.
     """
-    require(["executorch"], "executorch")
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
@@ -31,14 +27,6 @@ def convert(model: nn.Module, image: Tensor) -> tuple[bytes, Counter[str]]:
             return lowered.to_executorch().buffer, rest
         except Exception as error:  # exir raises many kinds
             raise not_convertible("ExecuTorch", program, error) from None
-
-
-def run(path: Path, image: Tensor) -> Tensor:
-    """The first output of a written program."""
-    from executorch.runtime import Runtime
-
-    method = Runtime.get().load_program(path).load_method("forward")
-    return method.execute([image.contiguous()])[0].clone()
 
 
 def _portable(graph: torch.fx.Graph) -> Counter[str]:

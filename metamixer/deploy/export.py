@@ -13,11 +13,13 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 
 from ..config import ConfigError
+from ..latency.runtimes import find_runtime
 from ..networks import Network
 from . import coreml, executorch, onnx
 from .common import Deployed
 
 SUFFIXES = {"coreml": ".mlpackage", "executorch": ".pte", "onnx": ".onnx"}
+_RUN_BY = {"executorch": "executorch", "onnx": "onnxruntime"}
 IMAGES = 8
 
 
@@ -65,17 +67,16 @@ def export(network: Network, format: str, out: Path | None = None) -> Export:
         shutil.rmtree(path, ignore_errors=True)  # a package is a folder
         program.save(str(path))
         checks = [*_described(program), "not run: Xcode or a phone runs it"]
-    elif format == "executorch":
-        content, rest = executorch.convert(model, images[:1])
-        path.write_bytes(content)
-        portable = ", ".join(f"{name} ({times}×)" for name, times in sorted(rest.items()))
-        checks = [
-            _compared(network, model, images, lambda x: executorch.run(path, x)),
-            f"outside XNNPACK, on portable kernels: {portable or 'nothing'}",
-        ]
     else:
-        path.write_bytes(onnx.convert(model, images[:1]))
-        checks = [_compared(network, model, images, lambda x: onnx.run(path, x))]
+        runtime, notes = find_runtime(_RUN_BY[format]), []
+        if format == "executorch":
+            content, rest = executorch.convert(model, images[:1])
+            portable = ", ".join(f"{name} ({times}×)" for name, times in sorted(rest.items()))
+            notes = [f"outside XNNPACK, on portable kernels: {portable or 'nothing'}"]
+        else:
+            content = onnx.convert(model, images[:1])
+        path.write_bytes(content)
+        checks = [_compared(network, model, images, lambda x: runtime.run(path, x)), *notes]
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return Export(path, sum(file.stat().st_size for file in files), tuple(checks))
 

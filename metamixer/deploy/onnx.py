@@ -1,22 +1,16 @@
-"""ONNX models (.onnx), by torch's exporter, checked by onnx and run by ONNX Runtime."""
-
-from pathlib import Path
-from typing import Any
+"""ONNX models (.onnx), by torch's exporter, checked by onnx."""
 
 import torch
 from torch import Tensor, nn
 
-from .common import exported, not_convertible, quiet, require
+from .common import exported, not_convertible, quiet
 
 
 def convert(model: nn.Module, image: Tensor) -> bytes:
     """`model` as a serialised ONNX model for inputs of the shape of `image`, fp32; input `images`, output `scores`.
 
-    Raises:
-        ConfigError: onnx or onnxscript is missing.
-        NotConvertible: an operation that ONNX does not have.
+    Raises NotConvertible: an operation that ONNX does not have.
     """
-    require(["onnx", "onnxscript"], "onnx")
     program = exported(model, (image,), "ONNX")
     with quiet():
         import onnx
@@ -30,23 +24,3 @@ def convert(model: nn.Module, image: Tensor) -> bytes:
             return made.model_proto.SerializeToString()
         except Exception as error:  # torch.onnx raises many kinds
             raise not_convertible("ONNX", program, error) from None
-
-
-def session(path: Path, threads: int = 0) -> Any:
-    """A written model, loaded by ONNX Runtime for its CPU kernels; as many threads as cores if 0.
-
-    Raises ConfigError: onnxruntime is missing.
-    """
-    require(["onnxruntime"], "onnx")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def run(path: Path, image: Tensor) -> Tensor:
-    """The first output of a written model."""
-    loaded = session(path)
-    return torch.from_numpy(loaded.run(None, {loaded.get_inputs()[0].name: image.numpy()})[0])

@@ -62,6 +62,13 @@ class Runtime(ABC):
     def load(self, path: Path, image: np.ndarray, threads: int) -> Loaded:
         """What `prepare` wrote, ready to run."""
 
+    def run(self, path: Path, image: Any) -> Any:
+        """The scores of what `prepare` wrote, for one tensor of images."""
+        import torch
+
+        loaded = self.load(path, image.contiguous().numpy(), 1)
+        return torch.from_numpy(loaded.scores(loaded.call()))
+
     def version(self) -> str:
         return f"{self.packages[0]} {version(self.packages[0])}"
 
@@ -135,9 +142,12 @@ class OnnxRuntime(Runtime):
         path.write_bytes(onnx.convert(model, image))
 
     def load(self, path: Path, image: np.ndarray, threads: int) -> Loaded:
-        from ..deploy import onnx
+        import onnxruntime
 
-        session = onnx.session(path, threads)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         inputs = {session.get_inputs()[0].name: image}
         return Loaded(lambda: session.run(None, inputs), lambda outputs: outputs[0])
 
