@@ -1,12 +1,14 @@
 """Configurations of the backbone: its stages, and the parts around its mixers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from .config import Config, ConfigError, parse
+from .initialise import Init
 from .mixer import MetaMixerConfig, resolve_mixer
 from .operation import OperationConfig
 from .ops._common import Kernel
@@ -24,6 +26,29 @@ Mixers = Annotated[
     SerializeAsAny[MetaMixerConfig | OperationConfig | tuple[SerializeAsAny[Mixer], ...]],
     BeforeValidator(_mixer_or_one_per_block),
 ]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a network besides its configuration.
+
+    Attributes:
+        num_classes: numbers of an answer: a score for each class, channels of a picture, steps of a forecast.
+        in_chans: channels of the input, or the variables of a series.
+        img_size: height and width of the input; mixers tied to a number of tokens depend on it.
+        global_pool: as in timm; without any ("") a backbone answers for every cell.
+        drop_path_rate: stochastic depth of the last block.
+        seed: what all initial values follow from; torch's own generator if None.
+        init: the spread of initial weights.
+    """
+
+    num_classes: int
+    in_chans: int
+    img_size: tuple[int, int]
+    global_pool: str = "avg"
+    drop_path_rate: float = 0.0
+    seed: int | None = None
+    init: Init = "ffnet"
 
 
 class StageConfig(Config):

@@ -11,7 +11,7 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, SerializeAsAny
 from torch import Tensor, nn
 
-from .architecture import Mixer
+from .architecture import Asked, Mixer
 from .config import Config, ConfigError
 from .initialise import Construction, Init, initialise, seeded
 from .mixer import build_mixer, resolve_mixer
@@ -70,32 +70,23 @@ def of_size(name: str, img_size: Size, **arguments: Any) -> Any:
         return timm.create_model(name, **arguments)
 
 
-def build_timm(
-    config: TimmConfig,
-    num_classes: int,
-    in_chans: int,
-    img_size: tuple[int, int],
-    global_pool: str = "avg",
-    drop_path_rate: float = 0.0,
-    seed: int | None = None,
-    init: Init = "ffnet",
-) -> nn.Module:
+def build_timm(config: TimmConfig, asked: Asked) -> nn.Module:
     """The network of a configuration. It pools as timm has it; `init` is for the mixers alone.
 
     Raises ConfigError: timm does not take the arguments, or a mixer does not fit its place.
     """
-    if not global_pool:
+    if not asked.global_pool:
         raise ConfigError(f"timm model {config.timm!r} answers once for an image; this task asks for every cell")
-    arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **config.arguments}
-    if drop_path_rate:
-        arguments["drop_path_rate"] = drop_path_rate
+    arguments = {"num_classes": asked.num_classes, "in_chans": asked.in_chans, **config.arguments}
+    if asked.drop_path_rate:
+        arguments["drop_path_rate"] = asked.drop_path_rate
     try:
-        with seeded(seed, "timm"):
-            model = of_size(config.timm, img_size, **arguments)
+        with seeded(asked.seed, "timm"):
+            model = of_size(config.timm, asked.img_size, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise ConfigError(f"timm model {config.timm!r}: {' '.join(str(error).split())}") from None
     for where, mixer in config.replace.items():
-        replace_mixers(model, where, mixer, (in_chans, *img_size), seed, init)
+        replace_mixers(model, where, mixer, (asked.in_chans, *asked.img_size), asked.seed, asked.init)
     return model
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from metamixer import Backbone, ConfigError, digest, isotropic, override
+from metamixer.architecture import Asked
 from metamixer.branches import branch_ratios, equalize, noise, token_range
-from metamixer.dense.superresolution import SuperResolver, ffnet_sr
+from metamixer.dense import build_network
+from metamixer.dense.superresolution import ffnet_sr
 from metamixer.presets import BASELINES, PRESETS
 from metamixer.recipes import named_run
 
@@ -73,7 +75,7 @@ def test_layer_scale_takes_the_factor_where_there_is_one():
 
 
 def test_other_networks_of_blocks_start_at_their_ratio_too():
-    model = SuperResolver(ffnet_sr(2, 16, layer_scale=None), img_size=(16, 16), seed=0)
+    model = build_network(ffnet_sr(2, 16, layer_scale=None), Asked(3, 3, (16, 16), seed=0))
     equalize(model, 0.3, SIZE)
     assert token_range(model, SIZE) == pytest.approx((0.3, 0.3), rel=0.006)
     with pytest.raises(ConfigError, match="no token mixers"):

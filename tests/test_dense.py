@@ -6,11 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from metamixer import CONFIGS, ConfigError, isotropic, parse
+from metamixer.architecture import Asked
 from metamixer.backbone import Backbone
 from metamixer.cost import count
-from metamixer.dense.forecast import DLinear, DLinearConfig, Forecaster, ForecasterConfig, ffnet_forecast
-from metamixer.dense.segmentation import Segmenter, SegmenterConfig, ffnet_seg
-from metamixer.dense.superresolution import SuperResolver, ffnet_sr
+from metamixer.dense import build_network
+from metamixer.dense.forecast import DLinearConfig, ForecasterConfig, ffnet_forecast
+from metamixer.dense.segmentation import SegmenterConfig, ffnet_seg
+from metamixer.dense.superresolution import ffnet_sr
 from metamixer.fold import fold
 from metamixer.initialise import Construction
 from metamixer.layers import keep_rows
@@ -22,20 +24,20 @@ def parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def on_meta(cls, *args, **kwargs):
+def on_meta(config, asked):
     with torch.device("meta"):
-        return cls(*args, **kwargs)
+        return build_network(config, asked).eval()
 
 
 # ---- the counts of the released code
 
 
 def test_ffnet_seg_has_the_published_size():
-    ade = on_meta(Segmenter, ffnet_seg(), 150)
+    ade = on_meta(ffnet_seg(), Asked(150, 3, (512, 512)))
     assert round(parameters(ade.backbone) / 1e6, 2) == 63.83 and round(parameters(ade) / 1e6, 2) == 68.48
     # the published 74 and 577 G also count norms and activations
     assert count(ade, (3, 512, 512)).macs == pytest.approx(74e9, rel=0.01)
-    cityscapes = on_meta(Segmenter, ffnet_seg(5, 1.0), 19, img_size=(1024, 1024))
+    cityscapes = on_meta(ffnet_seg(5, 1.0), Asked(19, 3, (1024, 1024)))
     assert round(parameters(cityscapes) / 1e6) == 68
     assert count(cityscapes, (3, 1024, 2048)).macs == pytest.approx(577e9, rel=0.03)
 
@@ -43,7 +45,7 @@ def test_ffnet_seg_has_the_published_size():
 @pytest.mark.parametrize("name, millions, gigas", [("ffnet_2", 58, 942), ("ffnet_3", 80, 1010), ("ffnet_4", 113, 1158)])
 def test_upernets_have_the_published_size(name, millions, gigas):
     values = {"backbone": CONFIGS[name], "decoder": {"name": "uper"}, "feature_norm": True}
-    model = on_meta(Segmenter, parse(SegmenterConfig, values), 150)
+    model = on_meta(parse(SegmenterConfig, values), Asked(150, 3, (512, 512)))
     third = CONFIGS[name].stages[2].width
     auxiliary = 9 * third * 256 + 512 + 257 * 150  # the head that trained beside it
     assert round((parameters(model) + auxiliary) / 1e6) == millions
@@ -52,7 +54,7 @@ def test_upernets_have_the_published_size(name, millions, gigas):
 
 @pytest.mark.parametrize("depth, millions, gigas", [(36, 1.79, 406.7), (48, 2.38, 541.3)])
 def test_ffnet_sr_has_the_published_size(depth, millions, gigas):
-    model = on_meta(SuperResolver, ffnet_sr(depth))
+    model = on_meta(ffnet_sr(depth), Asked(3, 3, (96, 96)))
     assert round(parameters(model) / 1e6, 2) == millions
     assert round(count(model, (3, 360, 640)).macs / 1e9, 1) == gigas
 
@@ -63,7 +65,7 @@ def test_ffnet_sr_has_the_published_size(depth, millions, gigas):
 )
 def test_the_forecaster_has_the_published_size(variables, expansion, millions):
     """The last row is 725.5 M, which the published table cuts off to 725."""
-    found = parameters(on_meta(Forecaster, ffnet_forecast(variables, expansion), in_chans=variables))
+    found = parameters(on_meta(ffnet_forecast(variables, expansion), Asked(96, variables, (1, 96))))
     assert f"{found / 1e6:.{len(millions.partition('.')[2])}f}" == millions
 
 
@@ -91,13 +93,13 @@ BLOCKS = {"depth": 1, "width": 16, "token_mixer": "ffnified_attention", "channel
     ids=["fpn", "uper", "ffnet", "timm", "vit"],
 )
 def test_every_pixel_gets_an_answer_and_all_weights_a_gradient(config, size):
-    model = Segmenter(config, 5, img_size=size, seed=1)
+    model = build_network(config, Asked(5, 3, size, seed=1))
     x = torch.randn(2, 3, *size)
     y = model(x)
     assert y.shape == (2, 5, *size)
     y.square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    again = Segmenter(config, 5, img_size=size, seed=1).state_dict()
+    again = build_network(config, Asked(5, 3, size, seed=1)).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items() if "weight" in key)
     model.eval()
     torch.testing.assert_close(fold(model)(x), model(x), rtol=1e-3, atol=1e-4)
@@ -105,13 +107,15 @@ def test_every_pixel_gets_an_answer_and_all_weights_a_gradient(config, size):
 
 def test_a_backbone_starts_as_a_classifier_of_its_seed():
     whole = Backbone(CONFIGS["ffnet_mini"], 5, img_size=32, seed=3).state_dict()
-    for key, value in Segmenter(small({"name": "fpn"}), 5, img_size=(32, 32), seed=3).backbone.state_dict().items():
+    for key, value in (
+        build_network(small({"name": "fpn"}), Asked(5, 3, (32, 32), seed=3)).backbone.state_dict().items()
+    ):
         assert torch.equal(value, whole[key]) or "running" in key, key
 
 
 def test_a_backbone_of_timm_whose_maps_are_channels_last_is_read_like_others():
     name = "swin_tiny_patch4_window7_224"
-    model = Segmenter(parse(SegmenterConfig, {"backbone": name, "decoder": {"name": "fpn"}}), 5, img_size=(64, 96))
+    model = build_network(parse(SegmenterConfig, {"backbone": name, "decoder": {"name": "fpn"}}), Asked(5, 3, (64, 96)))
     x = torch.randn(1, 3, 64, 96)
     for mine, theirs in zip(model.eval().features(x), model.backbone(x), strict=True):
         assert torch.equal(mine, theirs.movedim(-1, 1))
@@ -123,14 +127,14 @@ def test_what_a_decoder_can_not_read_is_refused():
         SegmenterConfig, {"backbone": isotropic(1, 8, "identity"), "decoder": {"name": "ffnet", "blocks": BLOCKS}}
     )
     with pytest.raises(ConfigError, match="needs two at least"):
-        Segmenter(one, 5, img_size=(8, 8))
+        build_network(one, Asked(5, 3, (8, 8)))
     with pytest.raises(ConfigError, match="no timm model 'no_such_net'"):
         parse(SegmenterConfig, {"backbone": "no_such_net", "decoder": {"name": "fpn"}})
 
 
 @pytest.mark.parametrize("mixer", [None, "identity", "attention", "pooling"])
 def test_super_resolution_adds_to_the_repeated_image(mixer):
-    model = SuperResolver(ffnet_sr(2, 32, mixer), img_size=(6, 8), seed=0)
+    model = build_network(ffnet_sr(2, 32, mixer), Asked(3, 3, (6, 8), seed=0))
     x = torch.rand(1, 3, 6, 8)
     assert model(x).shape == (1, 3, 12, 16)
     nn.init.zeros_(model.head.weight), nn.init.zeros_(model.head.bias)
@@ -143,7 +147,7 @@ def test_forecasts_keep_a_windows_level_and_spread(mixer):
     if mixer:
         blocks = {**config.blocks.to_dict(), "token_mixer": mixer}
         config = parse(ForecasterConfig, {**config.to_dict(), "blocks": blocks})
-    model = Forecaster(config, 12, 2, (1, 24), seed=0).eval()
+    model = build_network(config, Asked(12, 2, (1, 24), seed=0)).eval()
     x = torch.randn(3, 2, 1, 24)
     y = model(x)
     assert y.shape == (3, 2, 1, 12)
@@ -154,11 +158,11 @@ def test_forecasts_keep_a_windows_level_and_spread(mixer):
 
 def test_a_window_that_is_not_one_row_high_is_refused():
     with pytest.raises(ConfigError, match="a forecaster's window is 1×steps, not 32×32"):
-        Forecaster(ffnet_forecast(2, dim=4), 12, 2, (32, 32))
+        build_network(ffnet_forecast(2, dim=4), Asked(12, 2, (32, 32)))
 
 
 def test_dlinear_is_two_linear_maps_of_a_moving_average_and_the_rest():
-    model = DLinear(DLinearConfig(kernel_size=3), 4, 1, (1, 5))
+    model = build_network(DLinearConfig(kernel_size=3), Asked(4, 1, (1, 5)))
     series = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
     trend = torch.tensor([4 / 3, 7 / 3, 14 / 3, 28 / 3, 40 / 3])
     expected = (

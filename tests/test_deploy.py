@@ -14,10 +14,12 @@ from small import MODEL, RUN
 from torch import nn
 
 from metamixer import Backbone, digest, isotropic
+from metamixer.architecture import Asked
 from metamixer.config import ConfigError, parse
 from metamixer.cost_table import print_costs
-from metamixer.dense.forecast import Forecaster, ForecasterConfig
-from metamixer.dense.superresolution import SuperResolver, ffnet_sr
+from metamixer.dense import build_network
+from metamixer.dense.forecast import ForecasterConfig
+from metamixer.dense.superresolution import ffnet_sr
 from metamixer.deploy import coreml, executorch, onnx
 from metamixer.deploy.common import NotConvertible
 from metamixer.deploy.export import SUFFIXES, class_labels, export
@@ -55,12 +57,12 @@ def scores(network, images):
 @needs("coremltools", "deploy")
 @needs("onnxruntime", "onnx")
 def test_pictures_and_series_go_out_as_numbers(tmp_path):
-    sr = Network("sr", SuperResolver(ffnet_sr(2, 16), img_size=(12, 16)).eval(), (3, 12, 16), MEAN, STD)
+    sr = Network("sr", build_network(ffnet_sr(2, 16), Asked(3, 3, (12, 16))).eval(), (3, 12, 16), MEAN, STD)
     written = export(sr, "onnx", tmp_path / "sr.onnx")
     assert find_runtime("onnxruntime").run(written.path, torch.rand(1, 3, 12, 16)).shape == (1, 3, 24, 32)
     assert "numbers" in export(sr, "coreml", tmp_path / "sr.mlpackage").checks[0]
     config = parse(ForecasterConfig, {"blocks": {**BLOCK, "width": 2 * 8}, "dim": 8})
-    forecaster = Network("f", Forecaster(config, 24, 2, (1, 48)).eval(), (2, 1, 48), MEAN[:2], STD[:2])
+    forecaster = Network("f", build_network(config, Asked(24, 2, (1, 48))).eval(), (2, 1, 48), MEAN[:2], STD[:2])
     written = export(forecaster, "onnx", tmp_path / "f.onnx")
     assert find_runtime("onnxruntime").run(written.path, torch.rand(1, 2, 1, 48)).shape == (1, 2, 1, 24)
     console = Console(record=True, width=160, file=io.StringIO())

@@ -7,6 +7,7 @@ from small import RUN
 from torch import nn
 
 from metamixer import ConfigError, digest, override
+from metamixer.architecture import Asked
 from metamixer.config import parse
 from metamixer.cost import by_layer, count
 from metamixer.cost_table import by_slot
@@ -177,7 +178,7 @@ def test_what_is_not_replaced_keeps_pretrained_weights(tmp_path):
     overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 5}
     arguments = {**VIT, "pretrained": True, "pretrained_cfg_overlay": overlay}
     config = {"timm": "vit_tiny_patch16_224", "arguments": arguments, "replace": {"blocks.0.attn": "attention"}}
-    found = build_timm(parse(TimmConfig, config), 5, 3, (16, 16)).state_dict()
+    found = build_timm(parse(TimmConfig, config), Asked(5, 3, (16, 16))).state_dict()
     kept = [key for key in trained if not key.startswith("blocks.0.attn")]
     assert len(kept) > 20 and all(trained[key].equal(found[key]) for key in kept)
 

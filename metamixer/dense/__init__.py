@@ -1,15 +1,18 @@
 """Networks around mixers that answer with a map or a series, by the key `network` of their configurations.
 
-The key `timm` makes a network of timm, and without both it is a backbone.
+The key `timm` makes a network of timm, and without both it is a backbone. A network's class takes its configuration
+and what is `Asked`; `build_network` gives it its initial values.
 """
 
 from typing import Any
 
 from torch import nn
 
-from ..architecture import BackboneConfig
+from ..architecture import Asked, BackboneConfig
 from ..backbone import Backbone
 from ..config import Config, ConfigError
+from ..initialise import Construction, initialise
+from ..layers import keep_rows
 from ..timm_models import TimmConfig, build_timm
 from .forecast import DLinear, DLinearConfig, Forecaster, ForecasterConfig
 from .segmentation import Segmenter, SegmenterConfig
@@ -40,10 +43,15 @@ def config_class(values: Any) -> type[Config]:
     return _NETWORKS[name][0]
 
 
-def build_network(config: Network, global_pool: str = "avg", **arguments: Any) -> nn.Module:
-    """The network of a configuration; `arguments` are those of its constructor."""
+def build_network(config: Network, asked: Asked) -> nn.Module:
+    """The network of a configuration. Raises ConfigError: its parts do not fit each other, or what is asked."""
     if isinstance(config, BackboneConfig):
-        return Backbone(config, global_pool=global_pool, **arguments)
+        return Backbone(config, **vars(asked))
     if isinstance(config, TimmConfig):
-        return build_timm(config, global_pool=global_pool, **arguments)
-    return dict(_NETWORKS.values())[type(config)](config, **arguments)
+        return build_timm(config, asked)
+    with Construction() as construction:
+        model = dict(_NETWORKS.values())[type(config)](config, asked)
+        if asked.img_size[0] == 1:
+            keep_rows(model, construction)
+    initialise(model, construction, asked.seed, asked.init)
+    return model

@@ -11,11 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..architecture import BlockConfig, StageConfig
+from ..architecture import Asked, BlockConfig, StageConfig
 from ..backbone import Block
 from ..config import Config, ConfigError, parse
-from ..initialise import Construction, Init, initialise
-from ..layers import keep_rows
 from ..operation import Site
 from ..ops._common import Kernel
 
@@ -46,45 +44,28 @@ class Forecaster(nn.Module):
     """Windows (B, in_chans, 1, look_back) → forecasts (B, in_chans, 1, num_classes) of as many variables.
 
     Each window is brought to mean 0 and spread 1, and its forecast back (RevIN without parameters). Its end is padded
-    with its last value.
-
-    Args:
-        num_classes: steps of the forecast.
-        in_chans: variables.
-        img_size: 1 and the steps of a window.
+    with its last value. `drop_path_rate` is that of every block.
 
     Raises ConfigError: the width of the blocks is not variables · dim, or a window is not one row high.
     """
 
-    def __init__(
-        self,
-        config: ForecasterConfig,
-        num_classes: int = 96,
-        in_chans: int = 7,
-        img_size: tuple[int, int] = (1, 96),
-        drop_path_rate: float = 0.0,
-        seed: int | None = None,
-        init: Init = "ffnet",
-    ) -> None:
+    def __init__(self, config: ForecasterConfig, asked: Asked) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        dim, stage = config.dim, config.blocks
-        if stage.width != in_chans * dim:
-            raise ConfigError(f"blocks.width {stage.width}: {in_chans} variables of dim {dim} make {in_chans * dim}")
-        if img_size[0] != 1:
-            raise ConfigError(f"a forecaster's window is 1×steps, not {img_size[0]}×{img_size[1]}")
+        self.num_classes = asked.num_classes
+        dim, stage, (height, steps), variables = config.dim, config.blocks, asked.img_size, asked.in_chans
+        if stage.width != variables * dim:
+            raise ConfigError(f"blocks.width {stage.width}: {variables} variables of dim {dim} make {variables * dim}")
+        if height != 1:
+            raise ConfigError(f"a forecaster's window is 1×steps, not {height}×{steps}")
         self.dim, self.pad = dim, config.patch - config.stride
-        tokens = (img_size[1] + self.pad - config.patch) // config.stride + 1
-        site = Site(stage.width, 1, tokens, "blocks", seed)
-        with Construction() as construction:
-            self.stem = nn.Conv2d(1, dim, (1, config.patch), (1, config.stride))
-            self.norm = nn.BatchNorm2d(dim)
-            blocks = (Block(config, stage, i, site.within(str(i)), drop_path_rate) for i in range(stage.depth))
-            self.blocks = nn.Sequential(*blocks)
-            keep_rows(self.blocks, construction)
-            self.head = nn.Linear(dim * tokens, num_classes)
-            self.dropout = nn.Dropout(config.head_dropout)
-        initialise(self, construction, seed, init)
+        tokens = (steps + self.pad - config.patch) // config.stride + 1
+        site = Site(stage.width, 1, tokens, "blocks", asked.seed)
+        self.stem = nn.Conv2d(1, dim, (1, config.patch), (1, config.stride))
+        self.norm = nn.BatchNorm2d(dim)
+        blocks = (Block(config, stage, i, site.within(str(i)), asked.drop_path_rate) for i in range(stage.depth))
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(dim * tokens, asked.num_classes)
+        self.dropout = nn.Dropout(config.head_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(-1, keepdim=True)
@@ -99,21 +80,10 @@ class Forecaster(nn.Module):
 class DLinear(nn.Module):
     """The same by two linear maps."""
 
-    def __init__(
-        self,
-        config: DLinearConfig,
-        num_classes: int = 96,
-        in_chans: int = 7,
-        img_size: tuple[int, int] = (1, 96),
-        drop_path_rate: float = 0.0,
-        seed: int | None = None,
-        init: Init = "ffnet",
-    ) -> None:
+    def __init__(self, config: DLinearConfig, asked: Asked) -> None:
         super().__init__()
-        self.num_classes, self.pad = num_classes, config.kernel_size // 2
-        with Construction() as construction:
-            self.trend, self.season = (nn.Linear(img_size[1], num_classes) for _ in range(2))
-        initialise(self, construction, seed, init)
+        self.num_classes, self.pad = asked.num_classes, config.kernel_size // 2
+        self.trend, self.season = (nn.Linear(asked.img_size[1], asked.num_classes) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         padded = F.pad(x, [self.pad, self.pad, 0, 0], "replicate")

@@ -5,6 +5,7 @@ Source: FFNet's released segmentation code (github.com/ysj9909/FFNet).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import timm
@@ -12,10 +13,10 @@ from pydantic import SerializeAsAny, field_validator
 from timm.layers import Format, LayerNorm2d
 from torch import Tensor, nn
 
-from ..architecture import BackboneConfig
+from ..architecture import Asked, BackboneConfig
 from ..backbone import Backbone
 from ..config import Config, ConfigError, parse
-from ..initialise import Construction, Init, initialise, seeded
+from ..initialise import seeded
 from ..operation import Site
 from ..timm_models import of_size
 from .decoders import FPN, Decoder, FFNetDecoder, FFNetDecoderConfig, UPer, UPerConfig, resized
@@ -44,52 +45,35 @@ class SegmenterConfig(Config):
 class Segmenter(nn.Module):
     """Images (B, in_chans, H, W) → logits (B, num_classes, H, W).
 
-    Args:
-        img_size: height and width in pixels; only mixers tied to a number of tokens depend on it.
-        drop_path_rate: stochastic depth of the backbone's last block.
-        seed: what all initial values follow from.
-
     Raises ConfigError: no such timm model, or a decoder that needs more maps than the backbone has.
     """
 
-    def __init__(
-        self,
-        config: SegmenterConfig,
-        num_classes: int,
-        in_chans: int = 3,
-        img_size: tuple[int, int] = (512, 512),
-        drop_path_rate: float = 0.0,
-        seed: int | None = None,
-        init: Init = "ffnet",
-    ) -> None:
+    def __init__(self, config: SegmenterConfig, asked: Asked) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        with Construction() as construction:
-            if isinstance(config.backbone, str):
-                self.backbone = _of_timm(config.backbone, in_chans, img_size, drop_path_rate, seed)
-                channels, reductions = self.backbone.feature_info.channels(), self.backbone.feature_info.reduction()
-            else:
-                rest: dict[str, Any] = {"img_size": img_size, "drop_path_rate": drop_path_rate, "seed": seed}
-                self.backbone = Backbone(config.backbone, 0, in_chans, "", init=init, **rest)
-                self.backbone.prune_intermediate_layers(len(config.backbone.stages), prune_norm=True)
-                channels = [stage.width for stage in config.backbone.stages]
-                reductions = [info["reduction"] for info in self.backbone.feature_info]
-            self.channels_last = getattr(self.backbone, "output_fmt", None) == Format.NHWC  # a Swin's maps
-            self.norms = nn.ModuleList(LayerNorm2d(each) for each in channels if config.feature_norm)
-            decoder = config.decoder
-            if isinstance(decoder, FFNetDecoderConfig):
-                if len(channels) < 2:
-                    raise ConfigError("decoder 'ffnet' leaves the finest map out and needs two at least")
-                high, wide = (-(-side // reductions[1]) for side in img_size)
-                site = Site(decoder.blocks.width, high, wide, "decoder.blocks", seed)
-                self.decoder: Any = FFNetDecoder(channels[1:], decoder, site)
-            elif isinstance(decoder, UPerConfig):
-                self.decoder = UPer(channels, decoder.width, decoder.pools)
-            else:
-                self.decoder = FPN(channels, decoder.width)
-            self.dropout = nn.Dropout2d(decoder.dropout)
-            self.classifier = nn.Conv2d(self.decoder.out_dim, num_classes, 1)
-        initialise(self, construction, seed, init)
+        self.num_classes = asked.num_classes
+        if isinstance(config.backbone, str):
+            self.backbone = _of_timm(config.backbone, asked)
+            channels, reductions = self.backbone.feature_info.channels(), self.backbone.feature_info.reduction()
+        else:
+            self.backbone = Backbone(config.backbone, **vars(replace(asked, num_classes=0, global_pool="")))
+            self.backbone.prune_intermediate_layers(len(config.backbone.stages), prune_norm=True)
+            channels = [stage.width for stage in config.backbone.stages]
+            reductions = [info["reduction"] for info in self.backbone.feature_info]
+        self.channels_last = getattr(self.backbone, "output_fmt", None) == Format.NHWC  # a Swin's maps
+        self.norms = nn.ModuleList(LayerNorm2d(each) for each in channels if config.feature_norm)
+        decoder = config.decoder
+        if isinstance(decoder, FFNetDecoderConfig):
+            if len(channels) < 2:
+                raise ConfigError("decoder 'ffnet' leaves the finest map out and needs two at least")
+            high, wide = (-(-side // reductions[1]) for side in asked.img_size)
+            site = Site(decoder.blocks.width, high, wide, "decoder.blocks", asked.seed)
+            self.decoder: Any = FFNetDecoder(channels[1:], decoder, site)
+        elif isinstance(decoder, UPerConfig):
+            self.decoder = UPer(channels, decoder.width, decoder.pools)
+        else:
+            self.decoder = FPN(channels, decoder.width)
+        self.dropout = nn.Dropout2d(decoder.dropout)
+        self.classifier = nn.Conv2d(self.decoder.out_dim, asked.num_classes, 1)
 
     def get_classifier(self) -> nn.Module:
         """The last layer, named as timm's networks name theirs."""
@@ -107,12 +91,12 @@ class Segmenter(nn.Module):
         return resized(self.classifier(self.dropout(self.decoder(self.features(x)))), x)
 
 
-def _of_timm(name: str, in_chans: int, img_size: tuple[int, int], drop_path_rate: float, seed: int | None) -> Any:
-    arguments: dict[str, Any] = {"features_only": True, "in_chans": in_chans}
-    arguments |= {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+def _of_timm(name: str, asked: Asked) -> Any:
+    arguments: dict[str, Any] = {"features_only": True, "in_chans": asked.in_chans}
+    arguments |= {"drop_path_rate": asked.drop_path_rate} if asked.drop_path_rate else {}
     try:
-        with seeded(seed, "backbone"):
-            return of_size(name, img_size, **arguments)
+        with seeded(asked.seed, "backbone"):
+            return of_size(name, asked.img_size, **arguments)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ConfigError(f"backbone {name!r}: no timm model that gives features ({error})") from None
 

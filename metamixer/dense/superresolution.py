@@ -11,10 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..architecture import BlockConfig, StageConfig
+from ..architecture import Asked, BlockConfig, StageConfig
 from ..backbone import Block
 from ..config import parse
-from ..initialise import Construction, Init, initialise
 from ..operation import Site
 
 
@@ -29,33 +28,18 @@ class SuperResolverConfig(BlockConfig):
 class SuperResolver(nn.Module):
     """Images (B, in_chans, H, W) → (B, in_chans, scale·H, scale·W): what is added to each pixel, repeated.
 
-    Args:
-        num_classes: channels of the output; they are those of the input.
-        img_size: height and width of the input; only mixers tied to a number of tokens depend on it.
-        drop_path_rate: stochastic depth of every block.
-        seed: what all initial values follow from.
+    `drop_path_rate` is that of every block.
     """
 
-    def __init__(
-        self,
-        config: SuperResolverConfig,
-        num_classes: int = 3,
-        in_chans: int = 3,
-        img_size: tuple[int, int] = (96, 96),
-        drop_path_rate: float = 0.0,
-        seed: int | None = None,
-        init: Init = "ffnet",
-    ) -> None:
+    def __init__(self, config: SuperResolverConfig, asked: Asked) -> None:
         super().__init__()
-        self.num_classes, self.scale = num_classes, config.scale
-        stage, out = config.blocks, in_chans * config.scale**2
-        site = Site(stage.width, *img_size, "blocks", seed)
-        with Construction() as construction:
-            self.stem = nn.Conv2d(in_chans, stage.width, 3, padding=1)
-            blocks = (Block(config, stage, i, site.within(str(i)), drop_path_rate) for i in range(stage.depth))
-            self.blocks = nn.Sequential(*blocks)
-            self.head = nn.Conv2d(stage.width, out, 3, padding=1)
-        initialise(self, construction, seed, init)
+        self.num_classes, self.scale = asked.num_classes, config.scale
+        stage, out = config.blocks, asked.in_chans * config.scale**2
+        site = Site(stage.width, *asked.img_size, "blocks", asked.seed)
+        self.stem = nn.Conv2d(asked.in_chans, stage.width, 3, padding=1)
+        blocks = (Block(config, stage, i, site.within(str(i)), asked.drop_path_rate) for i in range(stage.depth))
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Conv2d(stage.width, out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         repeated = x.repeat_interleave(self.scale**2, 1)

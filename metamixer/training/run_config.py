@@ -3,13 +3,14 @@
 import json
 import re
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 from torch import nn
 
 from .. import plugins
-from ..architecture import BackboneConfig
+from ..architecture import Asked, BackboneConfig
 from ..branches import equalize
 from ..config import Config, ConfigError
 from ..dense import Network, build_network, config_class
@@ -141,20 +142,21 @@ class RunConfig(Config):
 
     def build(self, **changes: Any) -> nn.Module:
         """The network, as this run trains it."""
-        arguments: dict[str, Any] = {
-            "num_classes": self.data.num_classes,
-            "in_chans": self.data.channels,
-            "img_size": self.data.input_size[1:],
-            "global_pool": "avg" if self.data.head == "pooled" else "",
-            "drop_path_rate": self.recipe.drop_path_rate,
-            "seed": self.seed,
-            "init": self.recipe.init,
-            **changes,
-        }
+        channels, height, width = self.data.input_size
+        asked = Asked(
+            self.data.num_classes,
+            channels,
+            (height, width),
+            "avg" if self.data.head == "pooled" else "",
+            self.recipe.drop_path_rate,
+            self.seed,
+            self.recipe.init,
+        )
+        asked = replace(asked, **changes)
         with plugins.active([module.digest for module in self.modules]):
-            model = build_network(self.model, **arguments)
+            model = build_network(self.model, asked)
         if self.recipe.branch_ratio is not None:
-            equalize(model, self.recipe.branch_ratio, (self.data.channels, *arguments["img_size"]))
+            equalize(model, self.recipe.branch_ratio, (channels, *asked.img_size))
         return model
 
     def warnings(self) -> list[str]:
