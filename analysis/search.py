@@ -74,11 +74,12 @@ def render_trials(study: optuna.Study) -> Table:
 
 
 def front_picture(study: optuna.Study) -> Axes:
-    """Optuna's picture of the score on validation samples against the costs, or of its best value over the trials."""
+    """Optuna's picture of the score on validation samples against two costs, or of its best value over the trials."""
     names = [_label(study), *study.user_attrs["objectives"][1:]]
     if len(names) == 1:
         return _drawn(study, 1, pictures.plot_optimization_history, target_name=names[0])
-    return _drawn(study, 1, pictures.plot_pareto_front, target_names=names)
+    axes = {"target_names": names[:3], "targets": lambda trial: trial.values[:3]}
+    return _drawn(study, 1, pictures.plot_pareto_front, **axes)
 
 
 def importances_picture(study: optuna.Study) -> Axes:

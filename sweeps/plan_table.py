@@ -21,6 +21,7 @@ from .plan import Plan
 from .states import in_words
 
 LITTLE_WORK = 1e10  # multiply-adds that a plan may spend to see how branches start, about a second
+ROWS = 100  # of the table: nobody reads more
 
 
 def print_plan(plan: Plan) -> None:
@@ -41,7 +42,7 @@ def print_plan(plan: Plan) -> None:
     table = Table("variant", "changes", box=None, pad_edge=False)
     for heading in ("widths", "params", "MACs", *(["branch"] if work <= LITTLE_WORK else []), "runs"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, runs in variants.items():
+    for name, runs in list(variants.items())[:ROWS]:
         variant, states = runs[0].declared, Counter(plan.states[run.hash] for run in runs)
         with blaming(name):
             branch = [_branch(runs[0].config)] if work <= LITTLE_WORK else []
@@ -55,6 +56,8 @@ def print_plan(plan: Plan) -> None:
             in_words(states),
         )
     console.print(table)
+    if len(variants) > ROWS:
+        console.print(f"and {len(variants) - ROWS} more variants")
     console.print(f"{len(plan.states)} runs: {in_words(plan.count())}", highlight=False)
     for warning, name in warned.items():
         console.print(f"note: {name}: {warning}", style="yellow", highlight=False)
