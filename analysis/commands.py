@@ -45,7 +45,7 @@ def ship(
     small: Annotated[bool, typer.Option("--small", help="Without predictions and the times of epochs.")] = False,
 ) -> None:
     """Pack finished runs for the notebooks, without checkpoints."""
-    from analysis.frame import settings
+    from analysis.frame import grids as launched
     from analysis.results import of_grid, of_search, write
 
     wanted = weights.split(",") if weights else []
@@ -56,8 +56,8 @@ def ship(
         if searches:
             packs += [of_search(runs, grid, folder.name.partition("@")[2]) for folder in searches]
         else:
-            launched = [setting for _, setting in settings(runs, grid) if data in (None, setting)]
-            packs += [of_grid(runs, grid, setting, wanted, small) for setting in launched or [data or "any data"]]
+            found: list[str | None] = [on for _, on in launched(runs, grid) if data in (None, on)]
+            packs += [of_grid(runs, grid, on, wanted, small) for on in found or [data]]
     for variant in wanted:
         if not any(variant in pack.weights for pack in packs):
             there = ", ".join(pack.name for pack in packs)
@@ -83,30 +83,29 @@ def _keeping(files: str) -> Iterator[None]:
         print(f"{files}: not kept, cannot write here ({error.strerror or error})")
 
 
-def show_grid(root: Path, grid: str, setting: str | None) -> None:
-    """The tables of a grid's finished runs and their picture, kept as files; of all its settings if none is given.
+def show_grid(root: Path, grid: str, data: str | None) -> None:
+    """The tables of a grid's finished runs and their picture, kept as files; of all its data if none are named.
 
     Of several tasks that can be solved, the profile is shown in place of their tables.
     """
     from analysis.folders import task_of
-    from analysis.frame import load, settings
+    from analysis.frame import grids, load
     from analysis.plots import examples as draw_examples
     from analysis.plots import picture, save
     from analysis.rates import at_best
     from analysis.statistics import compare
-    from analysis.tables import extremes, render, texts, to_csv, to_latex
+    from analysis.tables import render, to_csv
 
-    launched: list[str | None] = [data for _, data in settings(root, grid) if setting in (None, data)]
-    parts = [load(root, grid, data) for data in launched or [setting]]
+    launched: list[str | None] = [on for _, on in grids(root, grid) if data in (None, on)]
+    parts = [load(root, grid, on) for on in launched or [data]]
     whole = len(parts) > 1 and all(meta.metric.solvable for _, meta in parts)
     for runs, meta in parts:
         comparison = compare(runs, meta)
         if not whole:
             _console().print(render(comparison, meta))
         stem = root / "grids" / f"{grid}@{meta.data}"
-        with _keeping(f"{stem}: .csv .tex .png .pdf"):
+        with _keeping(f"{stem}: .csv .png .pdf"):
             to_csv(comparison, meta, f"{stem}.csv")
-            Path(f"{stem}.tex").write_text(to_latex(texts(extremes(comparison, meta), meta)), encoding="utf-8")
             save(picture(comparison, meta), f"{stem}.png", f"{stem}.pdf")
         if task_of(runs["folder"]) and not meta.metric.solvable:
             from analysis.inside import examples, networks  # loads torch, which other tables do without
@@ -123,25 +122,23 @@ def show_profile(root: Path, grid: str) -> None:
     """Every variant of a grid on every task that it ran on, and the pictures of it, kept as files."""
     from analysis import profile
     from analysis.plots import dial_curves, profile_map, save
-    from analysis.tables import to_latex
 
     table, metas = profile.profile(root, grid)
     _console().print(profile.render(table, metas))
     stem = root / "grids" / f"{grid}_profile"
-    with _keeping(f"{stem}: .csv .tex .png .pdf"):
+    with _keeping(f"{stem}: .csv .png .pdf"):
         table.to_csv(f"{stem}.csv", index=False)
-        Path(f"{stem}.tex").write_text(to_latex(profile.cells(table, metas).reset_index()), encoding="utf-8")
         save(profile_map(table, metas), f"{stem}.png", f"{stem}.pdf")
         if table["dial"].notna().any():
             save(dial_curves(table, metas)[0], f"{stem}_dial.png", f"{stem}_dial.pdf")
 
 
-def show_search(root: Path, name: str, setting: str | None, export: Path | None = None) -> None:
+def show_search(root: Path, name: str, data: str | None, export: Path | None = None) -> None:
     """The trials of a search, kept as CSV, their front and what mattered; exported as SQLite if asked for."""
     from analysis import search
     from analysis.plots import save
 
-    study = search.load_study(root, name, setting)
+    study = search.load_study(root, name, data)
     _console().print(search.render_trials(study))
     folder = root / "searches" / study.study_name
     with _keeping(f"{folder}: trials.csv, front and importances as .png .pdf"):
@@ -155,25 +152,19 @@ def show_search(root: Path, name: str, setting: str | None, export: Path | None 
 
 def show_latencies(rows: "list[Row]", notes: list[str]) -> None:
     """The table of latencies, and a line for each network that was not timed."""
-    from rich.console import Console
-
     from analysis.latency import to_frame
-    from analysis.latency_table import notes as of_rows
     from analysis.latency_table import render
 
-    console = Console()
+    console = _console()
     if rows:
-        table = to_frame(rows)
-        console.print(render(table))
-        for line in of_rows(table):
-            console.print(line, style="dim", soft_wrap=True, highlight=False)
+        console.print(render(to_frame(rows)))
     for line in notes:
         console.print(line, style="yellow", soft_wrap=True, highlight=False)
 
 
-def show_visible(root: Path, grid: str, setting: str, seeds: int, comparisons: int) -> None:
+def show_visible(root: Path, grid: str, data: str, seeds: int, comparisons: int) -> None:
     """How small a difference so many seeds can see, by the spread of earlier runs."""
     from analysis.power import visible_effect
 
-    for line in visible_effect(root, grid, setting, seeds, comparisons):
+    for line in visible_effect(root, grid, data, seeds, comparisons):
         print(line)

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
+from metamixer.config import SCHEMA_VERSION
 from metamixer.jsonl import read as read_lines
 from metamixer.metric import Metric
+from metamixer.training.folder import RunFolder
 from metamixer.training.provenance import mixed_code
 
 from . import folders
+from .folders import VALIDATION
 from .latency import load as load_latencies
-from .metrics import VALIDATION, declared, of_column
 
 _NAMES = {"grid": "str", "data": "str", "variant": "str", "seed": "Int64", "hash": "str", "state": "str"}
 _REST = {
@@ -30,12 +32,13 @@ _REST = {
     "code": "object", "error": "str", "on": "str", "base": "bool", "pair": "Int64", "lr": "float64", "fixed": "bool",
     "network": "str", "resolution": "Int64", "note": "str", "folder": "str",
 }  # fmt: skip
+LATENCY = "latency_ms["  # in front of a column of latencies: runtime, threads or units, precision, device
 _NOISY = 0.5  # a latency whose sessions' medians lie further apart than this share of it says nothing
 
 Json = dict[str, Any]
 
 
-def columns(metric: str = "top1", others: Iterable[str] = ("top5",)) -> dict[str, str]:
+def columns(metric: str, others: Iterable[str]) -> dict[str, str]:
     """The columns of a frame of runs and their types, by the names of its metrics."""
     figures = (metric, *others, "loss", f"{metric}_raw", f"{metric}_ema", VALIDATION)
     return {**_NAMES, **dict.fromkeys(figures, "float64"), **_REST}
@@ -46,7 +49,7 @@ class Meta:
     """What a comparison is about: everything that a table or picture says besides the figures.
 
     Attributes:
-        metric: what is compared; `declared` is what the grid declared.
+        metric: what is compared, as the grid declared it.
         aa: whether the grid compares its base with itself.
         weights: the reported weights, "ema" or "raw", as the recipe declares them before training.
         images: the number of test samples.
@@ -59,7 +62,6 @@ class Meta:
     question: str
     base: str
     metric: Metric
-    declared: Metric
     aa: bool
     seeds: tuple[int, ...]
     weights: str
@@ -71,22 +73,9 @@ class Meta:
     def title(self) -> str:
         return f"{self.grid} on {self.data}"
 
-    def by(self, column: str) -> Meta:
-        """The same, compared by another metric."""
-        return replace(self, metric=of_column(self.declared, column))
-
-    def of(self, comparison: pd.DataFrame) -> Meta:
-        """The same, about the metric that a comparison was made by."""
-        return self.by(comparison["metric"].iloc[0]) if len(comparison) else self
-
 
 def load(
-    root: str | Path,
-    grid: str,
-    data: str | None = None,
-    *,
-    with_config: bool = False,
-    missing: Literal["raise", "empty"] = "raise",
+    root: str | Path, grid: str, data: str | None = None, *, with_config: bool = False
 ) -> tuple[pd.DataFrame, Meta]:
     """The runs that a grid declares on one data set, one row per run in declared order, and what they are about.
 
@@ -103,30 +92,28 @@ def load(
         root: the folder of the runs, with `grids/` in it.
         data: the data set's name; not needed where the grid ran on one only.
         with_config: also each run's configuration, as columns `config.model.…`, its `network` and `resolution`.
-        missing: where there is no such grid, or nothing of it can be read, raise or give an empty frame and a `Meta`
-            that says so (for notebooks).
 
     Raises ValueError: there is no such grid (the line lists those that there are), it ran on several data sets and none
     is named, its manifest can't be read, or it declares no runs.
     """
     root = Path(root)
-    manifest, problems = _manifest(root, grid, data)
-    metric = declared(manifest)
-    entries = list(_entries(manifest, root))
-    if missing == "raise" and not entries:
-        raise ValueError("; ".join(problems) or f"grid {grid} in {root} declares no runs")
+    manifest = _manifest(root, grid, data)
+    metric = Metric(**manifest["metric"])
+    problems: list[str] = []
     latencies = load_latencies(root, with_published=False, report=problems.append)
-    rows = [entry | folders.read_run(entry["folder"], metric, with_config or len(latencies) > 0) for entry in entries]
+    rows = [
+        entry | folders.read_run(entry["folder"], metric, with_config or len(latencies) > 0)
+        for entry in _entries(manifest, root)
+    ]
     runs, noisy = with_latency(_table(rows, metric.name, with_config), latencies)
     done = runs[runs["state"] == "done"]
     images = done["images"].dropna().unique()
     meta = Meta(
         grid=grid,
-        data=str(manifest.get("data") or data or "unknown"),
+        data=manifest["data"],
         question=folders.one_line(manifest.get("question")),
-        base=str(manifest.get("base") or "unknown"),
+        base=manifest["base"],
         metric=metric,
-        declared=metric,
         aa=bool(manifest.get("aa")),
         seeds=tuple(int(seed) for seed in sorted(runs["seed"].unique())),
         weights=" and ".join(sorted(set(done["weights"]) - {""})),
@@ -137,34 +124,37 @@ def load(
     return runs, meta
 
 
-def settings(root: str | Path, grid: str | None = None) -> list[tuple[str, str]]:
+def grids(root: str | Path, grid: str | None = None) -> list[tuple[str, str]]:
     """The grids that were launched in `root`, each with the data set that it ran on; all, or those of one name."""
     found = [tuple(path.stem.split("@", 1)) for path in sorted((Path(root) / "grids").glob("*@*.json"))]
     return [(name, data) for name, data in found if grid in (None, name)]
 
 
-def _manifest(root: Path, grid: str, data: str | None) -> tuple[Json, list[str]]:
-    there = settings(root)
+def _manifest(root: Path, grid: str, data: str | None) -> Json:
+    there = grids(root)
     found = [on for name, on in there if name == grid and data in (None, on)]
     if len(found) > 1:
         raise ValueError(f"grid {grid} ran on {', '.join(found)}: name one of them (--data)")
     if not found:
         known = "there are " + ", ".join(map("@".join, there)) if there else "no grid was launched there yet"
-        return {}, [f"no grid {grid}{f' on {data}' if data else ''} in {root}: {known}"]
-    name = f"grids/{grid}@{found[0]}.json"
-    content, problem = folders.read_json(root / name)
-    problem = problem or folders.other_schema(content or {})
-    return {**({} if problem else content or {}), "data": found[0]}, [f"{name} {problem}"] if problem else []
+        raise ValueError(f"no grid {grid}{f' on {data}' if data else ''} in {root}: {known}")
+    name = f"{grid}@{found[0]}.json"
+    manifest = RunFolder(root / "grids").read(name) or {}
+    if manifest.get("schema") != SCHEMA_VERSION:
+        raise ValueError(f"{root}/grids/{name} is half-written, or not of schema {SCHEMA_VERSION}: launch it again")
+    if not manifest["runs"]:
+        raise ValueError(f"grid {grid} on {found[0]} in {root} declares no runs")
+    return manifest
 
 
 def _more_than_named(manifest: Json) -> list[str]:
     """A line for each variant that changes more than its grid names, with the grid's reason."""
-    reasons = {entry["variant"]: entry["also"] for entry in manifest.get("runs", ()) if entry.get("also")}
+    reasons = {entry["variant"]: entry["also"] for entry in manifest["runs"] if entry.get("also")}
     return [f"{variant} changes more than it names: {folders.one_line(why)}" for variant, why in reasons.items()]
 
 
 def _entries(manifest: Json, root: Path) -> Iterator[Json]:
-    for entry in manifest.get("runs", ()):
+    for entry in manifest["runs"]:
         yield {
             "grid": manifest["grid"],
             "data": manifest["data"],
@@ -172,9 +162,9 @@ def _entries(manifest: Json, root: Path) -> Iterator[Json]:
             "seed": entry["seed"],
             "hash": entry["hash"],
             "on": entry.get("on"),
-            "base": entry["variant"] == manifest.get("base"),
+            "base": entry["variant"] == manifest["base"],
             "pair": entry.get("pair", entry["seed"]),
-            "lr": folders.number(entry.get("lr")),
+            "lr": entry.get("lr"),
             "fixed": entry.get("fixed") is not False,
             "folder": str(root / entry["hash"]),
         }
@@ -214,7 +204,7 @@ def with_latency(runs: pd.DataFrame, latencies: pd.DataFrame) -> tuple[pd.DataFr
     names = []
     for row in each(single):
         how = plural(int(row.threads), "thread") if not pd.isna(row.threads) else row.compute_units
-        names.append(f"latency_ms[{', '.join(filter(None, (row.runtime, how, row.precision, row.device)))}]")
+        names.append(f"{LATENCY}{', '.join(filter(None, (row.runtime, how, row.precision, row.device)))}]")
     index = ["network", "resolution"]
     sizes = single.drop_duplicates("network").set_index("network")["resolution"]
     runs = runs.assign(resolution=runs["resolution"].fillna(runs["network"].map(sizes).astype("Int64")))
@@ -266,12 +256,11 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
     """What runs wrote after each epoch: one row per run and epoch, with `hash` in front.
 
     Losses are means over the epoch, accuracies in percent, `seconds` those of the epoch. Rows that a kill tore are left
-    out, and runs of another schema.
+    out.
     """
     rows: list[Json] = []
     for key, folder in dict(zip(runs["hash"], runs["folder"], strict=True)).items():
-        if not folders.problem_of_config(folder):
-            found = read_lines(Path(folder) / "metrics.jsonl", report=lambda line: None)
-            # an epoch written twice counts once, the later
-            rows += {row["epoch"]: {"hash": key, **row} for row in found}.values()
+        found = read_lines(Path(folder) / "metrics.jsonl", report=lambda line: None)
+        # an epoch written twice counts once, the later
+        rows += {row["epoch"]: {"hash": key, **row} for row in found}.values()
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["hash", "epoch"])

@@ -59,17 +59,17 @@ def holm(p: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(p), np.nan, adjusted)
 
 
-def verdicts(table: pd.DataFrame, gain: str = "difference", exploratory: bool = False, sign: int = 1) -> np.ndarray:
+def verdicts(table: pd.DataFrame, gain: str = "difference", sign: int = 1) -> np.ndarray:
     """What each row's `p` and `p_holm` say of its estimate, and `pairs` where there are some.
 
-    "better" and "worse" stand after Holm's correction. A "hint" stands without it only, or was not declared.
+    "better" and "worse" stand after Holm's correction. A "hint" stands without it only.
 
     Args:
         gain: the column of the estimate.
         sign: −1 where less is better.
     """
     pairs = table["pairs"] if "pairs" in table else pd.Series(2, table.index)
-    clear = (table["p_holm"] < 1 - CONFIDENCE) & (not exploratory)
+    clear = table["p_holm"] < 1 - CONFIDENCE
     return np.select(
         [pairs < 2, table["p"].isna(), ~(table["p"] < 1 - CONFIDENCE), ~clear, sign * table[gain] > 0],
         ["too few pairs", "no spread", "inside noise", "hint", "better"],

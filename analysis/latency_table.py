@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from rich.table import Table
 
 from metamixer.metric import readable
 
 from .frame import each
 from .intervals import spearman
 from .latency import SETTING, ways
-from .tables import plural, terminal
+from .tables import Table, plural
 
 # how the tables call a measure, and its column
 MEASURES = {
@@ -96,12 +95,8 @@ def notes(rows: pd.DataFrame) -> list[str]:
 
 
 def render(rows: pd.DataFrame) -> Table:
-    """The table for a terminal; `notes` belong below it."""
-    table = terminal(pivot(rows))
-    for column in table.columns[1:]:
-        column.justify = "right"
-        column.header = str(column.header).replace("-", "-\n")  # eager-channels-last, if the terminal is narrow
-    return table
+    """The rows as a table, with what a reader must know to read it."""
+    return Table(pivot(rows), notes=notes(rows))
 
 
 def _ms(value: float) -> str:

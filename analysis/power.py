@@ -6,7 +6,7 @@ from pathlib import Path
 
 from metamixer.metric import Metric
 
-from .frame import load, plural, settings
+from .frame import grids, load, plural
 from .intervals import CONFIDENCE, smallest_visible_effect
 from .statistics import compare, pooled_sd
 
@@ -14,8 +14,8 @@ from .statistics import compare, pooled_sd
 def visible_effect(root: str | Path, grid: str, data: str, seeds: int, comparisons: int) -> list[str]:
     """A line on the smallest true difference that `seeds` seeds find in 8 cases of 10.
 
-    It rests on how much paired differences spread over seeds in finished runs: of this grid on this data, else of
-    another setting of it or another grid on the same data, and says which. Without any, it says that it is unknown.
+    It rests on how much paired differences spread over seeds in finished runs: of this grid on this data, else with
+    other overrides or of another grid on the same data, and says which. Without any, it says that it is unknown.
 
     Args:
         comparisons: how many variants will be compared with the base.
@@ -41,12 +41,12 @@ def visible_effect(root: str | Path, grid: str, data: str, seeds: int, compariso
 def known_spread(root: str | Path, grid: str, data: str) -> tuple[float, Metric, str] | None:
     """Spread of paired differences, the metric that it is of, and the grid that it was seen in."""
     images = data.partition("+")[0]
-    candidates = [found for found in settings(root) if found[1].partition("+")[0] == images]
-    for name, setting in sorted(candidates, key=lambda found: (found != (grid, data), found[0] != grid)):
+    candidates = [found for found in grids(root) if found[1].partition("+")[0] == images]
+    for name, on in sorted(candidates, key=lambda found: (found != (grid, data), found[0] != grid)):
         try:
-            runs, meta = load(root, name, setting)
+            runs, meta = load(root, name, on)
         except ValueError:  # a manifest that can't be read, or of another schema
             continue
         if (spread := pooled_sd(compare(runs, meta))) > 0:
-            return spread, meta.metric, f"{name} on {setting}"
+            return spread, meta.metric, f"{name} on {on}"
     return None

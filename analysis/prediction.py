@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .folders import read_json
-from .frame import each, load, plural, settings
+from metamixer.training.folder import RunFolder
+
+from .frame import each, grids, load, plural
 from .intervals import holm, spearman, verdicts
 from .profile import SIGNS, profile
 from .published import published_mixers
@@ -28,7 +29,7 @@ def mixers(runs: pd.DataFrame) -> dict[str, str]:
     """
     found = {}
     for row in each(runs.drop_duplicates("variant")):
-        mixer = _token_mixer((read_json(f"{row.folder}/config.json")[0] or {}).get("config", {}).get("model"))
+        mixer = _token_mixer((RunFolder(row.folder).read("config.json") or {}).get("config", {}).get("model"))
         if mixer is not None:
             found[row.variant] = json.dumps(_without_heads(mixer), sort_keys=True)
     return found
@@ -50,17 +51,17 @@ def points(root: str | Path, probes: Iterable[str], outcomes: Iterable[str]) -> 
     return worths(root, outcomes).merge(levels(root, probes), on="mixer")
 
 
-def levels(root: str | Path, grids: Iterable[str]) -> pd.DataFrame:
+def levels(root: str | Path, names: Iterable[str]) -> pd.DataFrame:
     """How far each mixer gets on each probe: `variant`, `mixer`, `task`, `score` and `level` (0 chance, 1 solved).
 
     A mixer that several grids ran counts once, in the first of them. The task `ALL` is the mean level of those mixers
     that ran on all probes. Grids that never ran are left out.
     """
     parts = [pd.DataFrame(columns=["variant", "mixer", "task", "mean", "level"])]
-    for grid in (grid for grid in grids if settings(root, grid)):
+    for grid in (grid for grid in names if grids(root, grid)):
         table, metas = profile(root, grid)
-        names = {name: mixer for task in metas for name, mixer in mixers(load(root, grid, task)[0]).items()}
-        parts.append(table.assign(mixer=table["variant"].map(names)))
+        known = {name: mixer for task in metas for name, mixer in mixers(load(root, grid, task)[0]).items()}
+        parts.append(table.assign(mixer=table["variant"].map(known)))
     table = pd.concat(parts).dropna(subset=["mixer", "mean"]).drop_duplicates(["mixer", "task"])
     table["variant"] = table.groupby("mixer")["variant"].transform("first")
     table = table.rename(columns={"mean": "score"})[["variant", "mixer", "task", "score", "level"]]
@@ -74,17 +75,20 @@ def worths(root: str | Path, outcomes: Iterable[str]) -> pd.DataFrame:
 
     `measure` says what the worth is: the metric with its unit, with a minus where less is better.
     """
-    parts = []
+    parts = [pd.DataFrame(columns=["outcome", "mixer", "worth", "error", "measure"])]
+    there = grids(root)
     for outcome in outcomes:
         grid, data = outcome.split("@")
-        runs, meta = load(root, grid, data, missing="empty")
-        table = compare(runs, meta) if len(runs) else pd.DataFrame(columns=["variant", "mean", "sd", "n"])
-        table = table.assign(outcome=outcome, mixer=table["variant"].map(mixers(runs)).astype(object))
+        if (grid, data) not in there:
+            continue
+        runs, meta = load(root, grid, data)
+        table = compare(runs, meta).assign(outcome=outcome)
+        table["mixer"] = table["variant"].map(mixers(runs)).astype(object)
         unit = f" ({meta.metric.unit})" if meta.metric.unit else ""
         table["measure"] = "−" * (meta.metric.sign < 0) + meta.metric.label + unit
         table["worth"], table["error"] = meta.metric.sign * table["mean"], table["sd"] / table["n"] ** 0.5
         parts.append(table.dropna(subset=["mixer", "worth"]).drop_duplicates("mixer"))
-    return pd.concat(parts, ignore_index=True)[["outcome", "mixer", "worth", "error", "measure"]]
+    return pd.concat(parts, join="inner", ignore_index=True)
 
 
 def correlations(points: pd.DataFrame) -> pd.DataFrame:

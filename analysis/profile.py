@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Group
 
 from .folders import Json, task_of
-from .frame import Meta, each, load, plural, settings
+from .frame import Meta, each, grids, load, plural
 from .solving import too_few
 from .statistics import compare, judged
-from .tables import share, terminal, unequal, with_words
+from .tables import Table, share, unequal
 
 SIGNS = {"better": "▲", "worse": "▼", "hint": "?"}
 
@@ -29,7 +28,7 @@ def profile(root: str | Path, grid: str) -> tuple[pd.DataFrame, dict[str, Meta]]
     Raises ValueError: the grid ran on no task that can be solved.
     """
     parts, metas, configs = [], {}, {}
-    for _, data in settings(root, grid):
+    for _, data in grids(root, grid):
         runs, meta = load(root, grid, data)
         metric = meta.metric
         if metric.chance is not None and metric.solved is not None:
@@ -75,21 +74,13 @@ def _score(row: Any) -> str:
     return share(row) if row.mixed else f"{row.mean:#.3g}".removesuffix(".")
 
 
-def render(table: pd.DataFrame, metas: dict[str, Meta]) -> Group:
-    """The profile for the terminal."""
+def render(table: pd.DataFrame, metas: dict[str, Meta]) -> Table:
+    """The profile as a table, with chance and solved in its first rows."""
     shown = cells(table, metas)
-    levels = [
-        [word, *(f"{getattr(metas[str(task)].metric, word):.3g}" for task in shown)] for word in ("chance", "solved")
-    ]
-    texts = pd.DataFrame([*levels, *shown.reset_index().to_numpy().tolist()], columns=["variant", *shown])
-    found = terminal(texts)
-    found.columns[0].no_wrap = True
-    for column in found.columns[1:]:
-        column.header, column.justify = str(column.header).replace("_", "\n"), "right"
-    base = table.loc[table["base"], "variant"].iloc[0]
-    for row, variant in zip(found.rows, texts["variant"], strict=True):
-        row.style = {"chance": "dim", "solved": "dim", base: "bold"}.get(variant, "")
-    return with_words(found, heading(table, metas), notes(table, metas))
+    for place, word in enumerate(("chance", "solved")):
+        levels = [f"{getattr(metas[str(task)].metric, word):.3g}" for task in shown]
+        shown = pd.concat([shown[:place], pd.DataFrame([levels], [word], shown.columns), shown[place:]])
+    return Table(shown.reset_index(names="variant"), heading(table, metas), notes(table, metas))
 
 
 def heading(table: pd.DataFrame, metas: dict[str, Meta]) -> str:

@@ -1,4 +1,4 @@
-"""Published results on ImageNet-1K, as rows of the shape that runs have: context for what is measured here.
+"""Published results on ImageNet-1K: context for what is measured here.
 
 `published.csv` holds FFNet's table (arXiv 2406.02021; parameters counted again, folded) and some timm models of its
 size, trained on ImageNet-1K alone: accuracy and parameters from timm's `results/results-imagenet.csv`, multiply-adds at
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .frame import columns, with_latency
+from .frame import with_latency
 from .latency import published as published_latencies
 
 _TABLE = Path(__file__).parent / "published.csv"
@@ -24,16 +24,11 @@ def published_mixers() -> pd.DataFrame:
 
 
 def published() -> pd.DataFrame:
-    """One row per published result: the columns of runs, and `family`, `distilled`, `source` and `counted`.
+    """One row per published result: `variant`, `top1` (%), `parameters`, `macs`, `resolution`, `distilled`, `source`.
 
-    `variant` and `network` are the model's timm name. `distilled` says whether a teacher was used, which makes a
-    comparison with other rows unequal. Published latencies are joined by name and resolution.
+    `variant` is the model's timm name. `distilled` says whether a teacher was used, which makes a comparison with other
+    rows unequal. Published latencies are joined by name and resolution, in columns as `frame.load` names them.
     """
-    table = pd.read_csv(_TABLE, float_precision="round_trip")
-    network = table["variant"].str.split(".").str[0]
-    table = table.assign(grid="published", data="imagenet", state="done", network=network, base=False, fixed=True)
-    kinds = columns()
-    own = [name for name in table if name not in kinds]
-    texts = {name: "" for name, kind in kinds.items() if kind == "str" and name not in table}
-    table = table.assign(macs=table["macs"].round(), **texts).reindex(columns=[*kinds, *own]).astype(kinds)
-    return with_latency(table, published_latencies())[0]
+    table = pd.read_csv(_TABLE)
+    table["network"] = table["variant"].str.split(".").str[0]
+    return with_latency(table.astype({"resolution": "Int64"}), published_latencies())[0]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from .folders import VALIDATION
 from .frame import Meta
-from .metrics import VALIDATION
 
 
 def tried(runs: pd.DataFrame) -> bool:
@@ -22,7 +22,7 @@ def at_best(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     if not tried(runs):
         return runs
     figures = validation(runs)
-    figures["mean"] *= meta.declared.sign
+    figures["mean"] *= meta.metric.sign
     figures = figures.sort_values(["count", "mean", "fixed"], ascending=False, kind="stable")
     best = figures.drop_duplicates("variant").set_index("variant")["lr"]
     return runs[runs["lr"] == runs["variant"].map(best)]

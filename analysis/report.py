@@ -10,16 +10,14 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from urllib.parse import quote
 
 import pandas as pd
 
+from metamixer.training.folder import RunFolder
+
 from . import rates
-from .folders import read_json
 from .frame import Meta, each, load, plural
-from .metrics import VALIDATION
-from .statistics import compare
-from .tables import markdown, texts
+from .tables import markdown
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "01_accuracy_vs_flops.ipynb"
 _PAGE = """<!doctype html>
@@ -54,7 +52,6 @@ def write_report(root: str | Path, grid: str, data: str | None = None, out: str 
         raise ValueError(f"{out}: no such folder")
     path = Path(out) if out else Path(root) / "grids" / f"{meta.grid}@{meta.data}.html"
     parameters = {"RUNS": str(Path(root).resolve()), "GRID": meta.grid, "DATA": meta.data}
-    parameters["PAGE"] = str(path.resolve().parent)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else the kernel warns of frozen modules
     with tempfile.TemporaryDirectory() as place:
         ran = Path(place) / NOTEBOOK.name
@@ -66,64 +63,41 @@ def write_report(root: str | Path, grid: str, data: str | None = None, out: str 
     return path
 
 
-def exploratory(runs: pd.DataFrame, meta: Meta) -> str:
-    """Comparisons by metrics that the grid did not declare, in Markdown. Each is a hint at most."""
-    columns = list(runs.loc[:, "state":"weights"].columns[1:-1])  # type: ignore[misc]
-    others = [meta.by(name) for name in columns if name not in (meta.declared.name, VALIDATION)]
-    tables = [
-        f"By {other.metric.label}:\n\n{markdown(texts(compare(runs, other), other))}"
-        for other in others
-        if runs[other.metric.name].notna().any() and other.metric.name != f"{meta.declared.name}_{meta.weights}"
-    ]
-    return "\n\n".join(tables) or "Nothing has finished."
-
-
 def learning_rates(runs: pd.DataFrame, meta: Meta) -> str:
     """The validation score of each variant at each learning rate that was tried, mean over seeds; in Markdown."""
     if not rates.tried(runs):
         return "One learning rate for each variant, its recipe's."
     found = rates.validation(runs)
-    found["text"] = [f"{meta.declared.value(row.mean)} ({row.count})" if row.count else "–" for row in each(found)]
+    found["text"] = [f"{meta.metric.value(row.mean)} ({row.count})" if row.count else "–" for row in each(found)]
     table = found.pivot(index="variant", columns="lr", values="text").fillna("–").rename(columns="lr {:g}".format)
     return markdown(table.reindex(runs["variant"].unique()).reset_index())
 
 
 def made_from(root: str | Path, runs: pd.DataFrame, meta: Meta) -> str:
     """What each variant changes, what the runs were made with, and the base's configuration; in Markdown."""
-    manifest = read_json(Path(root) / "grids" / f"{meta.grid}@{meta.data}.json")[0] or {}
-    changes: dict[str, str] = {}
-    for entry in manifest.get("runs", []):
-        said = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in (entry.get("changes") or {}).items())
-        changes.setdefault(str(entry.get("variant")), said or "nothing")
-    ended = runs[runs["state"].isin(["done", "failed"])].drop_duplicates("hash")
-    found = [read_json(f"{folder}/environment.json")[0] or {} for folder in ended["folder"]]
-    made = pd.DataFrame([{name: str(value) for name, value in environment.items()} for environment in found])
+    manifest = RunFolder(Path(root) / "grids").read(f"{meta.grid}@{meta.data}.json") or {}
+    changes = {}
+    for entry in manifest["runs"]:
+        said = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in entry["changes"].items())
+        changes[entry["variant"]] = said or "nothing"
+    made = pd.DataFrame([RunFolder(folder).read("environment.json") or {} for folder in runs["folder"].unique()])
     environment = [
         [name, ", ".join(f"{value} ({plural(n, 'run')})" for value, n in made[name].value_counts().items())]
         for name in made.columns.drop("started", errors="ignore")
     ]
-    configs = (read_json(f"{folder}/config.json")[0] or {} for folder in runs.loc[runs["base"], "folder"])
-    config: dict = next((found["config"] for found in configs if "config" in found), {})
+    base = RunFolder(runs.loc[runs["base"], "folder"].iloc[0]).read("config.json")
     return "\n\n".join([
         markdown(pd.DataFrame(changes.items(), columns=["variant", "changes"])),
         markdown(pd.DataFrame(environment, columns=["made with", "by how many runs"])),
-        f"<details><summary>Configuration of the base</summary><pre>{html.escape(json.dumps(config, indent=1))}</pre>"
+        f"<details><summary>Configuration of the base</summary><pre>{html.escape(json.dumps(base, indent=1))}</pre>"
         "</details>",
     ])  # fmt: skip
 
 
-def all_runs(runs: pd.DataFrame, meta: Meta, page: str | Path | None = None) -> str:
-    """Every run, in Markdown; with links to their folders if `page`, the folder that they start from, is given."""
-    metric = meta.declared
-    rows = []
-    for row in runs.to_dict("records"):
-        score, key = row[metric.name], row["hash"]
-        if page is not None:
-            key = f"[{key}]({quote(os.path.relpath(row['folder'], page))}/)"
-        rows.append([
-            row["variant"], row["seed"], "" if pd.isna(row["lr"]) else f"{row['lr']:g}", row["state"],
-            "–" if pd.isna(score) else metric.value(score), "–" if pd.isna(row["epochs"]) else row["epochs"],
-            key, "; ".join(filter(None, (row["error"], row["note"]))),
-        ])  # fmt: skip
-    heads = ["variant", "seed", "lr", "state", metric.heading, "epochs", "folder", "note"]
-    return markdown(pd.DataFrame(rows, columns=heads))
+def all_runs(runs: pd.DataFrame, meta: Meta) -> str:
+    """Every run: its state, its figure, its folder, and what is to be said of it; in Markdown."""
+    metric = meta.metric
+    table = runs[["variant", "seed", "lr", "state", metric.name, "epochs", "hash", "error", "note"]].astype(object)
+    for name, form in (("lr", "{:g}".format), (metric.name, metric.value)):
+        table[name] = table[name].map(form, na_action="ignore")
+    return markdown(table.fillna("").rename(columns={metric.name: metric.heading, "hash": "folder"}))

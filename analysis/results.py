@@ -1,7 +1,7 @@
 """Results small enough to ship: a grid's runs in one file, read like the folder that they come from.
 
 A pack, `GRID@DATA.tar.xz`, is a tar of run folders without checkpoints and logs: manifest, configurations, versions,
-metrics, results, predictions. `README.md` beside the packs says what made them.
+metrics, results, predictions.
 
     python launch.py ship ffnification kernel_size --data fashion-mnist --out notebooks/results
 """
@@ -17,7 +17,6 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +24,11 @@ import numpy as np
 
 from metamixer.latency.rows import FILE as LATENCIES
 from metamixer.latency.rows import SCHEMA, read
+from metamixer.training.folder import RunFolder
 from sweeps.trials import FILE, find_search, read_trials
 
-from .folders import read_json
 from .frame import load
-from .predictions import UNREADABLE
+from .statistics import UNREADABLE
 
 SUFFIX = ".tar.xz"
 # in a line of metrics.jsonl
@@ -50,18 +49,11 @@ def open_runs(folder: str | Path, *names: str) -> Path:
     if not packs:
         return Path(folder)
     packs += sorted(Path(folder).glob(f"*/*{SUFFIX}"))
-    return _unpacked(*(path for path in packs if not names or path.name.split("@")[0] in names))
-
-
-def _unpacked(*packs: Path) -> Path:
-    return _unpacked_as_of(tuple((path, path.stat().st_mtime_ns) for path in packs))
-
-
-@cache
-def _unpacked_as_of(packs: tuple[tuple[Path, int], ...]) -> Path:
     root = Path(tempfile.mkdtemp(prefix="metamixer-results-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
-    for path, _ in packs:
+    for path in packs:
+        if names and path.name.split("@")[0] not in names:
+            continue
         try:
             with tarfile.open(path) as tar:
                 tar.extractall(root, filter="data")
@@ -81,7 +73,7 @@ class Pack(NamedTuple):
     weights: tuple[str, ...] = ()
 
 
-def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = (), small: bool = False) -> Pack:
+def of_grid(root: str | Path, grid: str, data: str | None, weights: Iterable[str] = (), small: bool = False) -> Pack:
     """The finished and failed runs of a grid on one data set, as a pack for `write`.
 
     Args:
@@ -96,18 +88,19 @@ def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = (),
     Raises ValueError: no such grid, no finished run, or weights that are not kept.
     """
     root = Path(root)
-    runs, _ = load(root, grid, data, with_config=True)
+    runs, meta = load(root, grid, data, with_config=True)
+    name = f"{grid}@{meta.data}"
     ended = runs[runs["state"].isin(["done", "failed"])]
     if not len(ended):
-        raise ValueError(f"grid {grid} on {data} in {root}: no run has finished, so there is nothing to ship")
-    files = {f"grids/{grid}@{data}.json": (root / "grids" / f"{grid}@{data}.json").read_bytes()}
+        raise ValueError(f"grid {name} in {root}: no run has finished, so there is nothing to ship")
+    files = {f"grids/{name}.json": (root / "grids" / f"{name}.json").read_bytes()}
     for key in dict.fromkeys(ended["hash"]):
         files |= dict(_files(root / key, small))
     networks = set(runs["network"])
     rows = [row for row in read(root, lambda line: None) if row.network in networks]
     if rows:
         lines = (json.dumps({"schema": SCHEMA, **row.to_dict()}) + "\n" for row in rows)
-        files[f"{grid}@{data}.{LATENCIES}"] = "".join(lines).encode()
+        files[f"{name}.{LATENCIES}"] = "".join(lines).encode()
     finished = ended[(ended["state"] == "done") & ended["fixed"]]
     firsts = finished.drop_duplicates("variant").set_index("variant")["folder"]
     kept = [variant for variant in weights if variant in firsts]
@@ -116,7 +109,7 @@ def of_grid(root: str | Path, grid: str, data: str, weights: Iterable[str] = (),
 
         for folder in map(Path, firsts[kept]):
             files[f"{folder.name}/weights.npz"] = _npz(rounded_weights(folder))
-    return Pack(f"{grid}@{data}", files, tuple(kept))
+    return Pack(name, files, tuple(kept))
 
 
 def of_search(root: str | Path, name: str, data: str) -> Pack:
@@ -137,7 +130,7 @@ def _files(folder: Path, small: bool) -> Iterator[tuple[str, bytes]]:
         if (folder / name).is_file():
             content = (folder / name).read_bytes()
             yield f"{folder.name}/{name}", _TIMES.sub(b"", content) if small and name == "metrics.jsonl" else content
-    if made := read_json(folder / "environment.json")[0]:
+    if made := RunFolder(folder).read("environment.json"):
         yield f"{folder.name}/environment.json", json.dumps({k: made[k] for k in _VERSIONS if k in made}).encode()
     if small:
         return
@@ -163,11 +156,8 @@ def _npz(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def write(out: str | Path, packs: list[Pack]) -> list[Path]:
-    """Write packs into the folder `out`, and its `README.md` anew; returns the packs' files."""
-    out = Path(out)
-    paths = [write_pack(out / f"{pack.name}{SUFFIX}", pack.files) for pack in packs]
-    (out / "README.md").write_text(readme(out), encoding="utf-8")
-    return paths
+    """Write packs into the folder `out`; returns their files."""
+    return [write_pack(Path(out) / f"{pack.name}{SUFFIX}", pack.files) for pack in packs]
 
 
 def write_pack(path: Path, files: dict[str, bytes]) -> Path:
@@ -178,32 +168,3 @@ def write_pack(path: Path, files: dict[str, bytes]) -> Path:
             member.size = len(files[name])
             tar.addfile(member, io.BytesIO(files[name]))
     return path
-
-
-def readme(folder: str | Path) -> str:
-    """What lies in a folder of packs: how many runs, and the versions that made them, in Markdown."""
-    lines = [
-        "# Results that the notebooks open",
-        "",
-        "Real runs of the project's own grids, made by `python launch.py run GRID --data DATA` or `launch.py search`,",
-        "and packed as GRID@DATA by `python launch.py ship`, which writes this file too. `analysis.results.open_runs`",
-        "reads all packs of a folder as one folder of runs.",
-        "",
-        "| pack | runs | versions | KB |",
-        "|---|---|---|---:|",
-    ]
-    for path in sorted(Path(folder).glob(f"*{SUFFIX}")):
-        root = _unpacked(path)
-        states = [(read_json(found)[0] or {}).get("state") for found in root.glob("*/result.json")]
-        runs = ", ".join(f"{states.count(state)} {state}" for state in ("done", "failed") if state in states)
-        made = [read_json(found)[0] or {} for found in sorted(root.glob("*/environment.json"))]
-        versions = []
-        for key in ("python", "torch", "timm", "cpu", "gpu", "commit"):
-            values = [str(of.get(key) or "unknown").split("+")[0] for of in made if key != "gpu" or of.get(key)]
-            if values:
-                versions.append(f"{key} {' and '.join(value[:16] for value in dict.fromkeys(values))}")
-        versions += ["some with changes that were not committed"] * any(of.get("dirty") for of in made)
-        said = ", ".join(versions) if made else ""
-        name = path.name.removesuffix(SUFFIX)
-        lines.append(f"| {name} | {runs or 'a search'} | {said} | {path.stat().st_size / 1000:.0f} |")
-    return "\n".join(lines) + "\n"

@@ -7,9 +7,12 @@ counts as real.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+from zlib import error as BadStream
 
 import numpy as np
 import pandas as pd
@@ -17,11 +20,12 @@ import pandas as pd
 from . import rates
 from .frame import Meta, each, plural
 from .intervals import CONFIDENCE, crossed, false_positives, holm, paired, verdicts
-from .predictions import right
 from .solving import shares
 
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile, BadStream)  # what reading a torn file of them raises
+COUNTED = ("top1", "accuracy")  # metrics that count right samples, which runs keep
 COLUMNS = {
-    "variant": "str", "base": "bool", "metric": "str", "exploratory": "bool",
+    "variant": "str", "base": "bool", "metric": "str",
     "n": "int64", "failed": "int64", "missing": "int64", "mean": "float64", "sd": "float64",
     "lowest": "float64", "highest": "float64",
     "pairs": "int64", "unpaired": "int64", "difference": "float64", "sd_difference": "float64",
@@ -52,23 +56,36 @@ class Scores:
     right: dict[str, np.ndarray]
 
 
-def scores(runs: pd.DataFrame, meta: Meta) -> Scores:
-    """The results of a grid in `meta.metric`, each variant at its best learning rate.
+def right(runs: Iterable[tuple[str, str]]) -> dict[str, np.ndarray]:
+    """Whether each test image is classified right, bool (images,), by the run's hash.
 
-    Raises ValueError: no such metric.
+    Runs that kept no predictions, or were tested on other images than the first, are left out.
+
+    Args:
+        runs: folder and kind of weights ("raw", "ema") of each.
     """
-    column, name = meta.metric.name, meta.declared.name
-    numeric = [name for name in runs.columns if pd.api.types.is_float_dtype(runs[name])]
-    if column not in numeric:
-        raise ValueError(f"no metric {column!r}; the runs have {', '.join(numeric)}")
+    found, reference = dict[str, np.ndarray](), None
+    for folder, weights in runs:
+        try:
+            with np.load(Path(folder) / "predictions.npz") as file:
+                labels, predicted = file["label"], file[weights]
+        except UNREADABLE:
+            continue
+        if reference is None:
+            reference = labels
+        if np.array_equal(labels, reference) and predicted.shape == labels.shape:
+            found[Path(folder).name] = predicted == labels
+    return found
+
+
+def scores(runs: pd.DataFrame, meta: Meta) -> Scores:
+    """The results of a grid, each variant at its best learning rate."""
+    metric = meta.metric.name
     chosen = rates.at_best(runs, meta)
-    done = chosen[(chosen["state"] == "done") & chosen[column].notna()]
-    values = done.pivot(index="variant", columns="pair", values=column).reindex(runs["variant"].unique())
-    kinds = {name: "", f"{name}_raw": "raw", f"{name}_ema": "ema"} if name in ("top1", "accuracy") else {}
-    found: dict[str, np.ndarray] = {}
-    if column in kinds:
-        found = right(zip(done["folder"], [kinds[column] or kind for kind in done["weights"]], strict=True))
-    return Scores(chosen, values, found)
+    done = chosen[(chosen["state"] == "done") & chosen[metric].notna()]
+    values = done.pivot(index="variant", columns="pair", values=metric).reindex(runs["variant"].unique())
+    counted = zip(done["folder"], done["weights"], strict=True) if metric in COUNTED else ()
+    return Scores(chosen, values, right(counted))
 
 
 def differences(of: Scores, pairs: list[tuple[str, str]]) -> pd.DataFrame:
@@ -103,8 +120,8 @@ def compare(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
 
     Where learning rates were tried, each variant has the one that is best on validation data (`rates`).
 
-    Columns: `variant`; `base` (is it?); `metric`; `exploratory` (not the grid's own metric: nothing is more than a
-    hint); `n` (seeds with a result), `failed` and `missing` (running, interrupted, not started or unreadable) runs;
+    Columns: `variant`; `base` (is it?); `metric`; `n` (seeds with a result), `failed` and
+    `missing` (running, interrupted or not started) runs;
     `mean`, `sd` (sample spread over seeds), `lowest` and `highest` of the metric; what `differences` says of the
     variant and the base; `unpaired` (results on one side only, dropped); for a task that can be solved, what
     `solving.shares` says; `test`, "t" or "shares": which one `p` is of; `p_holm` and `p_steps_holm`, corrected for all
@@ -114,15 +131,12 @@ def compare(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     Accuracies are in percent and their differences in points.
 
     Args:
-        runs: as `frame.load` gives them, with their `meta`; `meta.by(COLUMN)` compares by another metric.
-
-    Raises ValueError: no such metric.
+        runs, meta: as `frame.load` gives them.
     """
     of = scores(runs, meta)
     variants = [str(name) for name in of.values.index]
     table = pd.DataFrame({"variant": variants, "metric": meta.metric.name}, index=variants)
     table["base"] = table["variant"] == meta.base
-    table["exploratory"] = exploratory = meta.metric.name != meta.declared.name
     figures = {"n": "count", "mean": "mean", "sd": "std", "lowest": "min", "highest": "max"}
     table = table.assign(**{name: of.values.agg(how, axis=1) for name, how in figures.items()})
     by_variant = of.runs.groupby("variant")
@@ -138,13 +152,13 @@ def compare(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     base_n = table.loc[table["base"], "n"].sum()
     table["unpaired"] = (table["n"] + base_n - 2 * table["pairs"]).where(~table["base"] & (base_n > 0), 0)
     table["test"], table["mixed"] = np.where(table["base"], "", "t"), False
-    if meta.metric.solvable and not exploratory:
+    if meta.metric.solvable:
         table = _shares_decide(table.drop(columns="mixed").join(shares(of.runs, variants, meta.base)))
     if rates.tried(runs):
         ended = runs[runs["state"].isin(["done", "failed"])].groupby("variant")["lr"].nunique()
         table["rates"] = ended.reindex(variants, fill_value=0)
     table["note"] = ["; ".join(_notes(row, runs, meta)) for row in each(table)]
-    table = judged(table, exploratory, meta.metric.sign)
+    table = judged(table, meta.metric.sign)
     return table.reset_index(drop=True).reindex(columns=list(COLUMNS)).astype(COLUMNS)
 
 
@@ -170,7 +184,7 @@ def _shares_decide(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def judged(table: pd.DataFrame, exploratory: bool = False, sign: int | pd.Series = 1) -> pd.DataFrame:
+def judged(table: pd.DataFrame, sign: int | pd.Series = 1) -> pd.DataFrame:
     """The table with Holm's correction over its rows besides the bases, and their verdicts.
 
     `sign` is −1 where less is better.
@@ -183,7 +197,7 @@ def judged(table: pd.DataFrame, exploratory: bool = False, sign: int | pd.Series
     better = sign * table["difference"]
     if "gain" in table:
         better = better.where(table["test"] != "shares", table["gain"])
-    found = verdicts(table.assign(better=better), "better", exploratory)
+    found = verdicts(table.assign(better=better), "better")
     inside = others & ~(table["p"] < 1 - CONFIDENCE)
     return table.assign(inside_noise=inside, verdict=np.where(others, found, "base"))
 

@@ -7,13 +7,15 @@ mean, and that a variant inside the noise names no winner.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import rich.table
 from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from metamixer.metric import readable
@@ -22,22 +24,49 @@ from .factorial import NAMES, Factorial
 from .frame import Meta, each, plural
 from .intervals import smallest_visible_effect
 from .solving import unsolved
-from .statistics import pooled_sd
+from .statistics import COUNTED, pooled_sd
 
-ROWS = 60  # of a table or picture: nobody reads more variants than that, and their names would cover one another
-SHARES = ("top1", "top5", "accuracy")  # metrics that count right samples
 SAME_COST = 0.05  # costs that differ by no more than this count as equal
-_STYLES = {"base": "bold", "better": "cyan", "worse": "cyan", "inside noise": "dim", "no spread": "dim"}
 
 
-def extremes(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
-    """The comparison itself; of more than `ROWS` variants the base, the best and the worst, best first."""
-    if len(comparison) <= ROWS:
-        return comparison
-    falling = meta.of(comparison).metric.higher_is_better
-    ranked = comparison.dropna(subset=["mean"]).sort_values("mean", ascending=not falling, kind="stable")
-    ends = ranked if len(ranked) <= ROWS else pd.concat([ranked.head(ROWS // 2), ranked.tail(ROWS // 2)])
-    return ranked[ranked["base"] | ranked.index.isin(ends.index)]
+@dataclass(frozen=True)
+class Table:
+    """A table of texts, a title above and notes below it: `str` gives Markdown, which notebooks show; rich prints it.
+
+    Attributes:
+        cells: the first column is a name.
+    """
+
+    cells: pd.DataFrame
+    title: str = ""
+    notes: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        lines = [f"**{self.title}**", ""] if self.title else []
+        lines += [markdown(self.cells), "", *(f"{line}  " for line in self.notes)]
+        return "\n".join(lines).rstrip() + "\n"
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+    def __rich__(self) -> Group:
+        table = rich.table.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for number, name in enumerate(self.cells):
+            table.add_column(str(name).replace("_", "\n"), justify="right" if number else "left", no_wrap=not number)
+        for row in self.cells.to_numpy():
+            table.add_row(*map(Text, row))
+        return Group(Text(self.title, style="bold"), table, Text("\n".join(self.notes), style="dim"))
+
+
+def markdown(cells: pd.DataFrame) -> str:
+    """A frame of texts in Markdown, its first column left, the others right."""
+    lines = [list(cells.columns), ["---", *["---:"] * (len(cells.columns) - 1)], *cells.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def render(comparison: pd.DataFrame, meta: Meta) -> Table:
+    """The comparison as a table, with what a reader must know to read it."""
+    return Table(texts(comparison, meta), title(comparison, meta), footnotes(comparison, meta))
 
 
 def texts(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
@@ -45,7 +74,7 @@ def texts(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
 
     `lr` is there where learning rates were tried, `solved` and `steps` in place of `runs` where a task can be solved.
     """
-    about = meta.of(comparison).metric
+    about = meta.metric
     rows = []
     for row in each(comparison):
         runs = [f"{row.n}/{row.n + row.failed + row.missing}"]
@@ -55,10 +84,10 @@ def texts(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
             "params": readable(row.parameters),
             "MACs": readable(row.macs),
             "lr": f"{row.lr:g}",
-            f"{about.heading} ± sd": score(row, meta.of(comparison)),
+            f"{about.heading} ± sd": score(row, meta),
             "solved [95 %]": share(row, interval=True),
             "steps": "–" if math.isnan(row.solved_at) else f"{row.solved_at:.0f}" + " *" * (row.p_steps_holm < 0.05),
-            "difference [95 %]": _difference(row, meta.of(comparison)),
+            "difference [95 %]": _difference(row, meta),
             "verdict": row.verdict if row.n else "no result",
             "runs": ", ".join(runs),
         })  # fmt: skip
@@ -106,24 +135,21 @@ def title(comparison: pd.DataFrame, meta: Meta) -> str:
 
 def footnotes(comparison: pd.DataFrame, meta: Meta) -> list[str]:
     """What a reader must know to read the table, a line each."""
-    about = meta.of(comparison).metric
+    about = meta.metric
     parts = [f"Base {meta.base}", f"data {meta.data}"]
     if meta.images:
-        one = f", one is {100 / meta.images:.2g} points" if about.unit == "%" and meta.declared.name in SHARES else ""
+        one = f", one is {100 / meta.images:.2g} points" if about.unit == "%" and about.name in COUNTED else ""
         parts[1] += f" ({meta.images} test samples{one})"
     seeds = ", ".join(map(str, meta.seeds))
     parts += [f"{plural(len(meta.seeds), 'seed')} ({seeds})" if meta.seeds else "no seeds"]
     parts += [f"{meta.weights or 'unknown'} weights"]
     lines = [", ".join(parts) + "."]
-    if about.levels and about == meta.declared:
+    if about.levels:
         levels = (f"{name} {about.value(value)} {about.unit}".rstrip() for name, value in about.levels.items())
         lines += [f"For comparison: {', '.join(levels)}."]
-    shown = extremes(comparison, meta)
-    if left := len(comparison) - len(shown):
-        lines += [f"{left} of {len(comparison)} variants, neither the best nor the worst, are only in the CSV."]
     if set(comparison["verdict"]) - {"base"}:
-        lines += _how_to_read(comparison, meta.of(comparison))
-    noted = shown[shown["note"] != ""].groupby("note", sort=False)["variant"]
+        lines += _how_to_read(comparison, meta)
+    noted = comparison[comparison["note"] != ""].groupby("note", sort=False)["variant"]
     lines += [f"{', '.join(names)}: {note}." for note, names in noted]
     return [*lines, *(f"Mixed: {line}." for line in meta.mixed), *(f"Left out, {line}." for line in meta.left_out)]
 
@@ -139,9 +165,7 @@ def _how_to_read(comparison: pd.DataFrame, meta: Meta) -> list[str]:
     lines = [f"Difference: mean over seeds of (variant − base at the same seed) with its 95 % interval, {reach}."]
     if both.any() and others.loc[others["p_seeds"].notna(), "low_both"].isna().any():
         lines += ["Not every variant kept its predictions: where none are kept, the interval is over seeds alone."]
-    if comparison["exploratory"].any():
-        lines += ["Exploratory: the grid declared another metric; nothing here is more than a hint."]
-    elif "hint" in set(comparison["verdict"]):
+    if "hint" in set(comparison["verdict"]):
         lines += [f"Hint: outside its own interval, but not after Holm's correction for {len(others)} comparisons."]
     if comparison["inside_noise"].any():
         lines += ["Inside the noise (the interval contains 0, or there is none): no winner is named there."]
@@ -197,50 +221,10 @@ def summary(meta: Meta) -> str:
     return "\n".join([*question, head, *left_out])
 
 
-def render(comparison: pd.DataFrame, meta: Meta) -> Group:
-    """The comparison for a terminal of 100 columns."""
-    shown = extremes(comparison, meta)
-    table = terminal(texts(shown, meta))
-    for column in table.columns[1:]:
-        column.justify = "left" if column.header in ("verdict", "runs") else "right"
-        column.no_wrap = column.header != "runs"  # with the names the only column that may break
-        column.max_width = None if column.no_wrap else 9
-    for row, verdict in zip(table.rows, shown["verdict"], strict=True):
-        row.style = _STYLES.get(verdict, "")
-    return with_words(table, title(comparison, meta), footnotes(comparison, meta))
-
-
-def with_words(table: Table, title: str, notes: list[str]) -> Group:
-    """A table for the terminal with a line above and lines below."""
-    return Group(Text(title, style="bold"), table, Text("\n".join(notes), style="dim"))
-
-
-def terminal(texts: pd.DataFrame) -> Table:
-    """A table of texts for the terminal."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for name in texts:
-        table.add_column(str(name), overflow="fold")
-    for row in texts.to_numpy():
-        table.add_row(*map(Text, row))
-    return table
-
-
-def to_markdown(comparison: pd.DataFrame, meta: Meta) -> str:
-    """The same for documents: a heading line, the table, the footnotes."""
-    lines = [f"**{title(comparison, meta)}**", "", markdown(texts(extremes(comparison, meta), meta)), ""]
-    return "\n".join([*lines, *(f"{line}  " for line in footnotes(comparison, meta))]).rstrip() + "\n"
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table of texts in Markdown, its first column left, the others right."""
-    lines = [list(table.columns), ["---", *["---:"] * (len(table.columns) - 1)], *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def of_steps(steps: pd.DataFrame, meta: Meta) -> str:
-    """The steps of a ladder (`ladder.steps`) in Markdown."""
+def of_steps(steps: pd.DataFrame, meta: Meta) -> Table:
+    """The steps of a ladder (`ladder.steps`)."""
     rows = [[f"{row.on} → {row.variant}", *_judged(row, row.difference, meta), row.pairs] for row in each(steps)]
-    return markdown(pd.DataFrame(rows, columns=["step", "difference [95 %]", "verdict", "pairs"]))
+    return Table(pd.DataFrame(rows, columns=["step", "difference [95 %]", "verdict", "pairs"]))
 
 
 def of_factorial(found: Factorial, meta: Meta) -> str:
@@ -276,14 +260,3 @@ def to_csv(comparison: pd.DataFrame, meta: Meta, path: str | Path) -> None:
     """Write the comparison in full precision, grid, data and weights in front."""
     about = {"grid": meta.grid, "data": meta.data, "weights": meta.weights}
     comparison.assign(**about)[[*about, *comparison]].to_csv(path, index=False)
-
-
-_LATEX = {"–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "▲": r"$\uparrow$", "▼": r"$\downarrow$"}
-
-
-def to_latex(texts: pd.DataFrame) -> str:
-    """A table of texts for LaTeX's package booktabs."""
-    found = texts.to_latex(index=False, escape=True, column_format="l" + "r" * (texts.shape[1] - 1))
-    for sign, command in _LATEX.items():
-        found = found.replace(sign, command)
-    return found

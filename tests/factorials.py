@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from grids import DATA, METRIC
 
 KEYS = [{"name": "linear", "expansion": 1.0}, *({"name": "depthwise", "kernel_size": size} for size in (3, 7))]
 ACTIVATIONS = [{"name": "identity"}, {"name": "relu"}, {"name": "gelu"}]
@@ -37,13 +38,13 @@ def write_factorial(root, y, grid="slot_interactions", data="digits"):
                     stages = [{"depth": 1, "width": 16, "token_mixer": mixer | {"coefficient_value": of}}]
                     folder = root / name
                     folder.mkdir(parents=True)
-                    config = {"schema": 1, "config": {"model": {"stages": stages}, "seed": seed}}
+                    config = {"schema": 2, "config": {"model": {"stages": stages}, "data": DATA, "seed": seed}}
                     (folder / "config.json").write_text(json.dumps(config))
                     both = {"top1": top1, "top5": 99.0, "loss": 0.3, "images": 1000}
                     result = {"state": "done", "epochs": 2, "weights": "raw", **both, "raw": both}
                     result |= {"parameters": 300_000, "macs": 4_200_000, "seconds": 9.0}
                     (folder / "result.json").write_text(json.dumps(result))
-    manifest = {"schema": 1, "grid": grid, "data": data, "question": "More than the sum?", "metric": "top1"}
+    manifest = {"schema": 2, "grid": grid, "data": data, "question": "More than the sum?", "metric": METRIC}
     manifest |= {"base": "depthwise7-gelu-depthwise", "runs": runs}
     (root / "grids").mkdir(parents=True, exist_ok=True)
     (root / "grids" / f"{grid}@{data}.json").write_text(json.dumps(manifest))

@@ -2,7 +2,6 @@
 
 import json
 
-import pandas as pd
 import pytest
 from grids import key, rewrite, write_grid
 
@@ -36,7 +35,7 @@ def test_latencies_are_joined_by_network_and_resolution(runs):
     model, data = {"stages": []}, {"channels": 1, "image_size": 12, "num_classes": 10}
     for seed in (0, 1):
         path = runs / key("attention", seed) / "config.json"
-        path.write_text(json.dumps({"schema": 1, "config": {"model": model, "data": data, "seed": seed}}))
+        path.write_text(json.dumps({"schema": 2, "config": {"model": model, "data": data, "seed": seed}}))
     row = {"network": network_key({"model": model, "data": data}), "name": "n", "resolution": 12, "device": "a board"}
     row |= {"os": "Linux", "runtime": "onnxruntime", "precision": "fp32", "threads": 1, "compute_units": "CPU"}
     times = ({"median_ms": 1.5}, {"batch": 8, "median_ms": 9.0}, {"threads": 2, "median_ms": 1.0})
@@ -58,19 +57,15 @@ def test_latencies_are_joined_by_network_and_resolution(runs):
 def test_latencies_of_a_tasks_runs_are_joined_though_their_configuration_names_no_resolution(runs):
     model, data = {"stages": []}, {"task": {"name": "garments", "size": 48}}
     path = runs / key("attention", 0) / "config.json"
-    path.write_text(json.dumps({"schema": 1, "config": {"model": model, "data": data, "seed": 0}}))
+    path.write_text(json.dumps({"schema": 2, "config": {"model": model, "data": data, "seed": 0}}))
     row = {"network": network_key({"model": model, "data": data}), "name": "n", "resolution": 48, "device": "a board"}
     append(runs, [Row(**row, os="Linux", runtime="eager", compute_units="CPU", median_ms=1.5)])
     table = loaded(runs)
     assert table["latency_ms[eager, CPU, a board]"].tolist()[:1] == [1.5] and table["resolution"][0] == 48
 
 
-def test_published_results_have_the_shape_of_runs(runs):
+def test_published_results_have_their_latencies():
     table = published()
-    own = loaded(runs)
-    assert list(table.columns[: len(own.columns)]) == list(own.columns)
-    assert table[list(own.columns)].dtypes.equals(own.dtypes)
-    pd.concat([own, table])
     row = table[(table["variant"] == "ffnet_3") & (table["resolution"] == 384)].iloc[0]
     assert (row["top1"], row["parameters"], row["macs"]) == (84.5, 48_330_632, 22_800_000_000)
     assert row["latency_ms[Core ML, all, fp16, iPhone 12]"] == 9.12

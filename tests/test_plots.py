@@ -18,7 +18,8 @@ from small import RUN
 from test_factorial import chained, noisy
 from test_notebooks import write_networks
 
-from analysis import factorial, frame, inside, ladder, pareto, plots, results, statistics
+from analysis import factorial, frame, inside, ladder, plots, results, statistics
+from analysis.plots import accuracy
 from metamixer.config import override
 from metamixer.cost import count
 from metamixer.networks import Network
@@ -41,17 +42,17 @@ def test_the_front_equals_the_naive_definition():
                 cost[j] <= cost[i] and top1[j] >= top1[i] and (cost[j] < cost[i] or top1[j] > top1[i]) for j in range(8)
             )
         ]
-        assert list(pareto.front(cost, top1)) == naive
-        assert list(pareto.front(cost, -top1, higher_is_better=False)) == naive
+        assert list(accuracy.front(cost, top1)) == naive
+        assert list(accuracy.front(cost, -top1, higher_is_better=False)) == naive
 
 
 def test_published_networks_have_names_that_tell_them_apart():
     from analysis.published import published
 
     table = published()
-    names = [pareto.published_name(row) for row in frame.each(table)]
+    names = [accuracy.published_name(row) for row in frame.each(table)]
     assert len(set(names)) == len(names) and {"ffnet_1", "ffnet_1, distilled", "ffnet_3 384 px"} <= set(names)
-    for cost in ("macs", "parameters", *pareto.backends(table)):
+    for cost in ("macs", "parameters", *plots.backends(table)):
         axes = plots.published_front(table, cost)
         boxes = [label.get_window_extent() for label in axes.texts if label.get_text() in names]
         assert len(boxes) >= 8 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

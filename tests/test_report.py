@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-from urllib.parse import unquote
 
 import pytest
 from grids import key, write_grid
@@ -47,9 +46,8 @@ def test_the_page_holds_all_that_it_shows(runs, page):
         "+1.11 [+0.43, +1.80]",
         "no winner is named",
         "pooling seed 1: loss is not finite",
-        f'href="../{key("gelu", 0)}/"',
+        key("gelu", 0),
         "def (1 run)",
-        "By test loss",
         "Configuration of the base",
     ):
         assert part in text, part
@@ -76,8 +74,6 @@ def test_the_command_writes_the_page_where_it_is_asked(runs, capsys):
     elsewhere.parent.mkdir()
     app(["report", "ffnification", "--runs", str(runs), "--out", str(elsewhere)], standalone_mode=False)
     assert str(elsewhere) in capsys.readouterr().out
-    links = [unquote(link) for link in re.findall(r'<a href="(\.\.[^"]+)"', elsewhere.read_text())]
-    assert len(links) == 27 and all((elsewhere.parent / link).is_dir() for link in links)
     with pytest.raises(ValueError, match="no such folder"):
         write_report(runs, "ffnification", out=runs / "no" / "page.html")
 

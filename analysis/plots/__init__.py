@@ -14,6 +14,7 @@ from .accuracy import (
     accuracy_vs,
     accuracy_vs_latency,
     accuracy_vs_state,
+    backends,
     picture,
     published_front,
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,12 +12,32 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethod
 
 from metamixer.metric import readable
 
-from ..frame import Meta, each, plural
-from ..pareto import LATENCY, backend, backends, front, published_name
-from ..tables import SAME_COST, extremes
+from ..frame import LATENCY, Meta, each, plural
+from ..tables import SAME_COST
 from .theme import BASE, COSTS, DASHED, INK, QUIET, legend, marks, metric_label, names, new, nothing, title
 
+NAMED = 60  # of more points only those of the front and the base have names, which would cover one another
 _SPREAD = "mean over seeds ± 1 standard deviation"
+
+
+def front(costs: np.ndarray, values: np.ndarray, higher_is_better: bool = True) -> np.ndarray:
+    """Indices of the points that no other one beats: none is as cheap and better, or as good and cheaper."""
+    costs, values = np.asarray(costs, float), np.asarray(values, float) * (1 if higher_is_better else -1)
+    cheaper, better = costs[:, None] >= costs, values[:, None] <= values
+    strictly = (costs[:, None] > costs) | (values[:, None] < values)
+    return np.flatnonzero(~(cheaper & better & strictly).any(1))
+
+
+def backends(table: pd.DataFrame) -> list[str]:
+    """The columns of latencies that hold any."""
+    return [name for name in table.columns if name.startswith(LATENCY) and table[name].notna().any()]
+
+
+def published_name(row: Any) -> str:
+    """A published network's name, without its patch and image size, unless they tell one FFNet from another."""
+    name = re.sub(r"_patch.*|_p16|_rw(?=_|$)|_\d{3}$", "", row.variant.partition(".")[0])
+    size = f" {row.resolution} px" if name.startswith("ffnet") and row.resolution != 256 else ""
+    return name + size + (", distilled" if row.distilled else "")
 
 
 def accuracy_vs(comparison: pd.DataFrame, meta: Meta, cost: str = "macs") -> Axes:
@@ -27,22 +50,20 @@ def accuracy_vs(comparison: pd.DataFrame, meta: Meta, cost: str = "macs") -> Axe
     Args:
         cost: a column of `comparison`: `macs`, `parameters`, or a latency as `frame.load` names it.
     """
-    meta = meta.of(comparison)
     axes = new(*((10, 7.5) if len(comparison) > 20 else ()))[1]  # many names need room
-    every = comparison.dropna(subset=["mean", cost]).astype({cost: float})
-    shown = extremes(every, meta)
-    _head(axes, comparison, meta, every)
+    shown = comparison.dropna(subset=["mean", cost]).astype({cost: float})
+    _head(axes, comparison, meta, shown)
     axes.set_ylabel(metric_label(meta, _SPREAD))
-    _cost_axis(axes, cost, every[cost])
+    _cost_axis(axes, cost, shown[cost])
     if not len(shown):
         return nothing(axes)
-    between = every.drop(shown.index)
-    axes.plot(between[cost], between["mean"], ".", color=QUIET, markersize=3, zorder=1)
     marks(axes, shown, cost, "mean", shown["sd"])
     for row in each(shown[shown["base"]]):
         axes.axhline(row.mean, color=BASE, linewidth=0.8, linestyle=DASHED, alpha=0.7, zorder=1)
-    _front(axes, shown[cost].to_numpy(), shown["mean"].to_numpy(), meta.metric.higher_is_better)
+    best = _front(axes, shown[cost].to_numpy(), shown["mean"].to_numpy(), meta.metric.higher_is_better)
     legend(axes)
+    if len(shown) > NAMED:
+        shown = shown[shown["base"] | shown.index.isin(shown.index[best])]
     names(axes, shown[cost], shown["mean"], shown["variant"], shown["base"], shown["sd"])
     return axes
 
@@ -103,13 +124,11 @@ def published_front(published: pd.DataFrame, cost: str = "macs") -> Axes:
 
 def accuracy_by_variant(comparison: pd.DataFrame, meta: Meta) -> Axes:
     """The metric's mean over seeds, one row per variant from best to worst; points and bars as in `accuracy_vs`."""
-    meta = meta.of(comparison)
-    every = comparison.dropna(subset=["mean"])
-    shown = extremes(every, meta).sort_values("mean", ascending=meta.metric.higher_is_better)
+    shown = comparison.dropna(subset=["mean"]).sort_values("mean", ascending=meta.metric.higher_is_better)
     shown = shown.assign(place=range(len(shown)))
     axes = new(8, 1.8 + 0.24 * max(len(shown), 6))[1]
-    _head(axes, comparison, meta, every)
-    cost = f", at {readable(every['macs'].median())} multiply-adds" if same_cost(comparison) else ""
+    _head(axes, comparison, meta, shown)
+    cost = f", at {readable(shown['macs'].median())} multiply-adds" if same_cost(comparison) else ""
     axes.set_xlabel(metric_label(meta, _SPREAD) + cost)
     if not len(shown):
         return nothing(axes)
@@ -138,19 +157,19 @@ def _head(axes: Axes, comparison: pd.DataFrame, meta: Meta, with_result: pd.Data
     """Grid, data and question; and how much of it the picture does not show."""
     absent = len(comparison) - len(with_result)
     missing = int(comparison["missing"].sum())
-    left = len(with_result) - len(extremes(with_result, meta))
     notes = ["each at its best learning rate"] if comparison["rates"].notna().any() else []
     notes += [f"{plural(absent, 'variant')} without a figure"] if absent else []
     notes += [f"preliminary, {plural(missing, 'run')} without a result"] if missing else []
-    notes += [f"{left} variants between the best and the worst are not named"] if left else []
-    said = f"{meta.title}: {meta.question or meta.declared.label}"
+    notes += ["the front is named"] if len(with_result) > NAMED else []
+    said = f"{meta.title}: {meta.question or meta.metric.label}"
     title(axes, said + (f" ({'; '.join(notes)})" if notes else ""))
 
 
 def _cost_axis(axes: Axes, cost: str, costs: pd.Series) -> None:
     """Label the axis of a cost, logarithmic if its values span more than a factor of three."""
     latency = cost.startswith(LATENCY)
-    axes.set_xlabel(f"median latency of one image (ms), {backend(cost)}" if latency else COSTS.get(cost, cost))
+    how = cost.removeprefix(LATENCY).removesuffix("]")
+    axes.set_xlabel(f"median latency of one image (ms), {how}" if latency else COSTS.get(cost, cost))
     axes.margins(0.14, 0.12)
     if costs.min() > 0 and costs.max() > 3 * costs.min():
         axes.set_xscale("log")
@@ -159,9 +178,10 @@ def _cost_axis(axes: Axes, cost: str, costs: pd.Series) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}") if latency else EngFormatter())
 
 
-def _front(axes: Axes, costs: np.ndarray, values: np.ndarray, higher_is_better: bool = True) -> None:
+def _front(axes: Axes, costs: np.ndarray, values: np.ndarray, higher_is_better: bool = True) -> np.ndarray:
     best = front(costs, values, higher_is_better)
     order = best[np.argsort(costs[best])]
     if len(order) > 1:
         axes.step(costs[order], values[order], where="post", label="Pareto front of the means",
                   color=INK, linewidth=1.1, linestyle=(0, (6, 1.5, 1, 1.5)), zorder=1)  # fmt: skip
+    return best

@@ -25,7 +25,7 @@ def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, meta: Meta, column
         column: of `curves`, e.g. `train_loss`; by default the deciding metric on the validation split, raw weights.
     """
     axes = new(8.5, 5)[1]
-    column = column or f"val_{meta.declared.name}"
+    column = column or f"val_{meta.metric.name}"
     label = _label(column, meta)
     title(axes, f"{meta.title}: means over seeds")
     axes.set(xlabel="epoch", ylabel=label)
@@ -56,6 +56,6 @@ def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, meta: Meta, column
 def _label(column: str, meta: Meta) -> str:
     known = {"train_loss": "training loss, mean of an epoch", "val_loss": "validation loss"}
     for suffix, weights in (("", "raw"), ("_ema", "EMA")):
-        unit = f" ({meta.declared.unit})" if meta.declared.unit else ""
-        known[f"val_{meta.declared.name}{suffix}"] = f"validation {meta.declared.label}{unit}, {weights} weights"
+        unit = f" ({meta.metric.unit})" if meta.metric.unit else ""
+        known[f"val_{meta.metric.name}{suffix}"] = f"validation {meta.metric.label}{unit}, {weights} weights"
     return known.get(column, column)
