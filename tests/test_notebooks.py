@@ -129,7 +129,7 @@ def test_on_what_is_not_finished_it_says_what_was_left_out(play, tmp_path, name,
     of = {run["variant"]: tmp_path / "runs" / run["hash"] for run in reversed(
         json.loads((tmp_path / "runs" / "grids" / f"{grid}@digits.json").read_text())["runs"])}  # fmt: skip
     (of["gelu"] / "result.json").write_text('{"state": "do')
-    said, _ = play(name, DATA="digits")
+    said, _ = play(name, DATA="digits", **({"KERNELS": grid} if name == "07" else {}))
     for words in ("not started: 9 of 27 runs", "interrupted: 1 of 27 runs (gelu seed 0)"):
         assert words in said["runs"]
     if name == "03":
@@ -213,7 +213,7 @@ def write_networks(root):
 def test_inside_a_mixer_looks_at_networks_and_says_that_they_are_not_trained(play, tmp_path):
     write_networks(tmp_path / "runs")
     shutil.rmtree(tmp_path / "runs" / "relu0")
-    said, variables = play("07", DATA="digits", VARIANTS=["gelu", "relu", "nobody"])
+    said, variables = play("07", DATA="digits", VARIANTS=["gelu", "relu", "nobody"], KERNELS="ffnification")
     assert "gelu: not trained" in said["networks"] and "nobody: no such variant" in said["networks"]
     assert set(variables["extents"]) == {"gelu (not trained)", "relu (not trained)"}
     assert variables["what"] == "64 test images"
