@@ -19,13 +19,12 @@ from matplotlib.axes import Axes
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as pictures
-from rich.table import Table
 
 from metamixer.metric import readable
 from sweeps.trials import best_trials, find_search, study_of
 
 from .plots.theme import new, nothing
-from .tables import terminal
+from .tables import Table
 
 ENOUGH = 8  # trials, for importances to mean anything
 ROWS = 20
@@ -50,7 +49,7 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
 
 
 def render_trials(study: optuna.Study) -> Table:
-    """The best trials as a table for the terminal, with their parameters."""
+    """The best trials with their parameters."""
     about, metric = study.user_attrs, study.user_attrs["metric"]
     counts = Counter(trial.user_attrs["outcome"] for trial in study.trials)
     costs = dict.fromkeys([*about["objectives"][1:], *about["constraints"]])
@@ -63,14 +62,12 @@ def render_trials(study: optuna.Study) -> Table:
             row[name] = f"{found[name]:.2f} × base" if name.startswith("latency") else readable(found[name])
         words = (f"{name} {f'{v:.3g}' if isinstance(v, float) else v}" for name, v in trial.params.items())
         rows.append(row | {"from": found["source"], "what": ", ".join(words)})
-    table = terminal(pd.DataFrame(rows))
-    table.title = f"{about['name']} on {about['setting']}: {'the front' if about['objectives'][1:] else 'the best'}"
-    table.caption = (
+    title = f"{about['name']} on {about['setting']}: {'the front' if about['objectives'][1:] else 'the best'}"
+    note = (
         f"{counts.total()} trials: {', '.join(f'{number} {name}' for name, number in counts.items())}. Scores are on "
         "validation samples, one seed, the best of many: `launch.py confirm` writes a grid that confirms them"
     )
-    table.title_justify = table.caption_justify = "left"
-    return table
+    return Table(pd.DataFrame(rows), title, [note])
 
 
 def front_picture(study: optuna.Study) -> Axes:
