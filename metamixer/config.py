@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -235,13 +236,13 @@ def digest(config: Config) -> str:
 
 def digest_of(identity: dict[str, Any]) -> str:
     """The digest of the configuration with this identity."""
-    return _hash(_content(identity))
+    return hash_of(_content(identity))
 
 
 def digests_of(identity: dict[str, Any], key: str, values: Iterable[Any]) -> list[str]:
     """The digests of configurations that differ in one key of the identity alone; it is written out only once."""
     before, after = _content({**identity, key: _PLACE}).split(json.dumps(_PLACE))
-    return [_hash(f"{before}{json.dumps(value)}{after}") for value in values]
+    return [hash_of(f"{before}{json.dumps(value)}{after}") for value in values]
 
 
 _PLACE = "\0here"  # no configuration holds it
@@ -251,8 +252,18 @@ def _content(identity: dict[str, Any]) -> str:
     return json.dumps({"schema": SCHEMA_VERSION, "config": identity}, sort_keys=True, separators=(",", ":"))
 
 
-def _hash(content: str) -> str:
-    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+def hash_of(*parts: str | bytes) -> str:
+    """16 hexadecimal digits of texts or bytes, one after another."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()
+
+
+def hash_of_file(path: Path) -> str:
+    """The same of a file's content. Raises OSError: it can't be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def differences(base: Config, other: Config) -> dict[str, tuple[Any, Any]]:

@@ -6,7 +6,6 @@ A file is known by its code, comments and formatting aside. What it imports is n
 from __future__ import annotations
 
 import ast
-import hashlib
 import linecache
 import sys
 from collections.abc import Collection, Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .config import ConfigError
+from .config import ConfigError, hash_of
 from .errors import place
 
 
@@ -200,4 +199,4 @@ def code_digest(path: Path) -> str:
         named = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if named and ast.get_docstring(node) is not None:  # type: ignore[arg-type]
             node.body = node.body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
-    return hashlib.blake2b(ast.unparse(tree).encode(), digest_size=8).hexdigest()
+    return hash_of(ast.unparse(tree))

@@ -6,7 +6,6 @@ counts.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from .. import jsonl
-from ..config import Config, parse
+from ..config import Config, hash_of, parse
 
 FILE = "latency.jsonl"
 SCHEMA = 1  # of the rows, and of the values that keys are made from
@@ -80,8 +79,7 @@ def network_key(run: dict[str, Any], image_size: int | tuple[int, int] | None = 
     parts |= {"task": data["task"]} if "task" in data else {key: data[key] for key in ("channels", "num_classes")}
     if run.get("modules"):
         parts["modules"] = [module["digest"] for module in run["modules"]]
-    content = json.dumps({"schema": SCHEMA, "config": parts}, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+    return hash_of(json.dumps({"schema": SCHEMA, "config": parts}, sort_keys=True, separators=(",", ":")))
 
 
 def append(root: str | Path, rows: Iterable[Row]) -> Path:

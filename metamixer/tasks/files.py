@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import model_validator
 
-from ..config import ConfigError, later
+from ..config import ConfigError, hash_of, later
 from ..rng import permutation
 from .task import TaskConfig
 
@@ -46,7 +45,7 @@ class FilesConfig(TaskConfig):
 
 def manifest_of(parts: Mapping[str, Mapping[str, list[Any]]]) -> str:
     """A digest of what `Task.parts` says of files."""
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return hash_of(json.dumps(parts, sort_keys=True))
 
 
 def without(files: list[T], held_out: int, split: str) -> list[T]:
@@ -61,4 +60,4 @@ def without(files: list[T], held_out: int, split: str) -> list[T]:
 def part_of(files: Iterable[Path]) -> dict[str, list[Any]]:
     """The number of `files` and a digest of their names and sizes, as `Task.parts` has it for one split."""
     listed = sorted((file.name, file.stat().st_size) for file in files)
-    return {"": [len(listed), hashlib.blake2b(repr(listed).encode(), digest_size=8).hexdigest()]}
+    return {"": [len(listed), hash_of(repr(listed))]}

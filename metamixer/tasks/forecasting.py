@@ -5,7 +5,6 @@ Splits and windows are those of Informer's data (arXiv 2012.07436) that FFNet's 
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..config import ConfigError
+from ..config import ConfigError, hash_of_file
 from ..rng import derive
 from .files import FilesConfig
 from .streams import Streams
@@ -60,9 +59,7 @@ class Series(Task):
         def parts(self) -> dict[str, dict[str, list[Any]]]:
             if self.csv is None:
                 return {}
-            with Path(self.csv).expanduser().open("rb") as file:
-                content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-            return {"series": {"": [1, content]}}
+            return {"series": {"": [1, hash_of_file(Path(self.csv).expanduser())]}}
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

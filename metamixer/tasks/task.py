@@ -8,14 +8,13 @@ from files; `loss`, `tally`, `measure` and `metrics` say what is learnt and meas
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import Config, ConfigError, parse, unknown
+from ..config import Config, ConfigError, hash_of, parse, unknown
 from ..metric import Metric
 from ..plugins import add
 
@@ -195,7 +194,5 @@ def build_task(value: Any) -> Task:
 
 def fingerprint(cls: type[Task], config: str) -> str:
     """16 hexadecimal digits of some samples of a task, whose configuration is JSON: equal in any process."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in cls(cls.Config.model_validate_json(config)).samples(5, "train", torch.arange(100, 140)):
-        digest.update(part.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    samples = cls(cls.Config.model_validate_json(config)).samples(5, "train", torch.arange(100, 140))
+    return hash_of(*(part.contiguous().numpy().tobytes() for part in samples))

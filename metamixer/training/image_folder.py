@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 from timm.data.readers.reader_image_in_tar import extract_tarinfos
 
-from ..config import ConfigError
+from ..config import ConfigError, hash_of
 from ..tasks.files import manifest_of
-from .image_source import Parts, Source, class_order, digest_of, few
+from .image_source import Parts, Source, class_order, few
 
 CLASSES = "classes.txt"
 SPLITS = {"train": ("train", "training"), "test": ("validation", "val", "valid", "eval", "test")}
@@ -78,7 +78,7 @@ def manifest(root: str) -> str | None:
                 tars = [] if place.suffix == ".csv" else _tar_files(place)
                 splits[split] = _tar_parts(tars) if tars else _opened(place).parts
     if (listed := class_list(root)) is not None:
-        splits["classes"] = {"": [len(listed), digest_of([name.encode() + b"\0" for name in listed])]}
+        splits["classes"] = {"": [len(listed), hash_of(*(name.encode() + b"\0" for name in listed))]}
     return manifest_of(splits)
 
 
@@ -131,7 +131,7 @@ def _class_folders(place: Path) -> Files:
         files = sorted(_images(os.fsencode(place / name), os.fsencode(name) + b"/", other))
         if files:
             first = (place / os.fsdecode(files[0][0])).read_bytes()  # so that two folders' names can't be swapped
-            parts[name] = [len(files), digest_of([first, *(b"%b\0%d\0" % file for file in files)])]
+            parts[name] = [len(files), hash_of(first, *(b"%b\0%d\0" % file for file in files))]
             paths += [os.path.join(os.fsencode(place), path) for path, _ in files]
     passed_over = [f"{count} {suffix} files, which Pillow does not read" for suffix, count in other.items()]
     if unwanted := len(set(folders) - set(wanted or folders)):
@@ -167,7 +167,7 @@ def _listed(file: Path) -> Files:
     parts: Parts = {}
     for name, group in used.assign(size=[os.stat(path).st_size for path in paths]).groupby("label"):
         lines = [f"{path}\0{size}\0".encode() for path, size in zip(group["path"], group["size"], strict=True)]
-        parts[str(name)] = [len(lines), digest_of(sorted(lines))]
+        parts[str(name)] = [len(lines), hash_of(*sorted(lines))]
     left = len(rows) - len(used)
     passed_over = [f"{left} images of classes that are not in {CLASSES}"] if left else []
     targets = pd.Categorical(used["label"], names).codes.astype(int)
@@ -255,7 +255,7 @@ def _tar_files(place: Path) -> list[Path]:
 
 
 def _tar_parts(tars: list[Path]) -> Parts:
-    return {path.name: [1, digest_of([b"%d" % path.stat().st_size])] for path in tars}
+    return {path.name: [1, hash_of(str(path.stat().st_size))] for path in tars}
 
 
 def _list_tars(place: Path) -> tuple[Any, Any, dict[str, int]]:

@@ -1,6 +1,5 @@
 """How a network is trained: optimisation, augmentation, and the teacher that it learns from."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from timm.models import get_pretrained_cfg
 
 from .. import ffnet  # noqa: F401 (registers FFNet in timm)
-from ..config import Config, ConfigError, later
+from ..config import Config, ConfigError, hash_of_file, later
 from ..initialise import Init
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -64,8 +63,7 @@ def is_timm_model(name: str) -> bool:
 def file_digest(path: str) -> str:
     """16 hexadecimal digits of a file's content. Raises ConfigError: no such file."""
     try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+        return hash_of_file(Path(path))
     except OSError as error:
         reason = "no such file, nor a timm model's name" if isinstance(error, FileNotFoundError) else error.strerror
         raise ConfigError(f"weights {path!r}: {reason}") from None
