@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from . import rates
 from .frame import Meta, plural
-from .intervals import CONFIDENCE, holm, verdicts
+from .intervals import CONFIDENCE, holm, student, verdicts
 
 SLOTS = ("query_key", "activation", "coefficient_value")
 NAMES = {"query_key": "query-key", "activation": "activation", "coefficient_value": "coefficient-value"}
@@ -158,9 +157,7 @@ def _analysed(done: pd.DataFrame, found: Factorial, sign: int) -> Factorial:
 
 def _judged(table: pd.DataFrame, column: str, df: float, sign: int) -> pd.DataFrame:
     """With a t interval from the standard `error`, p, Holm's p over the rows, and a verdict."""
-    error = table["error"].where(table["error"] > 0)
-    half = error * float(stats.t.ppf(0.5 + CONFIDENCE / 2, df))
-    p = 2 * stats.t.sf((table[column] / error).abs(), df)
-    table = table.assign(low=table[column] - half, high=table[column] + half, p=p).drop(columns="error")
+    low, high, p = student(table[column], table["error"].where(table["error"] > 0), df)
+    table = table.assign(low=low, high=high, p=p).drop(columns="error")
     table["p_holm"] = holm(table["p"].to_numpy())
     return table.assign(verdict=verdicts(table, column, sign=sign))

@@ -50,7 +50,6 @@ class Meta:
 
     Attributes:
         metric: what is compared, as the grid declared it.
-        aa: whether the grid compares its base with itself.
         weights: the reported weights, "ema" or "raw", as the recipe declares them before training.
         images: the number of test samples.
         left_out: a line for each thing that is in no mean, and why.
@@ -62,7 +61,6 @@ class Meta:
     question: str
     base: str
     metric: Metric
-    aa: bool
     seeds: tuple[int, ...]
     weights: str
     images: int | None
@@ -100,7 +98,7 @@ def load(
     manifest = _manifest(root, grid, data)
     metric = Metric(**manifest["metric"])
     problems: list[str] = []
-    latencies = load_latencies(root, with_published=False, report=problems.append)
+    latencies = load_latencies(root, report=problems.append)
     rows = [
         entry | folders.read_run(entry["folder"], metric, with_config or len(latencies) > 0)
         for entry in _entries(manifest, root)
@@ -114,7 +112,6 @@ def load(
         question=folders.one_line(manifest.get("question")),
         base=manifest["base"],
         metric=metric,
-        aa=bool(manifest.get("aa")),
         seeds=tuple(int(seed) for seed in sorted(runs["seed"].unique())),
         weights=" and ".join(sorted(set(done["weights"]) - {""})),
         images=int(images[0]) if len(images) == 1 else None,

@@ -8,6 +8,7 @@ procedure ("A simple sequentially rejective multiple test procedure", 1979).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,9 +45,13 @@ def paired(values: np.ndarray, base: np.ndarray) -> Paired:
         sd = np.sqrt(np.nansum((differences - mean[..., None]) ** 2, -1) / np.where(n > 1, n - 1, np.nan))
         scale = np.where(there, np.maximum(np.abs(values), np.abs(base)), 0).max(-1, initial=0)
         error = np.where(sd > 1e-12 * scale, sd, np.nan) / np.sqrt(n)
-        half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * error
-        p = 2 * stats.t.sf(np.abs(mean / error), n - 1)
-    return Paired(mean, sd, mean - half, mean + half, p)
+    return Paired(mean, sd, *student(mean, error, n - 1))
+
+
+def student(mean: Any, error: Any, freedom: Any) -> tuple[Any, Any, Any]:
+    """Student's interval, low and high, around means with these standard errors, and the p of no difference."""
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * error
+    return mean - half, mean + half, 2 * stats.t.sf(np.abs(mean / error), freedom)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -102,9 +107,7 @@ def crossed(differences: np.ndarray) -> Paired:
     error = np.where(variance > 1e-24, np.sqrt(variance), np.nan)
     spread = np.where(seeds > twice, seeds**2 / (n - 1), 0) + images**2 / (m - 1) + twice**2 / ((n - 1) * (m - 1))
     freedom = np.maximum(np.divide(variance**2, spread, out=np.ones_like(variance), where=spread > 0), n - 1)
-    half = stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * error
-    p = 2 * stats.t.sf(np.abs(mean / error), freedom)
-    return Paired(mean, by_seed.std(-1, ddof=1), mean - half, mean + half, p)
+    return Paired(mean, by_seed.std(-1, ddof=1), *student(mean, error, freedom))
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float]:
@@ -123,21 +126,6 @@ def spearman(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float]:
     z, error = np.arctanh(r), np.sqrt((1 + r**2 / 2) / (n - 3))
     low, high = np.tanh(z + error * stats.norm.ppf([0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]))
     return r, float(low), float(high), float(2 * stats.norm.sf(abs(z) / error))
-
-
-def false_positives(values: np.ndarray, draws: int = 2000) -> float:
-    """Share of random splits of runs of one and the same network, shape (2n,), that a paired t test calls different.
-
-    Each draw shuffles the values, takes n as one variant and n as the other and tests them in pairs at the level of
-    every test here: where nothing differs, 5 % are expected, and a few runs give a rough figure. NaN below four
-    values; an odd one is left out of each draw.
-    """
-    values = np.asarray(values, float)
-    n = len(values) // 2
-    if n < 2:
-        return float("nan")
-    shuffled = np.random.default_rng(0).permuted(np.tile(values, (draws, 1)), axis=1)
-    return float(np.mean(paired(shuffled[:, :n], shuffled[:, n : 2 * n]).p < 1 - CONFIDENCE))
 
 
 def smallest_visible_effect(sd_of_difference: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:

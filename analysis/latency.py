@@ -25,14 +25,13 @@ SETTING = ("runtime", "version", "precision", "threads", "compute_units", "batch
 _PUBLISHED = Path(__file__).parent / "published_latency.csv"
 
 
-def load(root: str | Path, with_published: bool = True, report: Callable[[str], object] = log.warning) -> pd.DataFrame:
-    """Latencies measured beside the runs in `root`, and the published ones; columns are `COLUMNS`.
+def load(root: str | Path, report: Callable[[str], object] = log.warning) -> pd.DataFrame:
+    """Latencies measured beside the runs in `root`; columns are `COLUMNS`.
 
     `report` is called with a line for each row that can't be read.
     """
     rows = to_frame(read(root, report))
-    found = rows.drop_duplicates(["network", "resolution", *SETTING], keep="last")
-    return pd.concat([published(), found], ignore_index=True) if with_published else found.reset_index(drop=True)
+    return rows.drop_duplicates(["network", "resolution", *SETTING], keep="last").reset_index(drop=True)
 
 
 def published() -> pd.DataFrame:

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from . import rates
-from .frame import Meta, each, plural
-from .intervals import CONFIDENCE, crossed, false_positives, holm, paired, verdicts
+from .frame import Meta, each
+from .intervals import crossed, holm, paired, verdicts
 from .solving import shares
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile, BadStream)  # what reading a torn file of them raises
@@ -35,7 +35,7 @@ COLUMNS = {
     "ended": "float64", "solved": "float64", "share_low": "float64", "share_high": "float64", "gain": "float64",
     "mixed": "bool", "p_share": "float64", "solved_at": "float64", "steps": "float64",
     "p_steps": "float64", "p_steps_holm": "float64",
-    "test": "str", "inside_noise": "bool", "verdict": "str",
+    "test": "str", "verdict": "str",
     "parameters": "Int64", "macs": "Int64", "epochs": "Int64",
     "lr": "float64", "rates": "Int64", "note": "str",
 }  # fmt: skip
@@ -125,9 +125,8 @@ def compare(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     `mean`, `sd` (sample spread over seeds), `lowest` and `highest` of the metric; what `differences` says of the
     variant and the base; `unpaired` (results on one side only, dropped); for a task that can be solved, what
     `solving.shares` says; `test`, "t" or "shares": which one `p` is of; `p_holm` and `p_steps_holm`, corrected for all
-    declared comparisons; `inside_noise` (`p` is not below 0.05, or there is none: fewer than two pairs, or pairs
-    without spread); `verdict`, that of `intervals.verdicts`, or "base"; `parameters` and `macs` (folded), `epochs`;
-    where learning rates were tried, the variant's `lr` and how many `rates` ended; `note`.
+    declared comparisons; `verdict`, that of `intervals.verdicts`, or "base"; `parameters` and `macs` (folded),
+    `epochs`; where learning rates were tried, the variant's `lr` and how many `rates` ended; `note`.
     Accuracies are in percent and their differences in points.
 
     Args:
@@ -157,12 +156,12 @@ def compare(runs: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     if rates.tried(runs):
         ended = runs[runs["state"].isin(["done", "failed"])].groupby("variant")["lr"].nunique()
         table["rates"] = ended.reindex(variants, fill_value=0)
-    table["note"] = ["; ".join(_notes(row, runs, meta)) for row in each(table)]
+    table["note"] = ["; ".join(_notes(row, runs)) for row in each(table)]
     table = judged(table, meta.metric.sign)
     return table.reset_index(drop=True).reindex(columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def _notes(row: Any, runs: pd.DataFrame, meta: Meta) -> Iterator[str]:
+def _notes(row: Any, runs: pd.DataFrame) -> Iterator[str]:
     """What a reader must know of a variant's row."""
     if row.pairs > 1 and np.isnan(row.p):
         yield "the same difference at every seed: its spread can't be estimated"
@@ -170,9 +169,6 @@ def _notes(row: Any, runs: pd.DataFrame, meta: Meta) -> Iterator[str]:
         yield f"unpaired results dropped: {row.unpaired:.0f}"
     if rates.tried(runs):
         yield from rates.notes(runs, row.variant, row.lr)
-    if meta.aa and not row.base and (values := runs.loc[runs["state"] == "done", meta.metric.name].dropna()).size >= 4:
-        splits = f"of random splits of its {plural(len(values), 'run')} into two"
-        yield f"A/A: {splits}, {false_positives(values.to_numpy()):.1%} are called different, 5 % are expected"
 
 
 def _shares_decide(table: pd.DataFrame) -> pd.DataFrame:
@@ -198,8 +194,7 @@ def judged(table: pd.DataFrame, sign: int | pd.Series = 1) -> pd.DataFrame:
     if "gain" in table:
         better = better.where(table["test"] != "shares", table["gain"])
     found = verdicts(table.assign(better=better), "better")
-    inside = others & ~(table["p"] < 1 - CONFIDENCE)
-    return table.assign(inside_noise=inside, verdict=np.where(others, found, "base"))
+    return table.assign(verdict=np.where(others, found, "base"))
 
 
 def pooled_sd(comparison: pd.DataFrame) -> float:

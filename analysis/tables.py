@@ -26,6 +26,7 @@ from .intervals import smallest_visible_effect
 from .solving import unsolved
 from .statistics import COUNTED, pooled_sd
 
+NOISE = ("inside noise", "no spread", "too few pairs")  # verdicts that name no winner
 SAME_COST = 0.05  # costs that differ by no more than this count as equal
 
 
@@ -91,9 +92,7 @@ def texts(comparison: pd.DataFrame, meta: Meta) -> pd.DataFrame:
             "verdict": row.verdict if row.n else "no result",
             "runs": ", ".join(runs),
         })  # fmt: skip
-    names = ["variant", "params", "MACs", "lr", f"{about.heading} ± sd", "solved [95 %]", "steps",
-             "difference [95 %]", "verdict", "runs"]  # fmt: skip
-    table = pd.DataFrame(rows, columns=names)
+    table = pd.DataFrame(rows)
     unused = [] if comparison["rates"].notna().any() else ["lr"]
     return table.drop(columns=unused + (["runs"] if comparison["solved"].notna().any() else ["solved [95 %]", "steps"]))
 
@@ -167,7 +166,7 @@ def _how_to_read(comparison: pd.DataFrame, meta: Meta) -> list[str]:
         lines += ["Not every variant kept its predictions: where none are kept, the interval is over seeds alone."]
     if "hint" in set(comparison["verdict"]):
         lines += [f"Hint: outside its own interval, but not after Holm's correction for {len(others)} comparisons."]
-    if comparison["inside_noise"].any():
+    if comparison["verdict"].isin(NOISE).any():
         lines += ["Inside the noise (the interval contains 0, or there is none): no winner is named there."]
     lines += how_solved(comparison, meta)
     spread, pairs = pooled_sd(comparison), int(comparison["pairs"].max())

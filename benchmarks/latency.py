@@ -161,7 +161,7 @@ def main() -> None:
             append(arguments.runs, report.rows)
             for problem in report.refused:
                 Console().print(problem, style="yellow", soft_wrap=True, highlight=False)
-    rows = load(arguments.runs, with_published=False)
+    rows = load(arguments.runs)
     here = (rows["device"] == device()) & (rows["os"] == system()) & (rows["threads"] == 1) & (rows["batch"] == 1)
     known = rows["network"].str.removesuffix(" unfolded").isin(names) & (rows["resolution"] == arguments.resolution)
     known |= rows["name"].isin([subject.name for subject in depthwise()]) & (rows["resolution"] == MAP)

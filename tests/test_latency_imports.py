@@ -28,7 +28,7 @@ ffnet_1,256,iPhone 15,iOS 17.4,Core ML,CPU,9,1
 def test_a_table_from_a_phone(tmp_path):
     (tmp_path / "phone.csv").write_text(CSV)
     append(tmp_path, imports.read_csv(tmp_path / "phone.csv"))
-    found = load(tmp_path, with_published=False)
+    found = load(tmp_path)
     assert list(found["median_ms"]) == [1.5, 9.0] and list(found["compute_units"]) == ["CPU+NE", "CPU"]
     assert set(found["source"]) == {"phone.csv"} and list(found["batch"]) == [1, 1]
 
@@ -36,7 +36,7 @@ def test_a_table_from_a_phone(tmp_path):
 def test_a_table_may_say_what_its_networks_cost(tmp_path):
     (tmp_path / "phone.csv").write_text(CSV.replace(",batch", ",macs").replace("1.5,", "1.5,12345678901234"))
     append(tmp_path, imports.read_csv(tmp_path / "phone.csv"))
-    found = load(tmp_path, with_published=False)
+    found = load(tmp_path)
     assert found["macs"].tolist() == [12345678901234, 1] and found["parameters"].isna().all()
 
 
@@ -89,7 +89,7 @@ def test_costs_can_be_held_against_a_phones_latencies(tmp_path):
     shown = launch("import-latency", tmp_path / "phone.csv", "--runs", tmp_path).stdout
     (line,) = [line for line in shown.splitlines() if "without costs" in line]
     assert line.startswith("kept without costs: 'ffnet1': no ") and line.endswith("did you mean 'ffnet_1'?")
-    rows = load(tmp_path, with_published=False)
+    rows = load(tmp_path)
     for name, network in {"ffnet_1": find_network("ffnet_1", 96), key: of_run(key, RUN)}.items():
         row = rows[rows["name"] == name].iloc[-1]
         counted = asdict(count(network.model, network.input_size))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from ..frame import Meta, each
 from ..profile import cells, heading, legend
-from .theme import BASE, COLOURS, DASHED, QUIET, head, new, nothing
+from .theme import BASE, COLOURS, DASHED, QUIET, head, new
 
 
 def profile_map(table: pd.DataFrame, metas: dict[str, Meta]) -> Axes:
@@ -49,13 +49,10 @@ def dial_curves(table: pd.DataFrame, metas: dict[str, Meta]) -> np.ndarray:
     A bar goes from the lowest to the highest seed. Dashed lines are chance and solved.
 
     Args:
-        table, metas: as `analysis.profile.profile` gives them.
+        table, metas: as `analysis.profile.profile` gives them, of a grid with a task that has a dial.
     """
     kinds = list(table["kind"].dropna().unique())
-    figure, grid = new(5.2 * max(len(kinds), 1) + 1.6, 4.2, columns=max(len(kinds), 1), squeeze=False)
-    if not kinds:
-        nothing(grid[0, 0], "no task of this grid ran at several values of its dial")
-        return grid[0]
+    figure, grid = new(5.2 * len(kinds) + 1.6, 4.2, columns=len(kinds), squeeze=False)
     variants = list(table["variant"].unique())
     looks: dict[str, Any] = dict(zip(variants, [*COLOURS, *[QUIET] * len(variants)], strict=False))
     looks |= dict.fromkeys(table.loc[table["base"], "variant"], BASE)
