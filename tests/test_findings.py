@@ -81,7 +81,8 @@ def test_images_where_nothing_else_mixes(runs):
 
 def test_what_probes_predict(runs):
     _, rows = table("| probe | a pyramid")
-    outcomes = ["catalogue@fashion-mnist", "catalogue@patches", "isotropic_images@fashion-mnist"]
+    outcomes = [f"catalogue@{data}" for data in ("fashion-mnist", "patches")]
+    outcomes += ["isotropic_images@fashion-mnist", "catalogue_garments@garments"]
     found = correlations(points(runs, ["catalogue_profile"], outcomes)).set_index(["task", "outcome"])
     for probe, row_of in rows.items():
         for outcome, cell in zip(outcomes, row_of, strict=True):
