@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.frame import load
+from analysis.frame import curves, load
 from analysis.ladder import steps
 from analysis.prediction import correlations, points
 from analysis.profile import cells, profile
@@ -20,8 +20,8 @@ from metamixer.cost import count
 from metamixer.presets import BASELINES, PRESETS
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/findings.md", "docs/probes.md", "docs/profile.md", "docs/tasks.md", "docs/families.md")
-README, FINDINGS, PROBES, PROFILE, TASKS, FAMILIES = [(ROOT / name).read_text() for name in PAGES]
+PAGES = ("README.md", *(f"docs/{page}.md" for page in ("findings", "probes", "profile", "tasks", "families", "mixers")))
+README, FINDINGS, PROBES, PROFILE, TASKS, FAMILIES, MIXERS = [(ROOT / name).read_text() for name in PAGES]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,30 @@ def test_what_probes_predict(runs):
     patches = found.xs("catalogue@patches", level="outcome")["spearman"]
     assert patches[["strips", "relation", "path", "match"]].between(0.5, 0.65).all()
     assert f"(−{-patches['recall']:.2f})" in README
+
+
+def test_the_catalogue_on_patches(runs):
+    """Its column in docs/mixers.md, and the figures of the text."""
+    rows = table("| mixer | query", MIXERS)[1] | table("| baseline | multiply", MIXERS)[1]
+    loaded = load(runs, "catalogue", "patches")
+    found = compare(*loaded).set_index("variant")
+    assert set(found.index) == set(rows) == set(PRESETS | BASELINES)
+    for name, row in found.iterrows():
+        verdict = row["verdict"] if row["verdict"] in ("better", "worse", "hint") else ""
+        assert rows[name][-1] == f"{row['mean']:.2f} ± {row['sd']:.2f} {verdict}".strip()
+    text = " ".join(MIXERS[MIXERS.index("**On patches**") : MIXERS.index("**In the pyramid**")].split())
+    off = found["difference"].map("{:.2f}".format)
+    better = found.index[found["verdict"] == "better"]
+    assert set(better) == {"hornet", "convnext", "external_attention"} and all(off[name] in text for name in better)
+    assert f"is {off['identity']} points above" in text and f"is {off['ffnified_attention']} above" in text
+    order = found["mean"].sort_values().index
+    assert order[4] == "attention" and (order[-1], order[-16]) == ("hornet", "convnext")
+    assert all(name in BASELINES or rows[name][1].startswith("S") for name in order[-16:])
+    last = loaded[0][["hash", "variant"]].merge(curves(loaded[0])).query("epoch == epoch.max()")
+    losses = last.groupby("variant")["train_loss"].mean()
+    assert losses.sort_values().index[-5] == "attention"
+    said = [losses[name] for name in ("attention", "identity", "ffnified_attention")]
+    assert "is {:.2f}, that of no mixing {:.2f}, of FFNified attention {:.2f}.".format(*said) in text
 
 
 @pytest.fixture(scope="module")
