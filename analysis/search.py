@@ -71,12 +71,20 @@ def render_trials(study: optuna.Study) -> Table:
 
 
 def front_picture(study: optuna.Study) -> Axes:
-    """Optuna's picture of the score on validation samples against two costs, or of its best value over the trials."""
+    """Optuna's picture of the score on validation samples against one or two costs, or of the best score so far."""
     names = [_label(study), *study.user_attrs["objectives"][1:]]
     if len(names) == 1:
         return _drawn(study, 1, pictures.plot_optimization_history, target_name=names[0])
-    axes = {"target_names": names[:3], "targets": lambda trial: trial.values[:3]}
-    return _drawn(study, 1, pictures.plot_pareto_front, **axes)
+    how = {"target_names": names[:3], "targets": lambda trial: trial.values[:3]}
+    axes = _drawn(study, 1, pictures.plot_pareto_front, **how)
+    scores = pd.Series([trial.values[0] for trial in study.trials if trial.values], dtype=float)
+    low, high = scores.quantile([0.25, 0.75])
+    near = scores[scores.between(low - 3 * (high - low), high + 3 * (high - low))]  # the others would squeeze these
+    if len(names) == 2 and low < high and len(near) < len(scores):
+        margin = 0.05 * (near.max() - near.min())
+        axes.set_xlim(near.min() - margin, near.max() + margin)
+        axes.set_title(f"{len(scores) - len(near)} trials with far scores lie outside", loc="right", fontsize=8)
+    return axes
 
 
 def importances_picture(study: optuna.Study) -> Axes:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import optuna
 import pytest
@@ -114,6 +115,15 @@ def test_pictures_and_tables_come_out(tmp_path, objectives, trials):
     if trials == 60:
         assert f"{max(t.values[0] for t in study.trials if t.values):.2f}" in text
         assert "lr" in text and "too costly" in text and "launch.py confirm" in text
+
+
+def test_a_diverged_trial_does_not_squeeze_the_front():
+    study = load_study(open_runs(Path(__file__).parent.parent / "notebooks" / "results", "search-mixer"), "mixer")
+    scores = sorted(trial.values[0] for trial in study.trials if trial.values)
+    axes = front_picture(study)
+    left, right = axes.get_xlim()
+    assert scores[1] < 13 and 70 < left < scores[2] and scores[-1] < right < 90  # two trials are at chance
+    assert axes.get_title("right").startswith("2 trials")
 
 
 def test_an_absent_search_is_one_line(tmp_path):
