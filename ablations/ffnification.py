@@ -52,7 +52,7 @@ BASELINES = {
     "pooling": Variant(changes={MIXER: {"name": "pooling"}}),
 }
 
-SAME = {"model.norm": "batch", MIXER: ATTENTION, "recipe.init": "fan_in"}
+SAME = {"model.norm": "batch", MIXER: ATTENTION, "recipe.init": "fan_in", "recipe.branch_ratio": 0.5}
 small = ffnet((1, 1, 2, 1), (16, 32, 64, 128), channel_kernels=(3, 3, 3, 3), stem_width=16, stem_stride=1)
 half = override(small, {"stem_stride": 2})  # a quarter of the cost; the last map is 2 wide, which the plan notes
 

@@ -101,11 +101,13 @@ def show_grid(root: Path, grid: str, data: str | None) -> None:
     whole = len(parts) > 1 and all(meta.metric.solvable for _, meta in parts)
     for runs, meta in parts:
         comparison = compare(runs, meta)
+        table = render(comparison, meta)
         if not whole:
-            _console().print(render(comparison, meta))
+            _console().print(table)
         stem = root / "grids" / f"{grid}@{meta.data}"
-        with _keeping(f"{stem}: .csv .png .pdf"):
+        with _keeping(f"{stem}: .csv .tex .png .pdf"):
             to_csv(comparison, meta, f"{stem}.csv")
+            Path(f"{stem}.tex").write_text(table.latex(), encoding="utf-8")
             save(picture(comparison, meta), f"{stem}.png", f"{stem}.pdf")
         if task_of(runs["folder"]) and not meta.metric.solvable:
             from analysis.inside import examples, networks  # loads torch, which other tables do without
@@ -124,10 +126,12 @@ def show_profile(root: Path, grid: str) -> None:
     from analysis.plots import dial_curves, profile_map, save
 
     table, metas = profile.profile(root, grid)
-    _console().print(profile.render(table, metas))
+    rendered = profile.render(table, metas)
+    _console().print(rendered)
     stem = root / "grids" / f"{grid}_profile"
-    with _keeping(f"{stem}: .csv .png .pdf"):
+    with _keeping(f"{stem}: .csv .tex .png .pdf"):
         table.to_csv(f"{stem}.csv", index=False)
+        Path(f"{stem}.tex").write_text(rendered.latex(), encoding="utf-8")
         save(profile_map(table, metas), f"{stem}.png", f"{stem}.pdf")
         if table["dial"].notna().any():
             save(dial_curves(table, metas)[0], f"{stem}_dial.png", f"{stem}_dial.pdf")

@@ -27,6 +27,7 @@ from .solving import unsolved
 from .statistics import COUNTED, pooled_sd
 
 NOISE = ("inside noise", "no spread", "too few pairs")  # verdicts that name no winner
+LATEX = {"–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "▲": r"$\uparrow$", "▼": r"$\downarrow$"}
 SAME_COST = 0.05  # costs that differ by no more than this count as equal
 
 
@@ -46,6 +47,13 @@ class Table:
         lines = [f"**{self.title}**", ""] if self.title else []
         lines += [markdown(self.cells), "", *(f"{line}  " for line in self.notes)]
         return "\n".join(lines).rstrip() + "\n"
+
+    def latex(self) -> str:
+        """The cells, for LaTeX's package booktabs."""
+        text = self.cells.to_latex(index=False, escape=True, column_format="l" + "r" * (self.cells.shape[1] - 1))
+        for sign, command in LATEX.items():
+            text = text.replace(sign, command)
+        return text
 
     def _repr_markdown_(self) -> str:
         return str(self)

@@ -13,7 +13,6 @@ from rich.table import Table
 from metamixer.branches import probed, token_range
 from metamixer.cost import Cost
 from metamixer.metric import readable
-from metamixer.training.run_config import RunConfig
 
 from .grid import PlannedRun, blaming
 from .iso_cost import cost, stages_of
@@ -21,6 +20,7 @@ from .plan import Plan
 from .states import in_words
 
 LITTLE_WORK = 1e10  # multiply-adds that a plan may spend to see how branches start, about a second
+LARGE = 20  # a branch that is so many times its input may drown it
 ROWS = 100  # of the table: nobody reads more
 
 
@@ -44,8 +44,14 @@ def print_plan(plan: Plan) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, runs in list(variants.items())[:ROWS]:
         variant, states = runs[0].declared, Counter(plan.states[run.hash] for run in runs)
-        with blaming(name):
-            branch = [_branch(runs[0].config)] if work <= LITTLE_WORK else []
+        branch = []
+        if work <= LITTLE_WORK:
+            with blaming(name):
+                low, high = token_range(runs[0].config.build(), runs[0].config.data.input_size)
+            branch = [_range(low, high)]
+            if high > LARGE:
+                warning = f"a branch starts at {high:.2g} times its input, and may not train"
+                warned[f"{warning}; with `--set recipe.branch_ratio=0.5` all start alike"] = name
         table.add_row(
             name,
             _changes(variant.changes, variant.on, name == plan.loaded.grid.base),
@@ -74,12 +80,11 @@ def print_plan(plan: Plan) -> None:
         console.print(f"left out: {name}: {reason}", style="yellow", highlight=False)
 
 
-def _branch(config: RunConfig) -> str:
-    """The token mixers' branches at initialisation over their inputs: the ratio of the spreads, or its range."""
-    low, high = (f"{ratio:.2g}" for ratio in token_range(config.build(), config.data.input_size))
-    if low == "nan":  # a network of timm has no such branches
+def _range(low: float, high: float) -> str:
+    """Two ratios, as one where they are alike; a network of timm has none."""
+    if low != low:
         return "–"
-    return low if low == high else f"{low}–{high}"
+    return f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g}–{high:.2g}"
 
 
 def _warnings(run: PlannedRun) -> Iterator[str]:

@@ -270,6 +270,10 @@ def test_markdown_and_csv_carry_the_same(runs, tmp_path):
     rows = [line.split("|") for line in markdown.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(LADDER) and {len(row) for row in rows} == {9}
     assert "+1.11 [+0.43, +1.80]" in markdown and "no winner is named" in markdown
+    latex = tables.render(comparison, meta).latex().splitlines()
+    assert latex[0] == r"\begin{tabular}{lrrrrrr}" and latex[1] == r"\toprule" and latex[-2] == r"\bottomrule"
+    (row,) = (line for line in latex if line.startswith(r"parallel\_branch"))
+    assert row.count("&") == 6 and row.endswith(r"\\") and r"97.22 $\pm$ 0.56 & +1.11 [+0.43, +1.80]" in row
     tables.to_csv(comparison, meta, tmp_path / "table.csv")
     back = pd.read_csv(tmp_path / "table.csv")
     np.testing.assert_array_equal(back["difference"], comparison["difference"])

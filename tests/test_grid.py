@@ -261,6 +261,18 @@ def test_a_plan_shows_what_rates_cost_and_how_variants_start(tmp_path, capsys):
     assert f" {low:.2g}–{high:.2g} " in row and "9 new" in row
 
 
+def test_a_plan_says_which_variant_starts_too_large(tmp_path, capsys):
+    """Products of three maps, `pointwise`, start at tens of times their input; on digits they then learn nothing."""
+    for ratio, said in ((None, True), (0.5, False)):
+        plan = make_plan(load_grid("ffnification"), tmp_path, "digits", {"recipe.branch_ratio": ratio}, seeds=[0])
+        run = next(run for run in plan.runs if run.variant == "pointwise")
+        high = token_range(run.config.build(), run.config.data.input_size)[1]
+        print_plan(plan)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert (f"note: pointwise: a branch starts at {high:.2g} times its input, and may not train" in shown) == said
+        assert shown.count("may not train") == said and (high > 20) == said
+
+
 def test_a_plan_says_that_a_variant_changes_model_and_recipe(tmp_path, capsys):
     print_plan(make_plan(beside(Variant(changes={KEY: "relu", "recipe.epochs": 4})), tmp_path))
     assert "note: v0: it changes model and recipe at once" in " ".join(capsys.readouterr().out.split())

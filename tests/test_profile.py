@@ -176,7 +176,7 @@ def test_a_grid_runs_on_all_its_tasks_at_once_and_ends_with_the_profile(tmp_path
     shown = launch("run", grid, "--data", "all", "--workers", "2", "--runs", tmp_path / "runs").stdout
     assert "the same on majority" in shown
     assert "chance" in shown and " 25 " in shown and " 50" in shown
-    for form in (".csv", ".png", ".pdf"):
+    for form in (".csv", ".tex", ".png", ".pdf"):
         assert (tmp_path / f"runs/grids/tiny_profile{form}").is_file()
     again = launch("run", grid, "--data", "majority, parity", "--runs", tmp_path / "runs").stdout
     assert "nothing to run" in again
