@@ -2,7 +2,10 @@
 
 All have one learning rate, 0.01: the best of three for every rung of `garments`.
 
-    python launch.py run catalogue_garments --seeds 0    # 49 runs, about half a minute of one core each
+    python launch.py run catalogue_garments --seeds 0    # 49 runs, 31 minutes of one core
+
+Measured, one seed: attention 24.4 % mIoU, FFNified attention 26.0, no mixing 26.1; no probe predicts the order
+(docs/findings.md).
 """
 
 from ablations.catalogue import narrow_heads
