@@ -201,6 +201,21 @@ def test_the_profile_of_every_mixer(catalogue):
     assert parity[[*small, "convnext"]].min() > 99 and parity[["van", "conv2former", "moganet"]].max() < 51
 
 
+def test_what_starts_decide(runs):
+    text = " ".join(FINDINGS[FINDINGS.index("**What do starts decide?**") :].split("\n\n")[0].split())
+    own = compare(*load(runs, "ffnification", "digits")).set_index("variant")
+    loaded = load(open_runs(ROOT / "notebooks" / "equal_starts"), "ffnification")
+    equal = compare(*loaded).set_index("variant")
+    for table, name in ((own, "attention"), (own, "pointwise"), (equal, "pointwise"), (own, "gelu")):
+        assert f"{table.loc[name, 'mean']:.2f} ± {table.loc[name, 'sd']:.2f}" in text
+    for name in ("parallel_branch", "no_mixing"):
+        row = own.loc[name, ["difference", "low", "high"]]
+        assert "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row).replace("-", "−") in text
+    assert set(own.index[own["verdict"] != "inside noise"]) == {"attention", "pointwise"}
+    stuck = loaded[0][loaded[0]["top1"] < 15]  # of ten classes
+    assert set(zip(stuck["variant"], stuck["seed"], strict=True)) == {("gelu", 0)} and len(stuck) == 3
+
+
 def test_equal_starts_keep_the_order():
     own, _ = load(open_runs(ROOT / "notebooks" / "results" / "catalogue_profile"), "catalogue_profile", "recall")
     equal, _ = load(open_runs(ROOT / "notebooks" / "equal_starts"), "catalogue_profile")
