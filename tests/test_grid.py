@@ -5,6 +5,7 @@ import textwrap
 from dataclasses import replace
 
 import pytest
+import torch
 from small import RUN
 
 from analysis.frame import load
@@ -449,4 +450,5 @@ def test_the_manifest_says_which_rate_is_the_recipes(tmp_path):
 @pytest.mark.parametrize("data", ["digits", "fashion-mnist"])
 def test_every_cell_makes_a_network(data):
     for run in load_grid("cells").grid.runs(data):
-        run.config.build(device="meta")
+        with torch.device("meta"):
+            run.config.build()
