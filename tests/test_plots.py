@@ -84,6 +84,11 @@ def test_rows_of_variants_stand_inside_the_frame_and_noise_is_hollow(tmp_path):
     hollow = [line for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
     drawn = sum(len(line.get_xdata()) for line in hollow)
     assert drawn == comparison["verdict"].isin(["inside noise", "no spread", "too few pairs"]).sum()
+    other = comparison[~comparison["base"]].iloc[:1]
+    many = [other.assign(variant=f"v{i}", mean=other["mean"] + i / 10 - 40) for i in range(500)]
+    axes = plots.accuracy_by_variant(pd.concat([comparison[comparison["base"]], *many], ignore_index=True), meta)
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert set(shown) >= {"attention", "v0", "v29", "v471", "v499"} and "v250" not in shown and len(shown) <= 61
 
 
 def test_learning_curves_band_from_the_lowest_to_the_highest_seed(tmp_path):

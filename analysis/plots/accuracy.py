@@ -123,8 +123,13 @@ def published_front(published: pd.DataFrame, cost: str = "macs") -> Axes:
 
 
 def accuracy_by_variant(comparison: pd.DataFrame, meta: Meta) -> Axes:
-    """The metric's mean over seeds, one row per variant from best to worst; points and bars as in `accuracy_vs`."""
+    """The metric's mean over seeds, one row per variant from best to worst; points and bars as in `accuracy_vs`.
+
+    Of more than `NAMED` variants only the base and the best and the worst are drawn.
+    """
     shown = comparison.dropna(subset=["mean"]).sort_values("mean", ascending=meta.metric.higher_is_better)
+    rank = np.arange(len(shown))
+    shown = shown[shown["base"] | (np.minimum(rank, rank[::-1]) < NAMED // 2)]
     shown = shown.assign(place=range(len(shown)))
     axes = new(8, 1.8 + 0.24 * max(len(shown), 6))[1]
     _head(axes, comparison, meta, shown)
