@@ -89,6 +89,8 @@ def test_rows_of_variants_stand_inside_the_frame_and_noise_is_hollow(tmp_path):
     axes = plots.accuracy_by_variant(pd.concat([comparison[comparison["base"]], *many], ignore_index=True), meta)
     shown = [label.get_text() for label in axes.get_yticklabels()]
     assert set(shown) >= {"attention", "v0", "v29", "v471", "v499"} and "v250" not in shown and len(shown) <= 61
+    head = " ".join(axes.get_title("left").split())
+    assert "the best and the worst are shown" in head and "without a figure" not in head
 
 
 def test_learning_curves_band_from_the_lowest_to_the_highest_seed(tmp_path):

@@ -127,12 +127,12 @@ def accuracy_by_variant(comparison: pd.DataFrame, meta: Meta) -> Axes:
 
     Of more than `NAMED` variants only the base and the best and the worst are drawn.
     """
-    shown = comparison.dropna(subset=["mean"]).sort_values("mean", ascending=meta.metric.higher_is_better)
-    rank = np.arange(len(shown))
-    shown = shown[shown["base"] | (np.minimum(rank, rank[::-1]) < NAMED // 2)]
+    every = comparison.dropna(subset=["mean"]).sort_values("mean", ascending=meta.metric.higher_is_better)
+    rank = np.arange(len(every))
+    shown = every[every["base"] | (np.minimum(rank, rank[::-1]) < NAMED // 2)]
     shown = shown.assign(place=range(len(shown)))
     axes = new(8, 1.8 + 0.24 * max(len(shown), 6))[1]
-    _head(axes, comparison, meta, shown)
+    _head(axes, comparison, meta, every, "the best and the worst are shown")
     cost = f", at {readable(shown['macs'].median())} multiply-adds" if same_cost(comparison) else ""
     axes.set_xlabel(metric_label(meta, _SPREAD) + cost)
     if not len(shown):
@@ -158,14 +158,16 @@ def picture(comparison: pd.DataFrame, meta: Meta) -> Axes:
     return (accuracy_by_variant if same_cost(comparison) else accuracy_vs)(comparison, meta)
 
 
-def _head(axes: Axes, comparison: pd.DataFrame, meta: Meta, with_result: pd.DataFrame) -> None:
+def _head(
+    axes: Axes, comparison: pd.DataFrame, meta: Meta, with_result: pd.DataFrame, of_many: str = "the front is named"
+) -> None:
     """Grid, data and question; and how much of it the picture does not show."""
     absent = len(comparison) - len(with_result)
     missing = int(comparison["missing"].sum())
     notes = ["each at its best learning rate"] if comparison["rates"].notna().any() else []
     notes += [f"{plural(absent, 'variant')} without a figure"] if absent else []
     notes += [f"preliminary, {plural(missing, 'run')} without a result"] if missing else []
-    notes += ["the front is named"] if len(with_result) > NAMED else []
+    notes += [of_many] if len(with_result) > NAMED else []
     said = f"{meta.title}: {meta.question or meta.metric.label}"
     title(axes, said + (f" ({'; '.join(notes)})" if notes else ""))
 
